@@ -1,0 +1,29 @@
+"""Predict how a finite-width network trains, without training it.
+
+The truncated Neural Tangent Hierarchy (Huang & Yau, ICML 2020), at every level. The
+names below stand in the order of the data's way: network and points, kernels, dynamics,
+integration, solution.
+"""
+
+from importlib.metadata import version as _version
+
+from ._loss import (
+    AbstractLoss as AbstractLoss,
+    LogisticLoss as LogisticLoss,
+    Loss as Loss,
+    SoftmaxCrossEntropy as SoftmaxCrossEntropy,
+    SquaredError as SquaredError,
+)
+from ._problem import Problem as Problem
+from ._activation import softplus as softplus
+from ._network import MLP as MLP, from_apply as from_apply
+from ._kernels import Kernels as Kernels, kernels as kernels
+from ._dynamics import AbstractDynamics as AbstractDynamics
+from ._hierarchy import DenseHierarchy as DenseHierarchy
+from ._flow import GradientFlow as GradientFlow
+from ._errors import WindowWarning as WindowWarning
+from ._integrate import Solution as Solution, integrate as integrate
+from ._solve import gradient_flow as gradient_flow, solve as solve
+from ._compare import Comparison as Comparison, compare as compare
+
+__version__ = _version("nth")

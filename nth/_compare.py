@@ -1,0 +1,257 @@
+"""Levels beside the truth: errors over time, as a table, a figure, a data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from tabulate import tabulate
+from typing_extensions import Unpack
+
+from ._errors import require_integer, require_name
+from ._hierarchy import DenseHierarchy
+from ._integrate import IntegrateOptions, Solution, integrate
+from ._kernels import kernels
+from ._loss import SoftmaxCrossEntropy
+from ._problem import Problem
+from ._solve import gradient_flow
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
+
+Points = Literal["train", "test"]
+
+
+class Comparison(eqx.Module):
+    """Solutions of several levels beside the network really trained.
+
+    `print` it for a table; see also `plot` and `to_xarray`.
+    """
+
+    truth: Solution
+    """The network really trained."""
+
+    solutions: dict[int, Solution]
+    """The truncated hierarchy, by level p."""
+
+    problem: Problem
+    """Points, targets and loss."""
+
+    y_test: Array | None
+    """Test targets, used for test accuracy alone."""
+
+    @property
+    def ts(self) -> Float[Array, " T"]:
+        """The requested times."""
+        return self.truth.ts
+
+    def error(self, order: int, points: Points = "test") -> Float[Array, " T"]:
+        """Root-mean-square error of level `order` against the truth at each time, over
+        `points` (`"train"` or `"test"`) and outputs; NaN where there is no value.
+        """
+        require_name("points", points, ("train", "test"))
+        if order not in self.solutions:
+            raise ValueError(
+                f"order must be one of {sorted(self.solutions)}, the levels compared; "
+                f"got {order!r}."
+            )
+        truth = getattr(self.truth, points)
+        difference = getattr(self.solutions[order], points) - truth
+        if truth.shape[1] == 0:
+            raise ValueError("points: there is no test point; give problem an x_test.")
+        return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
+
+    def accuracy(
+        self, order: int | Literal["truth"], points: Points = "test"
+    ) -> Float[Array, " T"] | None:
+        """The share of `points` whose label is predicted, at each time.
+
+        Labels are the sign of scalar targets ±1, or the class of integer labels,
+        one-hot rows or probabilities. `None` if the targets are not labels, or
+        are not known.
+        """
+        require_name("points", points, ("train", "test"))
+        solution = self.truth if order == "truth" else self.solutions[order]
+        targets = self.problem.y_train if points == "train" else self.y_test
+        if targets is None:
+            return None
+        outputs = getattr(solution, points)
+        right = _is_right(outputs, targets, self.problem)
+        if right is None:
+            return None
+        return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
+
+    def __str__(self) -> str:
+        return _table(self)
+
+    def plot(self) -> "Figure":
+        """A figure: loss, errors and, for labels, accuracy over time.
+
+        Needs matplotlib: `pip install 'nth[examples]'`.
+        """
+        from ._plot import plot_comparison
+
+        return plot_comparison(self)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """A labelled data set, with dimensions `model`, `time`, `point` and `output`.
+
+        `model` is `"truth"`, `"p=2"` and so on. Needs xarray:
+        `pip install 'nth[examples]'`.
+        """
+        import xarray
+
+        models = {
+            "truth": self.truth,
+            **{f"p={p}": solution for p, solution in self.solutions.items()},
+        }
+        every = list(models.values())
+        out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
+        data: dict[str, Any] = {
+            "train": (("model", "time", "train_point", *out), _stack(every, "train")),
+            "test": (("model", "time", "test_point", *out), _stack(every, "test")),
+            "loss": (("model", "time"), _stack(every, "loss")),
+            "valid_until": ("model", _stack(every, "valid_until")),
+        }
+        for points in ("train", "test"):
+            scores = [self.accuracy("truth", points)]
+            scores += [self.accuracy(p, points) for p in self.solutions]
+            known = [score for score in scores if score is not None]
+            if known:
+                data[f"{points}_accuracy"] = (("model", "time"), np.stack(known))
+        coordinates = {"model": list(models), "time": np.asarray(self.ts)}
+        return xarray.Dataset(data, coordinates)
+
+
+def compare(
+    network: Callable[..., Any],
+    problem: Problem,
+    ts: ArrayLike,
+    orders: Sequence[int] = (2, 3, 4),
+    *,
+    y_test: ArrayLike | None = None,
+    method: Literal["auto", "dense"] = "auto",
+    filter_spec: PyTree = eqx.is_inexact_array,
+    **options: Unpack[IntegrateOptions],
+) -> Comparison:
+    """Solve several levels of the hierarchy and train the network, side by side.
+
+    **Arguments:**
+
+    - `network`, `problem`, `ts`, `method`, `filter_spec`, `options`: as for
+        [`nth.solve`][].
+    - `orders`: the levels p, each at least 2. The kernels are formed once.
+    - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
+
+    **Returns:** [`nth.Comparison`][].
+
+    **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
+    """
+    levels = _check_orders(orders)
+    require_name("method", method, ("auto", "dense"))
+    known = None if y_test is None else _check_y_test(y_test, problem)
+    formed = kernels(network, problem, max(levels), filter_spec=filter_spec)
+    truth = gradient_flow(network, problem, ts, filter_spec=filter_spec, **options)
+    solutions = {
+        p: integrate(DenseHierarchy(formed, problem, p), ts, **options) for p in levels
+    }
+    return Comparison(truth, solutions, problem, known)
+
+
+def _check_orders(orders: Sequence[int]) -> list[int]:
+    if isinstance(orders, int) or len(orders) == 0:
+        raise ValueError(
+            f"orders must be a sequence of at least one level; got {orders!r}."
+        )
+    levels = [require_integer("orders", p, 2) for p in orders]
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"orders must be distinct; got {tuple(levels)}.")
+    return levels
+
+
+def _check_y_test(y_test: ArrayLike, problem: Problem) -> Array:
+    targets = jnp.asarray(np.asarray(y_test))
+    expected = (problem.n_test, *problem.y_train.shape[1:])
+    if targets.shape != expected:
+        raise ValueError(
+            f"y_test has shape {targets.shape}; x_test and y_train ask for {expected}."
+        )
+    return problem.loss.check_targets(targets, problem.x_train.dtype)
+
+
+def _is_right(
+    outputs: Float[Array, "T points *out"], targets: Array, problem: Problem
+) -> Bool[Array, "T points"] | None:
+    """Whether each label is predicted; `None` if the targets are not labels."""
+    if jnp.issubdtype(targets.dtype, jnp.integer) and outputs.ndim == 3:
+        return jnp.argmax(outputs, axis=2) == targets
+    if targets.shape != outputs.shape[1:]:
+        return None
+    if targets.ndim == 1 and bool(jnp.all(jnp.abs(targets) == 1)):
+        return jnp.sign(outputs) == targets
+    one_hot = (targets == 0) | (targets == 1)
+    classes = isinstance(problem.loss, SoftmaxCrossEntropy) or bool(jnp.all(one_hot))
+    if targets.ndim == 2 and targets.shape[1] > 1 and classes:
+        return jnp.argmax(outputs, axis=2) == jnp.argmax(targets, axis=1)
+    return None
+
+
+def _stack(solutions: Sequence[Solution], name: str) -> np.ndarray:
+    return np.stack([np.asarray(getattr(solution, name)) for solution in solutions])
+
+
+def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
+    """Which times a table shows: all, or `most` at even ratios, the last included."""
+    if len(ts) <= most:
+        return list(range(len(ts)))
+    positive = ts[ts > 0]
+    wanted = np.geomspace(max(positive[0], ts[-1] / 1e3), ts[-1], most)
+    return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in wanted})
+
+
+def _table(comparison: Comparison) -> str:
+    orders = list(comparison.solutions)
+    kinds: list[Points] = ["train"]
+    if comparison.problem.n_test:
+        kinds.append("test")
+    ts = np.asarray(comparison.ts)
+    columns: dict[str, Any] = {"t": ts, "true loss": np.asarray(comparison.truth.loss)}
+    for kind in kinds:
+        for p in orders:
+            columns[f"{kind}\np = {p}"] = np.asarray(comparison.error(p, kind))
+    rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
+    formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
+    lines = [
+        "Root-mean-square error of the outputs against the network really trained",
+        "",
+        tabulate(rows, headers=list(columns), floatfmt=formats, missingval=""),
+        *_window_lines(comparison.solutions),
+        *_accuracy_lines(comparison, kinds),
+    ]
+    return "\n".join(lines)
+
+
+def _window_lines(solutions: Mapping[int, Solution]) -> list[str]:
+    return [
+        f"p = {p} left its window at t = {float(s.valid_until):.4g}."
+        for p, s in solutions.items()
+        if np.isfinite(s.valid_until)
+    ]
+
+
+def _accuracy_lines(comparison: Comparison, kinds: Sequence[Points]) -> list[str]:
+    lines = []
+    for kind in kinds:
+        shares = {"truth": comparison.accuracy("truth", kind)}
+        for p in comparison.solutions:
+            shares[f"p = {p}"] = comparison.accuracy(p, kind)
+        known = [
+            f"{name} {100 * s[-1]:.1f} %" for name, s in shares.items() if s is not None
+        ]
+        if known:
+            last = float(comparison.ts[-1])
+            lines.append(f"{kind} accuracy at t = {last:.4g}: " + ", ".join(known))
+    return ["", *lines] if lines else []

@@ -1,0 +1,63 @@
+"""What can be integrated: an initial state, its vector field, and the outputs."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from ._problem import Problem
+from ._types import Scalar, State
+
+
+class AbstractDynamics(eqx.Module):
+    """A model of training in continuous time, for [`nth.integrate`][].
+
+    A state is any pytree of arrays of one floating dtype.
+    """
+
+    problem: eqx.AbstractVar[Problem]
+    """The points, targets and loss. The targets are checked against the outputs."""
+
+    label: eqx.AbstractVar[str]
+    """What a message or a legend calls it."""
+
+    truncated: ClassVar[bool]
+    """Whether it holds inside a window only, so that `valid_until` is looked for."""
+
+    @abc.abstractmethod
+    def initial_state(self) -> State:
+        """The state at t = 0."""
+
+    @abc.abstractmethod
+    def vector_field(self, t: Scalar, state: State, args: Any) -> State:
+        """d(state)/dt; `args` is unused, and there because diffrax passes it."""
+
+    @abc.abstractmethod
+    def outputs(self, state: State) -> Float[Array, "m *out"]:
+        """The predicted outputs on all m points, training points first."""
+
+    @abc.abstractmethod
+    def error_norm(self, scaled: State) -> Scalar:
+        """The norm by which a step's error is judged, each entry over its tolerance."""
+
+    def loss(self, state: State) -> Scalar:
+        """The predicted training loss L."""
+        train = self.outputs(state)[: self.problem.n_train]
+        return self.problem.loss(train, self.problem.y_train)
+
+    def output_gradient(
+        self, outputs: Float[Array, "m *out"]
+    ) -> Float[Array, "n *out"]:
+        """g = ∂L/∂f on the training points, from the outputs on all points."""
+        train = outputs[: self.problem.n_train]
+        return self.problem.loss.gradient(train, self.problem.y_train)
+
+    def output_rates(
+        self, t: Scalar, state: State
+    ) -> tuple[Float[Array, "n *out"], Float[Array, "n *out"]]:
+        """g and df̃/dt on the training points; ⟨g, df̃/dt⟩ is the loss's rate."""
+        rate = self.vector_field(t, state, None)
+        outputs, velocity = jax.jvp(self.outputs, (state,), (rate,))
+        return self.output_gradient(outputs), velocity[: self.problem.n_train]

@@ -1,0 +1,81 @@
+"""What a wrong argument is told: its name, what came, and how to mend it."""
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool
+
+Name = TypeVar("Name", bound=str)
+
+
+class WindowWarning(UserWarning):
+    """A prediction was asked for past the window in which its truncation holds."""
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether any leaf is a tracer, so that no value can be looked at."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
+    """`array` where every `ok` holds, else an error: now, or at run time if traced."""
+    if is_traced(ok):
+        return eqx.error_if(array, ~ok, message)
+    if not np.all(np.asarray(ok)):
+        raise ValueError(message)
+    return array
+
+
+def require_finite(argument: str, array: Array) -> Array:
+    """`array`, none of whose entries is NaN or infinite."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    message = f"{argument} has NaN or infinite entries: remove or impute those points."
+    return require(array, jnp.isfinite(array), message)
+
+
+def require_integer(argument: str, value: Any, least: int) -> int:
+    """`value` as an `int` of at least `least`."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be an integer of at least {least}; got {value!r}."
+        ) from None
+    if number < least:
+        raise ValueError(f"{argument} must be at least {least}; got {number}.")
+    return number
+
+
+def require_scale(argument: str, value: Any) -> Any:
+    """`value`, a finite scale of at least zero (tracers pass: they have no value)."""
+    if is_traced(value):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{argument} must be a number; got {value!r}.") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{argument} must be finite and at least 0; got {number}.")
+    return number
+
+
+def require_name(argument: str, value: Any, known: Iterable[Name]) -> Name:
+    """`value`, one of the names `known`; the near match is suggested otherwise."""
+    known = list(known)
+    if value in known:
+        return value
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    names = ", ".join(repr(name) for name in known)
+    raise ValueError(f"{argument} must be one of {names}; got {value!r}.{hint}")

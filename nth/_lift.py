@@ -1,0 +1,59 @@
+"""The operator D, which makes each kernel from the one before.
+
+For T a function of θ and β a training slot (a point, and one of its outputs),
+
+    (D T)(θ)[…, β] = ⟨∇T(θ)[…], ∇f_β(θ)⟩,        K⁽¹⁾ = f,   K⁽ʳ⁺¹⁾ = D K⁽ʳ⁾.
+
+It is a derivative of T along ∇f_β, so one `jvp`; and since ∇f_β is itself a function of
+θ, a further D differentiates it too. The kernel side's autodiff lives here alone.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from ._network import OutputFunction
+from ._types import Params
+
+TensorFunction = Callable[[Params], Float[Array, "..."]]
+SlotGradient = Callable[[Params, Int[Array, ""]], Params]
+
+
+def slot_gradient(
+    apply: OutputFunction, x_train: Shaped[Array, "n *in"]
+) -> SlotGradient:
+    """(θ, β) ↦ ∇f_β(θ), the slots counted in row order of `(n, *out)`."""
+
+    def gradient(params: Params, slot: Int[Array, ""]) -> Params:
+        def f_slot(params: Params) -> Float[Array, ""]:
+            size = jax.eval_shape(apply, params, x_train[0]).size
+            return apply(params, x_train[slot // size]).reshape(size)[slot % size]
+
+        return jax.grad(f_slot)(params)
+
+    return gradient
+
+
+def along(
+    tensor: TensorFunction, gradient: SlotGradient, params: Params, slot: Int[Array, ""]
+) -> Float[Array, "..."]:
+    """(D T)(θ)[…, β] for one slot β: the derivative of T along ∇f_β(θ)."""
+    return jax.jvp(tensor, (params,), (gradient(params, slot),))[1]
+
+
+def lift(
+    tensor: TensorFunction, gradient: SlotGradient, n_slots: int, block: int
+) -> TensorFunction:
+    """D T, its new slot on the right, worked out `block` slots at a time."""
+
+    def lifted(params: Params) -> Float[Array, "..."]:
+        slots = jnp.arange(n_slots)
+        column = partial(along, tensor, gradient, params)
+        if block >= n_slots:
+            return jax.vmap(column, out_axes=-1)(slots)
+        return jnp.moveaxis(jax.lax.map(column, slots, batch_size=block), 0, -1)
+
+    return lifted
