@@ -129,10 +129,10 @@ class Comparison(eqx.Module):
 def compare(
     network: Callable[..., Any],
     problem: Problem,
-    ts: ArrayLike,
+    ts: ArrayLike | Sequence[float],
     orders: Sequence[int] = (2, 3, 4),
     *,
-    y_test: ArrayLike | None = None,
+    y_test: ArrayLike | Sequence[float] | None = None,
     method: Literal["auto", "dense"] = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
     **options: Unpack[IntegrateOptions],
@@ -172,7 +172,7 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
     return levels
 
 
-def _check_y_test(y_test: ArrayLike, problem: Problem) -> Array:
+def _check_y_test(y_test: Any, problem: Problem) -> Array:
     targets = jnp.asarray(np.asarray(y_test))
     expected = (problem.n_test, *problem.y_train.shape[1:])
     if targets.shape != expected:
@@ -187,15 +187,15 @@ def _is_right(
 ) -> Bool[Array, "T points"] | None:
     """Whether each label is predicted; `None` if the targets are not labels."""
     if jnp.issubdtype(targets.dtype, jnp.integer) and outputs.ndim == 3:
-        return jnp.argmax(outputs, axis=2) == targets
+        return jnp.argmax(outputs, axis=2) == targets[None]
     if targets.shape != outputs.shape[1:]:
         return None
     if targets.ndim == 1 and bool(jnp.all(jnp.abs(targets) == 1)):
-        return jnp.sign(outputs) == targets
+        return jnp.sign(outputs) == targets[None]
     one_hot = (targets == 0) | (targets == 1)
     classes = isinstance(problem.loss, SoftmaxCrossEntropy) or bool(jnp.all(one_hot))
     if targets.ndim == 2 and targets.shape[1] > 1 and classes:
-        return jnp.argmax(outputs, axis=2) == jnp.argmax(targets, axis=1)
+        return jnp.argmax(outputs, axis=2) == jnp.argmax(targets, axis=1)[None]
     return None
 
 

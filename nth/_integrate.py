@@ -1,6 +1,7 @@
 """Dynamics become a solution: diffrax, the window's end, and what a failure says."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import diffrax
@@ -65,7 +66,7 @@ class Solution(eqx.Module):
 
 def integrate(
     dynamics: AbstractDynamics,
-    ts: ArrayLike,
+    ts: ArrayLike | Sequence[float],
     *,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
@@ -203,7 +204,7 @@ def _blows_up(dynamics: AbstractDynamics, state: State):
     return event
 
 
-def _check_times(ts: ArrayLike, dtype: Any) -> Float[Array, " T"]:
+def _check_times(ts: ArrayLike | Sequence[float], dtype: Any) -> Float[Array, " T"]:
     times = jnp.asarray(ts if isinstance(ts, jax.Array) else np.asarray(ts))
     if times.ndim != 1 or times.size == 0:
         raise ValueError(

@@ -203,8 +203,8 @@ def parametrize(
 
 
 def _refuse_randomness_and_state(network: Any) -> None:
-    stateful = (eqx.nn.BatchNorm, eqx.nn.StatefulLayer)
-    kinds = (eqx.nn.Dropout, *stateful)
+    normalised = (eqx.nn.BatchNorm, eqx.nn.SpectralNorm)
+    kinds = (eqx.nn.Dropout, *normalised, eqx.nn.StateIndex)
     for layer in jax.tree.leaves(network, is_leaf=lambda x: isinstance(x, kinds)):
         if isinstance(layer, eqx.nn.Dropout):
             if layer.p > 0 and not layer.inference:
@@ -212,11 +212,11 @@ def _refuse_randomness_and_state(network: Any) -> None:
                     "network has dropout switched on, so its outputs are random: "
                     "switch it off with eqx.nn.inference_mode(network)."
                 )
-        elif isinstance(layer, stateful) and not getattr(layer, "inference", False):
+        elif isinstance(layer, kinds) and not getattr(layer, "inference", False):
             raise ValueError(
                 f"network has state ({type(layer).__name__}) that training would "
                 "change: the hierarchy is of a function of parameters alone. Use a "
-                "layer without state (LayerNorm, GroupNorm), or "
+                "layer without state (LayerNorm, GroupNorm), or fix the state with "
                 "eqx.nn.inference_mode(network)."
             )
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Shaped
+from jaxtyping import Array, Shaped
 
 from ._errors import require_finite
 from ._loss import AbstractLoss, SquaredError
@@ -36,9 +36,9 @@ class Problem(eqx.Module):
 
     def __init__(
         self,
-        x_train: ArrayLike,
-        y_train: ArrayLike,
-        x_test: ArrayLike | None = None,
+        x_train: Any,
+        y_train: Any,
+        x_test: Any = None,
         *,
         loss: AbstractLoss = SquaredError(),
     ):

@@ -1,6 +1,6 @@
 """The front door: a network, a problem and times become a solution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -18,7 +18,7 @@ from ._problem import Problem
 def solve(
     network: Callable[..., Any],
     problem: Problem,
-    ts: ArrayLike,
+    ts: ArrayLike | Sequence[float],
     *,
     order: int,
     method: Literal["auto", "dense"] = "auto",
@@ -53,7 +53,7 @@ def solve(
 def gradient_flow(
     network: Callable[..., Any],
     problem: Problem,
-    ts: ArrayLike,
+    ts: ArrayLike | Sequence[float],
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
     **options: Unpack[IntegrateOptions],

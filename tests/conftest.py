@@ -1,0 +1,67 @@
+"""Strict JAX for every test: x64 on, no implicit promotion of rank or dtype."""
+
+import os
+from typing import Any
+
+# Compile time is the cost of these tests, not the speed of what is compiled.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+import equinox as eqx  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import nth  # noqa: E402
+
+
+@pytest.fixture
+def problem() -> nth.Problem:
+    """Four training and two test points in three dimensions, targets ±1."""
+    return make_problem()
+
+
+def make_problem(n=4, q=2, d=3, outputs=None, loss=None, seed=0) -> nth.Problem:
+    """A small random problem, inputs of unit norm."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n + q, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    loss = nth.SquaredError() if loss is None else loss
+    if isinstance(loss, nth.SoftmaxCrossEntropy):
+        y = np.arange(n) % (outputs or 2)
+    else:
+        y = rng.choice([-1.0, 1.0], size=(n,) if outputs is None else (n, outputs))
+    return nth.Problem(x[:n], y, x[n:], loss=loss)
+
+
+def make_network(
+    width: int = 6, depth: int = 2, d: int = 3, outputs=None, seed=0, **options: Any
+) -> nth.MLP:
+    """A tiny fully connected network."""
+    out_size = "scalar" if outputs is None else outputs
+    key = jax.random.key(seed)
+    return nth.MLP(d, width, depth, out_size=out_size, key=key, **options)
+
+
+class Shared(eqx.Module):
+    """A network that uses one weight twice, normalises, and attends: no MLP."""
+
+    w: jax.Array
+    v: jax.Array
+
+    def __init__(self, d: int, key: jax.Array):
+        w_key, v_key = jax.random.split(key)
+        self.w = jax.random.normal(w_key, (d, d))
+        self.v = jax.random.normal(v_key, (d,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = jnp.tanh(self.w @ x)
+        h = jnp.tanh(self.w @ h) + x
+        attention = jax.nn.softmax(jnp.outer(h, self.v), axis=1)
+        h = attention @ h
+        return jnp.vdot(self.v, h / jnp.sqrt(jnp.mean(h**2) + 0.1))

@@ -1,0 +1,109 @@
+"""Comparisons: errors, accuracy, table, figure, data set."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+
+import nth
+
+TS = np.array([0.0, 0.5, 2.0])
+
+
+@pytest.fixture(scope="module")
+def scalar():
+    problem = make_problem(4, 3)
+    y_test = np.array([1.0, -1.0, 1.0])
+    return nth.compare(make_network(4, 1), problem, TS, (2, 3), y_test=y_test)
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    problem = make_problem(4, 3, outputs=2, loss=nth.SoftmaxCrossEntropy())
+    network = make_network(4, 1, outputs=2)
+    return nth.compare(network, problem, TS, [2], y_test=np.array([0, 1, 1]))
+
+
+def test_members_are_the_solutions(scalar):
+    network, problem = make_network(4, 1), make_problem(4, 3)
+    truth = nth.gradient_flow(network, problem, TS)
+    level = nth.solve(network, problem, TS, order=3)
+    np.testing.assert_allclose(scalar.truth.test, truth.test, atol=1e-12)
+    np.testing.assert_allclose(scalar.solutions[3].test, level.test, atol=1e-12)
+    np.testing.assert_array_equal(scalar.ts, TS)
+
+
+def test_error_is_root_mean_square(scalar, labelled):
+    for comparison in (scalar, labelled):
+        for points in ("train", "test"):
+            level = np.asarray(getattr(comparison.solutions[2], points))
+            truth = np.asarray(getattr(comparison.truth, points))
+            expected = [np.sqrt(np.mean(d**2)) for d in level - truth]
+            np.testing.assert_allclose(comparison.error(2, points), expected)
+
+
+def test_accuracy_of_signs(scalar):
+    expected = [
+        np.mean(np.sign(f) == [1, -1, 1]) for f in np.asarray(scalar.truth.test)
+    ]
+    np.testing.assert_allclose(scalar.accuracy("truth"), expected)
+
+
+def test_accuracy_of_classes(labelled):
+    for points, labels in (("train", [0, 1, 0, 1]), ("test", [0, 1, 1])):
+        outputs = np.asarray(getattr(labelled.solutions[2], points))
+        expected = np.mean(outputs.argmax(axis=2) == labels, axis=1)
+        np.testing.assert_allclose(labelled.accuracy(2, points), expected)
+
+
+def test_targets_that_are_no_labels_have_no_accuracy():
+    x = make_problem().x
+    problem = nth.Problem(x[:4], np.array([0.3, 0.1, -2.0, 1.0]), x[4:])
+    comparison = nth.compare(make_network(4, 1), problem, TS, [2])
+    assert comparison.accuracy("truth", "train") is None
+    assert comparison.accuracy(2, "test") is None
+    assert "accuracy" not in str(comparison)
+
+
+def test_table_holds_the_errors(scalar):
+    table = str(scalar)
+    assert len(max(table.splitlines(), key=len)) <= 80
+    for p in (2, 3):
+        assert f"p = {p}" in table
+        assert f"{float(scalar.error(p, 'test')[-1]):.1e}" in table
+        assert f"{float(scalar.error(p, 'train')[1]):.1e}" in table
+    assert "train accuracy at t = 2" in table
+
+
+def test_table_without_test_points():
+    problem = make_problem(4, 0)
+    table = str(nth.compare(make_network(4, 1), problem, TS, [2]))
+    assert "train" in table
+    assert "test" not in table
+
+
+def test_figure_shows_every_curve(scalar):
+    axes = scalar.plot().axes
+    titles = [axis.get_title() for axis in axes]
+    assert titles == [
+        "training loss",
+        "RMS error, train points",
+        "RMS error, test points",
+        "accuracy (%), test points",
+    ]
+    assert len(axes[0].lines) == 3  # the network and two levels
+    drawn = axes[2].lines[1].get_xydata()
+    np.testing.assert_allclose(drawn[:, 1], scalar.error(3, "test")[1:])
+    assert all(axis.get_xlabel() for axis in axes)
+
+
+def test_data_set_is_labelled(scalar, labelled):
+    data = scalar.to_xarray()
+    level = data.test.sel(model="p=3", time=2.0)
+    np.testing.assert_array_equal(level, scalar.solutions[3].test[-1])
+    assert data.test.dims == ("model", "time", "test_point")
+    assert float(data.valid_until.sel(model="truth")) == jnp.inf
+    np.testing.assert_array_equal(
+        data.test_accuracy.sel(model="truth"), scalar.accuracy("truth")
+    )
+    assert labelled.to_xarray().train.dims[-1] == "output_0"

@@ -1,0 +1,229 @@
+"""The hierarchy against closed forms, SciPy, and the network really trained."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
+from scipy.linalg import expm
+from scipy.special import softmax
+
+import nth
+
+TIGHT = diffrax.PIDController(rtol=1e-11, atol=1e-13)
+
+
+def test_level_two_is_the_closed_form():
+    """f(t) = y + e^{−Kt/n}(f₀ − y), and the test points with it (seed 002)."""
+    problem = make_problem()
+    network = make_network()
+    n, y = problem.n_train, np.asarray(problem.y_train)
+    formed = nth.kernels(network, problem, 2)
+    f0, k = np.asarray(formed[1]), np.asarray(formed[2])
+    ts = np.array([0.0, 0.7, 3.0, 20.0])
+    solution = nth.solve(network, problem, ts, order=2, stepsize_controller=TIGHT)
+    for i, t in enumerate(ts):
+        shrink = expm(-k[:n] * t / n)
+        np.testing.assert_allclose(
+            solution.train[i], y + shrink @ (f0[:n] - y), atol=1e-9
+        )
+        moved = np.linalg.solve(k[:n], (shrink - np.eye(n)) @ (f0[:n] - y))
+        np.testing.assert_allclose(solution.test[i], f0[n:] + k[n:] @ moved, atol=1e-9)
+
+
+def test_level_three_is_the_integrated_form():
+    """Paper, below eq. 30: r̃′ = −K⁽²⁾r̃/n + K⁽³⁾[R̃, r̃]/n², R̃′ = r̃.
+
+    (The paper drops the second factor −1/n of the cubic term, and with it its sign.)
+    """
+    problem = make_problem()
+    network = make_network()
+    n = problem.n_train
+    formed = nth.kernels(network, problem, 3)
+    k2, k3 = np.asarray(formed[2][:n]), np.asarray(formed[3][:n])
+    y = np.asarray(problem.y_train)
+
+    def field(t, state):
+        r, total = state[:n], state[n:]
+        turn = -k2 @ r / n + np.einsum("abc,c,b->a", k3, total, r) / n**2
+        return np.concatenate([turn, r])
+
+    start = np.concatenate([np.asarray(formed[1][:n]) - y, np.zeros(n)])
+    ts = np.linspace(0, 5, 6)
+    expected = solve_ivp(field, (0, 5), start, "DOP853", ts, rtol=1e-11, atol=1e-13).y[
+        :n
+    ]
+    hierarchy = nth.DenseHierarchy(formed, problem)
+    solution = nth.integrate(hierarchy, ts, stepsize_controller=TIGHT)
+    np.testing.assert_allclose(solution.train, expected.T + y, atol=1e-8)
+
+
+def literal_equations(formed, problem, order, gradient):
+    """dK⁽ʳ⁾/dt = −Σ_β K⁽ʳ⁺¹⁾[…, β] g_β, slot by slot, in NumPy."""
+    tensors = [np.asarray(formed[r]) for r in range(1, order + 1)]
+    shapes = [k.shape for k in tensors[:-1]]
+    splits = np.cumsum([k.size for k in tensors[:-1]])[:-1]
+    n = problem.n_train
+
+    def field(t, state):
+        parts = np.split(state, splits)
+        levels = [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]
+        g = gradient(levels[0][:n])
+        rates = []
+        for above in [*levels[1:], tensors[-1]]:
+            if g.ndim == 1:
+                rates.append(-sum(above[..., b] * g[b] for b in range(n)))
+            else:
+                slots = np.ndindex(*g.shape)
+                rates.append(-sum(above[..., b, c] * g[b, c] for b, c in slots))
+        return np.concatenate([rate.ravel() for rate in rates])
+
+    return field, np.concatenate([k.ravel() for k in tensors[:-1]])
+
+
+@pytest.mark.parametrize("case", ["scalar", "labels"])
+def test_every_level_agrees_with_scipy(case):
+    if case == "scalar":
+        problem, network = make_problem(3, 1), make_network(4)
+        y = np.asarray(problem.y_train)
+        gradient = lambda f: (f - y) / 3  # noqa: E731
+    else:
+        problem = make_problem(3, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
+        network = make_network(4, 1, outputs=2)
+        one_hot = np.eye(2)[np.asarray(problem.y_train)]
+        gradient = lambda f: (softmax(f, axis=1) - one_hot) / 3  # noqa: E731
+
+    formed = nth.kernels(network, problem, 4)
+    ts = np.linspace(0, 2, 5)
+    for order in (2, 3, 4):
+        field, start = literal_equations(formed, problem, order, gradient)
+        expected = solve_ivp(field, (0, 2), start, "DOP853", ts, rtol=1e-10, atol=1e-12)
+        outputs = expected.y[: formed[1].size].T.reshape(len(ts), *formed[1].shape)
+        solution = nth.integrate(nth.DenseHierarchy(formed, problem, order), ts)
+        np.testing.assert_allclose(solution.train, outputs[:, :3], atol=1e-6)
+        np.testing.assert_allclose(solution.test, outputs[:, 3:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss"),
+    [
+        (None, nth.SquaredError()),
+        (2, nth.SquaredError()),
+        (2, nth.SoftmaxCrossEntropy()),
+    ],
+    ids=["scalar", "vector", "cross-entropy"],
+)
+def test_error_falls_as_t_to_the_p(outputs, loss):
+    """Theorem 2.6 in time: a wrong sign, factor of n or slot order breaks a slope."""
+    problem = make_problem(3, 2, outputs=outputs, loss=loss)
+    network = make_network(5, 2, outputs=outputs, sigma_w=1.5)
+    ts = np.geomspace(0.03, 0.12, 5)
+    comparison = nth.compare(network, problem, ts, stepsize_controller=TIGHT)
+    for p in (2, 3, 4):
+        for points in ("train", "test"):
+            error = np.asarray(comparison.error(p, points))
+            slope = np.polyfit(np.log(ts), np.log(error), 1)[0]
+            assert abs(slope - p) < 0.2, (p, points, slope)
+
+
+def test_levels_against_training_over_widths():
+    """TARGETS.md, last table: n = 8, d = 10, T = 20, tanh, two hidden layers."""
+    problem = make_problem(8, 0, 10)
+
+    def last_errors(width):
+        def one(key):
+            network = nth.MLP(10, width, 2, key=key)
+            truth = nth.gradient_flow(network, problem, jnp.array([20.0]))
+            formed = nth.kernels(network, problem, 4)
+            return jnp.stack(
+                [
+                    jnp.sqrt(jnp.mean((level.train - truth.train) ** 2))
+                    for level in (
+                        nth.integrate(
+                            nth.DenseHierarchy(formed, problem, p), jnp.array([20.0])
+                        )
+                        for p in (2, 3, 4)
+                    )
+                ]
+            )
+
+        keys = jax.random.split(jax.random.key(0), 4)
+        return np.median([one(key) for key in keys], axis=0)
+
+    narrow, wide = last_errors(32), last_errors(256)
+    assert np.all(wide < narrow)
+    assert wide[2] < wide[0] / 10
+    assert wide[2] < wide[1] / 5
+
+
+def test_level_three_wins_at_short_times_only():
+    """p = 3 holds half of the O(1/width) terms: odd levels are for short times."""
+    comparison = nth.compare(
+        make_network(64, 2, 5), make_problem(6, 4, 5), [0.3, 60.0], (2, 3)
+    )
+    two, three = comparison.error(2), comparison.error(3)
+    assert three[0] < two[0] / 5
+    assert three[1] > two[1] / 2
+
+
+def test_kernels_serve_other_targets_and_losses():
+    problem = make_problem()
+    network = make_network(4)
+    other = nth.Problem(
+        problem.x_train, -problem.y_train, problem.x_test, loss=nth.LogisticLoss()
+    )
+    formed = nth.kernels(network, problem, 3)
+    reused = nth.integrate(nth.DenseHierarchy(formed, other), [1.0])
+    anew = nth.solve(network, other, [1.0], order=3)
+    np.testing.assert_allclose(reused.test, anew.test, atol=1e-12)
+
+
+def test_gradient_flow_agrees_with_scipy():
+    problem = make_problem(3, 1)
+    network = make_network(3, 1)
+    theta, unravel = ravel_pytree(network)
+
+    @jax.jit
+    def field(t, theta):
+        def loss(theta):
+            f = jax.vmap(unravel(theta))(problem.x_train)
+            return jnp.sum((f - problem.y_train) ** 2) / 6
+
+        return -jax.grad(loss)(theta)
+
+    end = solve_ivp(field, (0, 4), theta, "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
+    expected = jax.vmap(unravel(jnp.asarray(end)))(problem.x)
+    solution = nth.gradient_flow(network, problem, [4.0])
+    np.testing.assert_allclose(solution.train[0], expected[:3], atol=1e-6)
+    np.testing.assert_allclose(solution.test[0], expected[3:], atol=1e-6)
+
+
+def test_gradient_flow_of_a_linear_network_conserves():
+    """λ² − 4f²/N is conserved at zero target (Lewkowycz et al. 2020)."""
+    width = 5
+    network = nth.MLP(
+        1, width, 1, activation="linear", parameterization="ntk", key=jax.random.key(3)
+    )
+    problem = nth.Problem(np.ones((1, 1)), np.zeros(1))
+    flow = nth.GradientFlow(network, problem)
+    solved = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: flow.vector_field(jnp.asarray(t), y, args)),
+        diffrax.Tsit5(),
+        0.0,
+        1.0,
+        0.01,
+        flow.initial_state(),
+    )
+
+    def invariant(params):
+        f = params.weights[1] @ params.weights[0] / width**0.5
+        ntk = (
+            jnp.sum(params.weights[0] ** 2) + jnp.sum(params.weights[1] ** 2)
+        ) / width
+        return ntk**2 - 4 * f[0, 0] ** 2 / width
+
+    last = jax.tree.map(lambda leaf: leaf[-1], solved.ys)
+    np.testing.assert_allclose(invariant(last), invariant(network), rtol=1e-9)

@@ -1,0 +1,91 @@
+"""The house: which module may import which, read with `ast`."""
+
+import ast
+from pathlib import Path
+
+import nth
+
+FOLDER = Path(nth.__file__).parent
+
+# In the order of the data's way: a module imports from the rows above it alone.
+ROWS = [
+    "_types",
+    "_errors",
+    "_loss",
+    "_problem",
+    "_activation",
+    "_network",
+    "_lift",
+    "_kernels",
+    "_dynamics",
+    "_hierarchy",
+    "_flow",
+    "_integrate",
+    "_solve",
+    "_compare",
+    "_plot",
+    "__init__",
+    "__main__",
+]
+# Imported inside a method, for an optional dependency: the way does not bend back.
+LAZY = {("_compare", "_plot")}
+
+
+def imports(tree):
+    """(modules of this package, other packages) that a file imports at run time."""
+    inside, outside = set(), set()
+    checked_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if id(node) in checked_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            outside.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            outside |= {alias.name.split(".")[0] for alias in node.names}
+    return inside, outside
+
+
+def parsed():
+    return {path.stem: ast.parse(path.read_text()) for path in FOLDER.glob("*.py")}
+
+
+def test_every_module_has_a_row_and_says_what_it_is():
+    assert sorted(parsed()) == sorted(ROWS)
+    assert all(ast.get_docstring(tree) for tree in parsed().values())
+
+
+def test_no_import_goes_back_up():
+    for name, tree in parsed().items():
+        for other in imports(tree)[0]:
+            if (name, other) not in LAZY:
+                assert ROWS.index(other) < ROWS.index(name), (name, other)
+
+
+def test_only_integrate_imports_diffrax():
+    users = {name for name, tree in parsed().items() if "diffrax" in imports(tree)[1]}
+    assert users == {"_integrate"}
+
+
+def test_optional_dependencies_are_not_imported_by_the_library():
+    for name in set(ROWS) - {"_plot", "__main__"}:
+        eager = ast.Module([n for n in parsed()[name].body], [])
+        top = {n for n in eager.body if isinstance(n, ast.Import | ast.ImportFrom)}
+        names = imports(ast.Module(list(top), []))[1]
+        assert not names & {"matplotlib", "sklearn", "click", "xarray"}, name
+
+
+def test_public_names_are_the_contract():
+    """Section 5 of the design, to the letter."""
+    names = (
+        "Problem MLP from_apply kernels Kernels DenseHierarchy GradientFlow integrate "
+        "Solution solve gradient_flow compare Comparison SquaredError "
+        "SoftmaxCrossEntropy LogisticLoss Loss softplus"
+    )
+    assert all(hasattr(nth, name) for name in names.split())

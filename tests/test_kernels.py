@@ -1,0 +1,165 @@
+"""Kernels against sums of explicit derivative arrays, and against closed forms."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import Shared, make_network, make_problem
+from jax.flatten_util import ravel_pytree
+
+import nth
+
+
+def brute_force(network, problem, filter_spec=eqx.is_inexact_array):
+    """K⁽²⁾, K⁽³⁾, K⁽⁴⁾ over flat slots, from J, H and the third derivative of f(θ)."""
+    params, frozen = eqx.partition(network, filter_spec)
+    theta, unravel = ravel_pytree(params)
+
+    def f(theta):
+        return jax.vmap(eqx.combine(unravel(theta), frozen))(problem.x).ravel()
+
+    j = jax.jacfwd(f)(theta)
+    h = jax.jacfwd(jax.jacfwd(f))(theta)
+    t = jax.jacfwd(jax.jacfwd(jax.jacfwd(f)))(theta)
+    n = j.shape[0] * problem.n_train // (problem.n_train + problem.n_test)
+    jn, hn, tn = j[:n], h[:n], t[:n]
+    k2 = jnp.einsum("ai,bi->ab", j, jn)
+    k3 = jnp.einsum("aij,bi,cj->abc", h, jn, jn) + jnp.einsum(
+        "ai,bij,cj->abc", j, hn, jn
+    )
+    k4 = (
+        jnp.einsum("aijk,bi,cj,dk->abcd", t, jn, jn, jn)
+        + jnp.einsum("aij,bik,dk,cj->abcd", h, hn, jn, jn)
+        + jnp.einsum("aij,bi,cjk,dk->abcd", h, jn, hn, jn)
+        + jnp.einsum("aik,dk,bij,cj->abcd", h, jn, hn, jn)
+        + jnp.einsum("ai,bijk,cj,dk->abcd", j, tn, jn, jn)
+        + jnp.einsum("ai,bij,cjk,dk->abcd", j, hn, hn, jn)
+    )
+    return k2, k3, k4
+
+
+def flat(kernel, out_size):
+    """A kernel with each slot `(points, *out)` as one axis."""
+    if out_size == 1:
+        return kernel
+    shape = kernel.shape
+    return kernel.reshape([a * b for a, b in zip(shape[::2], shape[1::2], strict=True)])
+
+
+def check(network, problem, out_size=1, filter_spec=eqx.is_inexact_array):
+    formed = nth.kernels(network, problem, 4, filter_spec=filter_spec)
+    for r, expected in enumerate(brute_force(network, problem, filter_spec), start=2):
+        np.testing.assert_allclose(flat(formed[r], out_size), expected, atol=1e-10)
+    outputs = jax.vmap(network)(problem.x)
+    np.testing.assert_allclose(formed[1], outputs, atol=1e-12)
+
+
+@pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
+def test_scalar_mlp_equals_brute_force(parameterization):
+    network = make_network(
+        3, 2, 2, parameterization=parameterization, use_bias=True, sigma_w=1.3
+    )
+    check(network, make_problem(3, 2, 2))
+
+
+def test_vector_mlp_equals_brute_force():
+    check(make_network(3, 1, 2, outputs=2), make_problem(2, 1, 2, outputs=2), 2)
+
+
+def test_any_module_equals_brute_force():
+    check(Shared(2, jax.random.key(0)), make_problem(3, 1, 2))
+
+
+def test_convolution_equals_brute_force():
+    key1, key2 = jax.random.split(jax.random.key(0))
+    network = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv1d(1, 2, 3, key=key1),
+            eqx.nn.Lambda(jnp.tanh),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.Linear(4, "scalar", key=key2),
+        ]
+    )
+    x = make_problem(3, 1, 4).x[:, None]
+    check(network, nth.Problem(x[:2], jnp.ones(2), x[2:]))
+
+
+def test_frozen_parameters_do_not_count(problem):
+    network = make_network(3, 2)
+    spec = jax.tree.map(lambda _: False, network)
+    spec = eqx.tree_at(lambda net: net.weights[-1], spec, True)
+    check(network, problem, filter_spec=spec)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_apply_function_is_a_network(problem, batched):
+    params = {"w": jnp.asarray([[0.3, -1.0, 0.2], [1.1, 0.4, -0.5]]), "a": jnp.ones(2)}
+
+    def apply(params, x):
+        return jnp.tanh(x @ params["w"].T) @ params["a"]
+
+    network = nth.from_apply(apply, params, batched=batched)
+    check(network, problem)
+
+
+def two_layer_linear(width, seed=0):
+    """f = N^{-1/2} Σ u_i v_i x at the one input x = 1."""
+    network = nth.MLP(
+        1,
+        width,
+        1,
+        activation="linear",
+        parameterization="ntk",
+        key=jax.random.key(seed),
+    )
+    return network, nth.Problem(jnp.ones((1, 1)), jnp.zeros(1))
+
+
+def test_linear_network_identities():
+    """Lewkowycz et al. (2020): K⁽ʳ⁺²⁾ = (4/N) K⁽ʳ⁾ for every r."""
+    width = 5
+    formed = nth.kernels(*two_layer_linear(width), 7)
+    for r in range(1, 6):
+        np.testing.assert_allclose(
+            formed[r + 2].ravel(), 4 / width * formed[r].ravel(), rtol=1e-12
+        )
+
+
+def test_symmetries_and_their_absence(problem):
+    k = nth.kernels(make_network(4, 2), problem, 4)
+    k3 = k[3][: problem.n_train]
+    np.testing.assert_allclose(k3, jnp.swapaxes(k3, 0, 1), atol=1e-12)
+    assert jnp.max(jnp.abs(k3 - jnp.swapaxes(k3, 1, 2))) > 1e-3
+    assert jnp.max(jnp.abs(k[4] - jnp.swapaxes(k[4], 2, 3))) > 1e-3
+
+
+def test_blocks_change_nothing(problem):
+    network = make_network(3, 1, outputs=2)
+    problem = make_problem(outputs=2)
+    whole = nth.kernels(network, problem, 3)
+    for block_size in (1, 3, 5):  # neither divides the 8 slots evenly
+        parts = nth.kernels(network, problem, 3, block_size=block_size)
+        np.testing.assert_allclose(parts[3], whole[3], atol=1e-14)
+
+
+def test_traced_kernels_equal_eager_ones(problem):
+    network = make_network(3, 1)
+    eager = nth.kernels(network, problem, 3, block_size=5)
+    traced = jax.jit(lambda net: nth.kernels(net, problem, 3, block_size=5))(network)
+    np.testing.assert_allclose(traced[3], eager[3], atol=1e-14)
+
+
+def test_new_data_of_one_shape_compiles_once(problem):
+    traces = []
+
+    def activation(x):
+        traces.append(x.shape)
+        return jnp.tanh(x)
+
+    network = make_network(3, 1, activation=activation)
+    nth.kernels(network, problem, 3)
+    first = len(traces)
+    nth.kernels(network, make_problem(seed=1), 3)
+    # Shapes are looked at anew (no compilation); the two block functions are not.
+    assert len(traces) - first < first / 2

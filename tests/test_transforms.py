@@ -1,0 +1,108 @@
+"""jit, vmap over keys, grad through a solve, and float32."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+
+import nth
+
+TS = np.array([0.5, 2.0])
+
+
+def predict(network, problem, ts=TS, order=3):
+    return nth.solve(network, problem, ts, order=order).test
+
+
+def test_jit_equals_eager(problem):
+    network = make_network(4, 1)
+    eager = predict(network, problem)
+    jitted = jax.jit(predict)(network, problem, jnp.asarray(TS))
+    np.testing.assert_allclose(jitted, eager, atol=1e-12)
+
+
+def test_vmap_over_keys_equals_a_loop(problem):
+    def one(key):
+        network = nth.MLP(3, 4, 1, key=key)
+        level = nth.solve(network, problem, TS, order=3)
+        truth = nth.gradient_flow(network, problem, TS)
+        return level.test, truth.test, level.valid_until
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.vmap(one)(keys)
+    for i, key in enumerate(keys):
+        for batched, single in zip(together, one(key), strict=True):
+            np.testing.assert_allclose(batched[i], single, atol=1e-8)
+
+
+def test_vmap_over_targets_shares_kernels(problem):
+    formed = nth.kernels(make_network(4, 1), problem, 3)
+
+    def one(y):
+        other = eqx.tree_at(lambda p: p.y_train, problem, y)
+        return nth.integrate(nth.DenseHierarchy(formed, other), TS).test
+
+    targets = jnp.stack([problem.y_train, 2 * problem.y_train])
+    together = jax.vmap(one)(targets)
+    for batched, y in zip(together, targets, strict=True):
+        np.testing.assert_allclose(batched, one(y), atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "solve", [predict, lambda net, prob: nth.gradient_flow(net, prob, TS).test]
+)
+def test_gradient_with_respect_to_a_weight_scale(problem, solve):
+    def total(scale):
+        network = make_network(4, 1, sigma_w=scale)
+        return jnp.sum(solve(network, problem))
+
+    step = 1e-4
+    expected = (total(1.2 + step) - total(1.2 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(total)(1.2), expected, rtol=1e-5)
+
+
+def as_float32(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree
+    )
+
+
+@pytest.mark.parametrize("loss", [nth.SquaredError(), nth.SoftmaxCrossEntropy()])
+def test_float32_stays_float32_and_is_close(loss):
+    outputs = 2 if isinstance(loss, nth.SoftmaxCrossEntropy) else None
+    problem = make_problem(outputs=outputs, loss=loss)
+    network = make_network(4, 1, outputs=outputs)
+    small = as_float32(network), as_float32(problem)
+    for solve in (
+        lambda net, prob: nth.solve(net, prob, TS, order=3),
+        lambda net, prob: nth.gradient_flow(net, prob, TS),
+    ):
+        solution = solve(*small)
+        for array in (solution.ts, solution.train, solution.test, solution.loss):
+            assert array.dtype == jnp.float32
+        expected = solve(network, problem)
+        np.testing.assert_allclose(solution.test, expected.test, atol=2e-4)
+
+
+def test_float32_comparison_prints(problem):
+    small = as_float32(make_network(4, 1)), as_float32(problem)
+    assert "p = 3" in str(nth.compare(*small, TS, (2, 3)))
+
+
+def test_nan_under_jit_is_said_aloud(problem):
+    @jax.jit
+    def solve(x):
+        bad = nth.Problem(x, problem.y_train)
+        return nth.solve(make_network(3, 1), bad, TS, order=2).train
+
+    with pytest.raises(Exception, match="x_train has NaN or infinite entries"):
+        solve(problem.x_train.at[0, 0].set(jnp.nan)).block_until_ready()
+
+
+def test_traced_scale_of_the_ntk_parameterization_is_refused():
+    with pytest.raises(ValueError, match=r"sigma_w.* must be numbers there"):
+        jax.jit(
+            lambda s: make_network(3, 1, parameterization="ntk", sigma_w=s).weights
+        )(1.0)
