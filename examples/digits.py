@@ -19,7 +19,7 @@ jax.config.update("jax_enable_x64", True)
 small = "--small" in sys.argv
 n, q, width, orders = (3, 3, 16, (2, 3)) if small else (12, 30, 128, (2, 3, 4))
 
-images, labels = load_digits(n_class=3, return_X_y=True)
+images, labels = map(np.asarray, load_digits(n_class=3, return_X_y=True))
 chosen = np.random.default_rng(0).permutation(len(images))[: n + q]
 x = images[chosen] / np.linalg.norm(images[chosen], axis=1, keepdims=True)
 y = labels[chosen]

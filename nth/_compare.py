@@ -132,7 +132,7 @@ def compare(
     ts: ArrayLike | Sequence[float],
     orders: Sequence[int] = (2, 3, 4),
     *,
-    y_test: ArrayLike | Sequence[float] | None = None,
+    y_test: Any = None,
     method: Literal["auto", "dense"] = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
     **options: Unpack[IntegrateOptions],
@@ -205,6 +205,7 @@ def _stack(solutions: Sequence[Solution], name: str) -> np.ndarray:
 
 def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
     """Which times a table shows: all, or `most` at even ratios, the last included."""
+    ts = ts.astype(np.float64)  # so that a time of 0 can be clipped, not lost
     if len(ts) <= most:
         return list(range(len(ts)))
     positive = ts[ts > 0]

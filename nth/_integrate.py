@@ -82,7 +82,9 @@ def integrate(
     - `dynamics`: [`nth.DenseHierarchy`][], [`nth.GradientFlow`][], or your own.
     - `ts`: times, shape `(T,)`, increasing, from 0 on. Training begins at t = 0,
         whether or not `ts` holds it. Time is in units of 1/(learning rate).
-    - `solver`, `adjoint`, `progress_meter`: diffrax's.
+    - `solver`, `progress_meter`: diffrax's.
+    - `adjoint`: diffrax's. The default serves `jax.grad`; `jax.jvp` and `jax.jacfwd`
+        need `diffrax.ForwardMode()`.
     - `stepsize_controller`: diffrax's; by default a `PIDController` with
         `dynamics.error_norm` and tolerances rtol, atol of 1e-7, 1e-9 in float64 and
         1e-5, 1e-6 in float32.
@@ -96,7 +98,8 @@ def integrate(
     fails after the window's end, the values from there on are NaN; that does not raise.
 
     **Raises:** `ValueError` for bad times; `RuntimeError` with diffrax's reason, if
-    `throw`, for a solve that failed inside the window.
+    `throw`, for a solve that failed inside the window. Under `jax.jit` both come as
+    JAX's own run-time errors, with the same words.
     """
     state = dynamics.initial_state()
     dtype = jnp.result_type(*jax.tree.leaves(state))

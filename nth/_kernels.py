@@ -42,6 +42,7 @@ class Kernels(eqx.Module):
         return self.tensors[0].shape[1:]
 
     def __getitem__(self, r: int) -> Float[Array, "m ..."]:
+        """K⁽ʳ⁾, r = 1 … order."""
         r = require_integer("r", r, 1)
         if r > self.order:
             raise IndexError(f"these kernels go up to r = {self.order}; got r = {r}.")

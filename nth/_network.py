@@ -155,7 +155,8 @@ def from_apply(
 
     - `apply_fn`: `apply_fn(params, x)`, such as a Flax module's `apply`.
     - `params`: a pytree of arrays; those of floating dtype are trained, unless a
-        `filter_spec` says otherwise. Its path in the module is `.params`.
+        `filter_spec` says otherwise (Flax's `batch_stats` must be frozen). Its path in
+        the module is `.params`.
     - `batched`: `False` if `apply_fn` takes one input `(*in)`, `True` if it takes a
         batch `(points, *in)`; it is then given batches of one.
 
@@ -216,8 +217,8 @@ def _refuse_randomness_and_state(network: Any) -> None:
             raise ValueError(
                 f"network has state ({type(layer).__name__}) that training would "
                 "change: the hierarchy is of a function of parameters alone. Use a "
-                "layer without state (LayerNorm, GroupNorm), or fix the state with "
-                "eqx.nn.inference_mode(network)."
+                "layer without state (LayerNorm, GroupNorm), or switch it with "
+                "eqx.nn.inference_mode(network) and close over its state."
             )
 
 

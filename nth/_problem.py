@@ -1,12 +1,13 @@
 """A problem: points, targets and loss, with every shape checked once, here."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, ArrayLike, Shaped
 
 from ._errors import require_finite
 from ._loss import AbstractLoss, SquaredError
@@ -36,9 +37,9 @@ class Problem(eqx.Module):
 
     def __init__(
         self,
-        x_train: Any,
-        y_train: Any,
-        x_test: Any = None,
+        x_train: ArrayLike | Sequence[Any],
+        y_train: ArrayLike | Sequence[Any],
+        x_test: ArrayLike | Sequence[Any] | None = None,
         *,
         loss: AbstractLoss = SquaredError(),
     ):

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 
 import nth
-from nth.__main__ import cli, main
+from nth.__main__ import cli, main, times_until
 
 TINY = ["--width=8", "--depth=1", "--train=4", "--test=3", "--until=1", "--order=2"]
 
@@ -39,10 +39,10 @@ def run(output: Path, *arguments: Any) -> Result:
 
 
 def save(path: Path, **arrays: Any) -> Path:
-    """An npz file of four 8 x 8 images, two of them for testing, and ±1 labels."""
+    """An npz file of 8 x 8 images with labels ±1: four to train on, three to test."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(6, 8, 8)) / 8
-    y = np.array([1, -1, 1, -1, 1, -1])
+    x = rng.normal(size=(7, 8, 8)) / 8
+    y = np.array([1, -1, 1, -1, 1, -1, 1])
     good = {"x_train": x[:4], "y_train": y[:4], "x_test": x[4:], "y_test": y[4:]}
     arrays = {k: v for k, v in {**good, **arrays}.items() if v is not None}
     file = path / "data.npz"
@@ -68,16 +68,16 @@ def test_digits(tmp_path: Path) -> None:
 def test_data(tmp_path: Path, undrawn: None) -> None:
     """Images become vectors; what is printed is what `nth.compare` finds."""
     file = save(tmp_path)
-    result = run(tmp_path, "--data", file, "--seed", 5, "--times", "0.5,1")
+    result = run(tmp_path, "--data", file, "--seed", 5)
     with np.load(file) as arrays:
         x_train, x_test = (arrays[k].reshape(-1, 64) for k in ("x_train", "x_test"))
         y_train, y_test = (arrays[k].astype(float) for k in ("y_train", "y_test"))
     problem = nth.Problem(x_train, y_train, x_test)
     network = nth.MLP(64, 8, 1, key=jax.random.key(5))
-    expected = nth.compare(network, problem, [0.5, 1.0], (2,), y_test=y_test)
+    expected = nth.compare(network, problem, times_until(1.0), (2,), y_test=y_test)
     assert result.exit_code == 0
     assert str(expected) in result.stdout
-    assert "data.npz: 4 training and 2 test points" in result.stdout
+    assert "data.npz: 4 training and 3 test points" in result.stdout
     assert "test accuracy at t = 1: truth" in result.stdout
 
 
