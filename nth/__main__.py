@@ -4,8 +4,11 @@ Handwritten digits unless `--data` names the user's own; prints the table of
 [`nth.compare`][] and writes its figure.
 """
 
+import math
 import sys
 import time
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +71,13 @@ def digits(n_train: int, n_test: int, seed: int) -> dict[str, np.ndarray]:
 def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file: `x_train`, `y_train`, maybe `x_test`, `y_test`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _ARRAYS if name in file}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise click.ClickException(f"cannot read {path} as npz: {error}") from None
+        with zipfile.ZipFile(path):  # an npz file is a zip file of arrays
+            file = np.load(path, allow_pickle=False)
+        arrays = {name: file[name] for name in _ARRAYS if name in file}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise click.ClickException(
+            f"cannot read {path} as npz, which np.savez writes: {error}"
+        ) from None
     missing = [name for name in _ARRAYS[:2] if name not in arrays]
     if missing:
         raise click.ClickException(f"{path} has no array {' and no '.join(missing)}")
@@ -87,8 +93,12 @@ def as_problem(
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name} must hold real numbers; got {array.dtype}.")
         cast[name] = array.astype(dtype)
-        if name.startswith("x") and array.ndim > 1:
-            cast[name] = cast[name].reshape(len(array), -1)
+        if name.startswith("x"):
+            if array.ndim < 2:
+                raise ValueError(
+                    f"{name} must have shape (points, *in); got {array.shape}."
+                )
+            cast[name] = cast[name].reshape(len(array), math.prod(array.shape[1:]))
     problem = Problem(cast["x_train"], cast["y_train"], cast.get("x_test"))
     return problem, cast.get("y_test")
 
@@ -120,7 +130,12 @@ def times_until(last: float) -> np.ndarray:
     type=_Numbers(float),
     help="Times, separated by commas, in place of --until.",
 )
-@click.option("--seed", type=int, default=0, help="Of the network and of the digits.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    help="Of the network and of the digits.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
@@ -182,6 +197,7 @@ def run(
         key=jax.random.key(seed),
     )
     ts = times_until(until) if times is None else np.array(times)
+    output.mkdir(parents=True, exist_ok=True)
     comparison = nth.compare(network, problem, ts, order, y_test=y_test)
     what = data.name if data else "handwritten digits, odd against even"
     click.echo(
@@ -189,7 +205,6 @@ def run(
         f"{activation} network, width {width}, depth {depth}, seed {seed}, {dtype}\n"
     )
     click.echo(f"{comparison}\n")
-    output.mkdir(parents=True, exist_ok=True)
     (output / "levels.txt").write_text(f"{comparison}\n")
     comparison.plot().savefig(output / "levels.png")
     seconds = time.perf_counter() - start
@@ -197,7 +212,8 @@ def run(
 
 
 def cli() -> int:
-    """Run `main`; a wrong option or file gets one line and exit status 2."""
+    """Run `main`; a wrong option or file gets one line and exit status 2, a solve that
+    fails one line and 1."""
     try:
         return main.main(prog_name="python -m nth", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -206,8 +222,14 @@ def cli() -> int:
         message = str(error)
     except click.Abort:
         return 130
+    except RuntimeError as error:
+        return _say(str(error).partition(" Pass throw=False")[0], 1)
+    return _say(message, 2)
+
+
+def _say(message: str, status: int) -> int:
     print(f"nth: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from tabulate import tabulate
 from typing_extensions import Unpack
 
-from ._errors import require_integer, require_name
+from ._errors import as_array, require_finite, require_integer, require_name
 from ._hierarchy import DenseHierarchy
-from ._integrate import IntegrateOptions, Solution, integrate
+from ._integrate import (
+    IntegrateOptions,
+    Solution,
+    check_options,
+    check_times,
+    integrate,
+)
 from ._kernels import kernels
 from ._loss import SoftmaxCrossEntropy
 from ._problem import Problem
@@ -53,13 +59,8 @@ class Comparison(eqx.Module):
         `points` (`"train"` or `"test"`) and outputs; NaN where there is no value.
         """
         require_name("points", points, ("train", "test"))
-        if order not in self.solutions:
-            raise ValueError(
-                f"order must be one of {sorted(self.solutions)}, the levels compared; "
-                f"got {order!r}."
-            )
         truth = getattr(self.truth, points)
-        difference = getattr(self.solutions[order], points) - truth
+        difference = getattr(self._solution(order), points) - truth
         if truth.shape[1] == 0:
             raise ValueError("points: there is no test point; give problem an x_test.")
         return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
@@ -74,7 +75,7 @@ class Comparison(eqx.Module):
         are not known.
         """
         require_name("points", points, ("train", "test"))
-        solution = self.truth if order == "truth" else self.solutions[order]
+        solution = self.truth if order == "truth" else self._solution(order)
         targets = self.problem.y_train if points == "train" else self.y_test
         if targets is None:
             return None
@@ -83,6 +84,14 @@ class Comparison(eqx.Module):
         if right is None:
             return None
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
+
+    def _solution(self, order: int) -> Solution:
+        if order not in self.solutions:
+            raise ValueError(
+                f"order must be one of {sorted(self.solutions)}, the levels compared; "
+                f"got {order!r}."
+            )
+        return self.solutions[order]
 
     def __str__(self) -> str:
         return _table(self)
@@ -152,6 +161,8 @@ def compare(
     """
     levels = _check_orders(orders)
     require_name("method", method, ("auto", "dense"))
+    check_options(options)
+    check_times(ts, problem.x_train.dtype)
     known = None if y_test is None else _check_y_test(y_test, problem)
     formed = kernels(network, problem, max(levels), filter_spec=filter_spec)
     truth = gradient_flow(network, problem, ts, filter_spec=filter_spec, **options)
@@ -162,24 +173,27 @@ def compare(
 
 
 def _check_orders(orders: Sequence[int]) -> list[int]:
-    if isinstance(orders, int) or len(orders) == 0:
+    try:
+        levels = [require_integer("orders", p, 2) for p in orders]
+    except TypeError:
+        levels = []
+    if not levels:
         raise ValueError(
             f"orders must be a sequence of at least one level; got {orders!r}."
         )
-    levels = [require_integer("orders", p, 2) for p in orders]
     if len(set(levels)) < len(levels):
         raise ValueError(f"orders must be distinct; got {tuple(levels)}.")
     return levels
 
 
 def _check_y_test(y_test: Any, problem: Problem) -> Array:
-    targets = jnp.asarray(np.asarray(y_test))
+    targets = require_finite("y_test", as_array("y_test", y_test))
     expected = (problem.n_test, *problem.y_train.shape[1:])
     if targets.shape != expected:
         raise ValueError(
             f"y_test has shape {targets.shape}; x_test and y_train ask for {expected}."
         )
-    return problem.loss.check_targets(targets, problem.x_train.dtype)
+    return targets.astype(problem.y_train.dtype)
 
 
 def _is_right(

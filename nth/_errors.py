@@ -34,12 +34,40 @@ def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
     return array
 
 
-def require_finite(argument: str, array: Array) -> Array:
+def as_array(argument: str, value: Any) -> Array:
+    """`value` as an array of real numbers."""
+    try:
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{argument} must be an array of numbers; got {type(value).__name__}: "
+            f"{error}"
+        ) from None
+    kind = jnp.issubdtype
+    if not any(kind(array.dtype, t) for t in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise ValueError(
+            f"{argument} must hold real numbers; got {type(value).__name__} with dtype "
+            f"{array.dtype}."
+        )
+    return jnp.asarray(array)
+
+
+def require_finite(
+    argument: str, array: Array, cure: str = "remove or impute those points."
+) -> Array:
     """`array`, none of whose entries is NaN or infinite."""
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return array
-    message = f"{argument} has NaN or infinite entries: remove or impute those points."
+    message = f"{argument} has NaN or infinite entries: {cure}"
     return require(array, jnp.isfinite(array), message)
+
+
+def require_instance(argument: str, value: Any, kind: type, example: str) -> None:
+    """Nothing, if `value` is a `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{argument} must be an {kind.__name__}, such as {example}; got {value!r}."
+        )
 
 
 def require_integer(argument: str, value: Any, least: int) -> int:
@@ -62,6 +90,8 @@ def require_scale(argument: str, value: Any) -> Any:
     if is_traced(value):
         return value
     try:
+        if isinstance(value, bool | str):
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{argument} must be a number; got {value!r}.") from None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._dynamics import AbstractDynamics
-from ._errors import require_integer
+from ._errors import require_instance, require_integer
 from ._kernels import Kernels
 from ._problem import Problem
 from ._types import Scalar
@@ -43,6 +43,8 @@ class DenseHierarchy(AbstractDynamics):
     truncated: ClassVar[bool] = True
 
     def __init__(self, kernels: Kernels, problem: Problem, order: int | None = None):
+        require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+        require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
         order = kernels.order if order is None else require_integer("order", order, 2)
         if order > kernels.order:
             raise ValueError(
@@ -55,6 +57,11 @@ class DenseHierarchy(AbstractDynamics):
             raise ValueError(
                 f"kernels have shape {ntk} for K(2), and problem has m = {points[0]} "
                 f"points of which n = {points[1]} train: form them on its points."
+            )
+        x, dtype = problem.x_train.dtype, kernels[1].dtype
+        if jnp.issubdtype(x, jnp.floating) and x != dtype:
+            raise ValueError(
+                f"kernels have dtype {dtype} and problem has {x}: cast one of them."
             )
         self.problem = problem.matched_to(jax.eval_shape(lambda f: f[0], kernels[1]))
         self.levels = kernels.tensors[:order]

@@ -1,5 +1,6 @@
 """Dynamics become a solution: diffrax, the window's end, and what a failure says."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -12,7 +13,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._dynamics import AbstractDynamics
-from ._errors import WindowWarning, is_traced, require, require_integer
+from ._errors import (
+    WindowWarning,
+    as_array,
+    is_traced,
+    require,
+    require_instance,
+    require_integer,
+)
 from ._types import Scalar, State
 
 # Outputs this many times their initial scale are a blow-up: nothing later is computed.
@@ -28,6 +36,14 @@ class IntegrateOptions(TypedDict, total=False):
     max_steps: int
     progress_meter: diffrax.AbstractProgressMeter
     throw: bool
+
+
+def check_options(options: IntegrateOptions) -> None:
+    """Nothing, if `integrate` takes them: asked before long work begins."""
+    if unknown := sorted(options.keys() - IntegrateOptions.__annotations__.keys()):
+        known = ", ".join(IntegrateOptions.__annotations__)
+        raise TypeError(f"unknown option {unknown[0]!r}: integrate takes {known}.")
+    require_integer("max_steps", options.get("max_steps", 1), 1)
 
 
 class Solution(eqx.Module):
@@ -50,7 +66,8 @@ class Solution(eqx.Module):
 
     valid_until: Scalar
     """The first time that the predicted loss rises, which gradient flow's never does:
-    past it the truncation has left its window. ∞ if it never rose."""
+    past it the truncation has left its window. ∞ if it never rose. Found between two
+    steps of the solver, so as fine as they are."""
 
     result: diffrax.RESULTS
     """`diffrax.RESULTS`: `successful`, `event_occurred` if the outputs blew up, else
@@ -101,9 +118,10 @@ def integrate(
     `throw`, for a solve that failed inside the window. Under `jax.jit` both come as
     JAX's own run-time errors, with the same words.
     """
-    state = dynamics.initial_state()
-    dtype = jnp.result_type(*jax.tree.leaves(state))
-    times = _check_times(ts, dtype)
+    require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
+    require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
+    dtype = jnp.result_type(*jax.tree.leaves(dynamics.initial_state()))
+    times = check_times(ts, dtype)
     max_steps = require_integer("max_steps", max_steps, 1)
     if stepsize_controller is None:
         rtol, atol = (1e-7, 1e-9) if jnp.finfo(dtype).eps < 1e-10 else (1e-5, 1e-6)
@@ -207,14 +225,15 @@ def _blows_up(dynamics: AbstractDynamics, state: State):
     return event
 
 
-def _check_times(ts: ArrayLike | Sequence[float], dtype: Any) -> Float[Array, " T"]:
-    times = jnp.asarray(ts if isinstance(ts, jax.Array) else np.asarray(ts))
+def check_times(ts: ArrayLike | Sequence[float], dtype: Any) -> Float[Array, " T"]:
+    """`ts` as times that can be solved for, or a `ValueError`."""
+    times = as_array("ts", ts)
+    if times.dtype == jnp.bool_:
+        raise ValueError("ts must hold numbers; got dtype bool.")
     if times.ndim != 1 or times.size == 0:
         raise ValueError(
             f"ts must be a sequence of at least one time; got shape {times.shape}."
         )
-    if not jnp.issubdtype(times.dtype, jnp.number):
-        raise ValueError(f"ts must hold numbers; got dtype {times.dtype}.")
     times = times.astype(dtype)
     times = require(times, jnp.isfinite(times), "ts must be finite: it has NaN or inf.")
     times = require(times, times >= 0, "ts must be at least 0, where training begins.")
@@ -255,5 +274,14 @@ def _warn(label: str, valid_until: Any, successful: Any, last_time: Any) -> None
         "rises there, as no gradient flow's does. Later values are no predictions"
         f"{lost}; see Solution.valid_until.",
         WindowWarning,
-        stacklevel=4,
+        stacklevel=_frames_inside() + 1,
     )
+
+
+def _frames_inside() -> int:
+    """How many frames from here out to the first that is not this package's."""
+    package, depth = __name__.partition(".")[0], 0
+    frame = inspect.currentframe()
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, depth = frame.f_back, depth + 1
+    return depth - 1

@@ -1,6 +1,6 @@
 """The kernels K⁽¹⁾ … K⁽ᵖ⁾ of a network at its parameters: D iterated, in blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,10 @@ class Kernels(eqx.Module):
     def out_shape(self) -> tuple[int, ...]:
         """The shape of one output of the network."""
         return self.tensors[0].shape[1:]
+
+    def __iter__(self) -> Iterator[Float[Array, "m ..."]]:
+        """K⁽¹⁾, K⁽²⁾ and so on."""
+        return iter(self.tensors)
 
     def __getitem__(self, r: int) -> Float[Array, "m ..."]:
         """K⁽ʳ⁾, r = 1 … order."""

@@ -143,6 +143,12 @@ class Loss(AbstractLoss):
 
     fn: Callable[[Array, Array], Array] = eqx.field(static=True)
 
+    def __check_init__(self):
+        if not callable(self.fn):
+            raise ValueError(
+                f"fn must be a function fn(output, target); got {self.fn!r}."
+            )
+
     def pointwise(self, output, target):
         return jnp.asarray(self.fn(output, target))
 
@@ -158,9 +164,10 @@ class Loss(AbstractLoss):
                 f"loss: fn failed for an output of shape {output.shape} and a target "
                 f"of shape {target.shape}: {error}"
             ) from error
-        if getattr(value, "shape", None) != ():
+        if value != jax.ShapeDtypeStruct((), output.dtype):
             raise ValueError(
-                f"loss: fn must return a scalar for one point; it returned {value}."
+                f"loss: fn must return a scalar of dtype {output.dtype} for one point; "
+                f"it returned {value}."
             )
         return targets
 

@@ -1,6 +1,7 @@
 """Networks: a module and its trainable part become f(θ, x)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from ._activation import as_activation
 from ._errors import (
     is_traced,
     require_finite,
+    require_instance,
     require_integer,
     require_name,
     require_scale,
@@ -126,6 +128,8 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "..."]:
         """f(θ, x), of shape `()` or `(out_size,)`."""
+        if x.shape != (in_size := self.weights[0].shape[1:]):
+            raise ValueError(f"x must have shape {in_size}, (in_size,); got {x.shape}.")
         for layer, (weight, bias, activation) in enumerate(self.scales):
             x = weight * (self.weights[layer] @ x)
             if self.biases is not None:
@@ -190,6 +194,12 @@ def parametrize(
     **Raises:** `ValueError` if the network has dropout or state switched on, nothing to
     train, another dtype than the data, or outputs that do not fit inputs or targets.
     """
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    if not callable(network):
+        raise ValueError(
+            f"network must be an eqx.Module of one input, or nth.from_apply(...); got "
+            f"{network!r}."
+        )
     _refuse_randomness_and_state(network)
     try:
         params, frozen = eqx.partition(network, filter_spec)
@@ -226,7 +236,8 @@ def _checked_params(params: Params, problem: Problem) -> Params:
     leaves = jax.tree.leaves(params)
     if not leaves:
         raise ValueError(
-            "network has no trainable array under filter_spec: choose at least one."
+            "network has no trainable array under filter_spec: choose at least one (a "
+            "function and its parameters become a network by nth.from_apply)."
         )
     for leaf in leaves:
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
@@ -243,7 +254,9 @@ def _checked_params(params: Params, problem: Problem) -> Params:
             )
     if is_traced(params):
         return params
-    return jax.tree.map(lambda leaf: require_finite("network", leaf), params)
+    return jax.tree.map(
+        partial(require_finite, "network", cure="draw it anew."), params
+    )
 
 
 def _output_of(

@@ -6,10 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Shaped
 
-from ._errors import require_finite
+from ._errors import as_array, require_finite
 from ._loss import AbstractLoss, SquaredError
 
 
@@ -49,7 +48,7 @@ class Problem(eqx.Module):
                 "Wrap a function of one output and one target in nth.Loss(fn)."
             )
         x_train = _as_points("x_train", x_train)
-        y_train = _as_array("y_train", y_train)
+        y_train = as_array("y_train", y_train)
         x_test = x_train[:0] if x_test is None else _as_points("x_test", x_test)
         if x_train.shape[0] == 0:
             raise ValueError("x_train has no point: give at least one training point.")
@@ -96,23 +95,8 @@ class Problem(eqx.Module):
         return eqx.tree_at(lambda problem: problem.y_train, self, targets)
 
 
-def _as_array(argument: str, value: Any) -> Array:
-    try:
-        array = (
-            value if isinstance(value, jax.Array) else jnp.asarray(np.asarray(value))
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{argument} must be an array of numbers; got {type(value).__name__}: "
-            f"{error}"
-        ) from None
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(f"{argument} must be real; got dtype {array.dtype}.")
-    return array
-
-
 def _as_points(argument: str, value: Any) -> Array:
-    array = _as_array(argument, value)
+    array = as_array(argument, value)
     if array.ndim == 0:
         raise ValueError(
             f"{argument} must have shape (points, *in), one input a row; got a scalar."

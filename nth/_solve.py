@@ -10,7 +10,13 @@ from typing_extensions import Unpack
 from ._errors import require_integer, require_name
 from ._flow import GradientFlow
 from ._hierarchy import DenseHierarchy
-from ._integrate import IntegrateOptions, Solution, integrate
+from ._integrate import (
+    IntegrateOptions,
+    Solution,
+    check_options,
+    check_times,
+    integrate,
+)
 from ._kernels import kernels
 from ._problem import Problem
 
@@ -46,6 +52,8 @@ def solve(
     """
     order = require_integer("order", order, 2)
     require_name("method", method, ("auto", "dense"))
+    check_options(options)
+    check_times(ts, problem.x_train.dtype)
     formed = kernels(network, problem, order, filter_spec=filter_spec)
     return integrate(DenseHierarchy(formed, problem), ts, **options)
 

@@ -142,6 +142,7 @@ def refuse(
         ("--times 1;2", "'--times': '1;2' is not a comma-separated list"),
         ("--activation tahn", "Did you mean 'tanh'?"),
         ("--train 5000", "--train and --test ask for 5003 digits of 1797"),
+        ("--seed -1", "'--seed': -1 is not in the range"),
         ("--train 0", "'--train': 0 is not in the range"),
         ("--test -1", "'--test': -1 is not in the range"),
         ("--dtype float16", "'--dtype': 'float16' is not one of"),
@@ -181,6 +182,26 @@ def test_wrong_file(monkeypatch, capsys, tmp_path: Path, content: bytes) -> None
     file.write_bytes(content)
     line = refuse(monkeypatch, capsys, "--data", file)
     assert f"cannot read {file} as npz" in line
+
+
+def test_damaged_and_single_arrays(monkeypatch, capsys, tmp_path: Path) -> None:
+    whole = save(tmp_path).read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:200] + b"?" * 9 + whole[209:]):
+        file = tmp_path / "damaged.npz"
+        file.write_bytes(content)
+        assert "cannot read" in refuse(monkeypatch, capsys, "--data", file)
+    np.save(tmp_path / "one.npy", np.ones(3))
+    line = refuse(monkeypatch, capsys, "--data", tmp_path / "one.npy")
+    assert "np.savez writes" in line
+
+
+def test_solve_that_fails(monkeypatch, capsys, tmp_path: Path) -> None:
+    arguments = [*TINY, "--until", "1e9", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["nth", *arguments])
+    assert cli() == 1
+    line = capsys.readouterr().err
+    assert line.startswith("nth: the solve of the network failed at t = ")
+    assert line.count("\n") == 1
 
 
 def test_pickles_stay_shut(monkeypatch, capsys, tmp_path: Path) -> None:
