@@ -279,9 +279,8 @@ def _warn(label: str, valid_until: Any, successful: Any, last_time: Any) -> None
 
 
 def _frames_inside() -> int:
-    """How many frames from here out to the first that is not this package's."""
-    package, depth = __name__.partition(".")[0], 0
-    frame = inspect.currentframe()
-    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, depth = frame.f_back, depth + 1
-    return depth - 1
+    """How many frames from the caller's out to the last of this package's."""
+    package = __name__.partition(".")[0]
+    frames = [info.frame for info in inspect.stack(context=0)[1:]]
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return len(names) - names[::-1].index(package)
