@@ -20,10 +20,16 @@ from ._network import MLP as MLP, from_apply as from_apply
 from ._kernels import Kernels as Kernels, kernels as kernels
 from ._dynamics import AbstractDynamics as AbstractDynamics
 from ._hierarchy import DenseHierarchy as DenseHierarchy
+from ._matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
 from ._flow import GradientFlow as GradientFlow
 from ._errors import WindowWarning as WindowWarning
-from ._integrate import Solution as Solution, integrate as integrate
-from ._solve import gradient_flow as gradient_flow, solve as solve
+from ._solution import Solution as Solution
+from ._integrate import integrate as integrate
+from ._solve import (
+    cheaper_method as cheaper_method,
+    gradient_flow as gradient_flow,
+    solve as solve,
+)
 from ._compare import Comparison as Comparison, compare as compare
 
 __version__ = _version("nth")

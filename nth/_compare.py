@@ -11,18 +11,16 @@ from tabulate import tabulate
 from typing_extensions import Unpack
 
 from ._errors import as_array, require_finite, require_integer, require_name
-from ._hierarchy import DenseHierarchy
 from ._integrate import (
     IntegrateOptions,
-    Solution,
     check_options,
     check_times,
     integrate,
 )
-from ._kernels import kernels
 from ._loss import SoftmaxCrossEntropy
 from ._problem import Problem
-from ._solve import gradient_flow
+from ._solution import Solution
+from ._solve import Method, gradient_flow, hierarchies
 
 if TYPE_CHECKING:
     import xarray
@@ -142,7 +140,7 @@ def compare(
     orders: Sequence[int] = (2, 3, 4),
     *,
     y_test: Any = None,
-    method: Literal["auto", "dense"] = "auto",
+    method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
     **options: Unpack[IntegrateOptions],
 ) -> Comparison:
@@ -152,7 +150,8 @@ def compare(
 
     - `network`, `problem`, `ts`, `method`, `filter_spec`, `options`: as for
         [`nth.solve`][].
-    - `orders`: the levels p, each at least 2. The kernels are formed once.
+    - `orders`: the levels p, each at least 2. Kernels are formed once for all levels
+        that are solved in their dense form.
     - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
 
     **Returns:** [`nth.Comparison`][].
@@ -160,15 +159,12 @@ def compare(
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
     levels = _check_orders(orders)
-    require_name("method", method, ("auto", "dense"))
     check_options(options)
     check_times(ts, problem.x_train.dtype)
     known = None if y_test is None else _check_y_test(y_test, problem)
-    formed = kernels(network, problem, max(levels), filter_spec=filter_spec)
+    hierarchy = hierarchies(network, problem, levels, method, filter_spec)
     truth = gradient_flow(network, problem, ts, filter_spec=filter_spec, **options)
-    solutions = {
-        p: integrate(DenseHierarchy(formed, problem, p), ts, **options) for p in levels
-    }
+    solutions = {p: integrate(hierarchy[p], ts, **options) for p in levels}
     return Comparison(truth, solutions, problem, known)
 
 

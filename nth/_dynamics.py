@@ -23,6 +23,9 @@ class AbstractDynamics(eqx.Module):
     label: eqx.AbstractVar[str]
     """What a message or a legend calls it."""
 
+    method: ClassVar[str] = "custom"
+    """How it predicts, as `Solution.stats` has it."""
+
     truncated: ClassVar[bool]
     """Whether it holds inside a window only, so that `valid_until` is looked for."""
 

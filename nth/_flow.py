@@ -26,6 +26,7 @@ class GradientFlow(AbstractDynamics):
     apply: OutputFunction
     params: Params
     label: str = eqx.field(static=True)
+    method: ClassVar[str] = "gradient flow"
     truncated: ClassVar[bool] = False
 
     def __init__(

@@ -40,6 +40,7 @@ class DenseHierarchy(AbstractDynamics):
     problem: Problem
     levels: Levels
     label: str = eqx.field(static=True)
+    method: ClassVar[str] = "dense"
     truncated: ClassVar[bool] = True
 
     def __init__(self, kernels: Kernels, problem: Problem, order: int | None = None):

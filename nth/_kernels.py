@@ -7,12 +7,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import psutil
 from jaxtyping import Array, Float, PyTree, Shaped
 from tqdm.auto import tqdm
 
 from ._errors import is_traced, require_integer
 from ._lift import along, lift, slot_gradient
+from ._memory import activation_bytes, available_bytes, parameter_bytes
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._types import Params
@@ -151,30 +151,24 @@ def _split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
 def _directions_at_once(
     apply: OutputFunction, params: Params, x: Shaped[Array, "m *in"], order: int
 ) -> int:
-    """How many directions keep within `_BLOCK_BYTES`: each holds its parameters and
-    activations, and each further derivative doubles them."""
-
-    def residuals(params):
-        return jax.vjp(partial(apply.over, xs=x), params)[1]
-
-    held = eqx.filter_eval_shape(residuals, params)
-    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
-    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * max(one, 1)))
+    """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
+    activations of its own, and each further derivative doubles them."""
+    one = parameter_bytes(params) + len(x) * activation_bytes(apply, params, x[0])
+    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))
 
 
 def _refuse_if_too_large(rows: int, n_slots: int, order: int, itemsize: int) -> None:
-    needed = sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize
-    available = _available_bytes()
+    needed = kernel_bytes(rows, n_slots, order, itemsize)
+    available = available_bytes()
     if needed > available:
         raise ValueError(
             f"order: kernels up to r = {order} on {rows} x {n_slots} slots take "
             f"{needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are "
-            "available. Use fewer training points, a lower order, or float32."
+            'available. Use method="matrix-free", fewer training points, a lower '
+            "order, or float32."
         )
 
 
-def _available_bytes() -> int:
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:
+    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, of `rows` slots in the first place, `n_slots` in others."""
+    return sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize

@@ -4,21 +4,32 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
+from ._dynamics import AbstractDynamics
 from ._errors import require_integer, require_name
 from ._flow import GradientFlow
 from ._hierarchy import DenseHierarchy
 from ._integrate import (
     IntegrateOptions,
-    Solution,
     check_options,
     check_times,
     integrate,
 )
-from ._kernels import kernels
+from ._kernels import kernel_bytes, kernels
+from ._matrix_free import MatrixFreeHierarchy
+from ._memory import available_bytes
+from ._network import parametrize
 from ._problem import Problem
+from ._solution import Solution
+
+Method = Literal["auto", "dense", "matrix-free"]
+METHODS: tuple[Method, ...] = ("auto", "dense", "matrix-free")
+
+# Evaluations of the vector field in a solve, of which the matrix-free form pays each.
+_EVALUATIONS = 400
 
 
 def solve(
@@ -27,7 +38,7 @@ def solve(
     ts: ArrayLike | Sequence[float],
     *,
     order: int,
-    method: Literal["auto", "dense"] = "auto",
+    method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
     **options: Unpack[IntegrateOptions],
 ) -> Solution:
@@ -42,7 +53,9 @@ def solve(
     - `order`: the level p ≥ 2; p = 2 is the constant NTK. p = 4 is the first level that
         holds every O(1/width) term; p = 3 holds half of them.
     - `method`: `"dense"` forms the kernels K⁽¹⁾ … K⁽ᵖ⁾, of m·n^{p−1} numbers for a
-        scalar network, and solves [`nth.DenseHierarchy`][]; `"auto"` chooses it.
+        scalar network, and solves [`nth.DenseHierarchy`][]; `"matrix-free"` solves
+        [`nth.MatrixFreeHierarchy`][]; `"auto"` takes the cheaper, by
+        [`nth.cheaper_method`][]. `Solution.stats["method"]` says which.
     - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
     - `options`: those of [`nth.integrate`][].
 
@@ -50,12 +63,68 @@ def solve(
 
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
-    order = require_integer("order", order, 2)
-    require_name("method", method, ("auto", "dense"))
+    require_integer("order", order, 2)
     check_options(options)
     check_times(ts, problem.x_train.dtype)
-    formed = kernels(network, problem, order, filter_spec=filter_spec)
-    return integrate(DenseHierarchy(formed, problem), ts, **options)
+    levels = hierarchies(network, problem, [order], method, filter_spec)
+    return integrate(levels[order], ts, **options)
+
+
+def hierarchies(
+    network: Callable[..., Any],
+    problem: Problem,
+    orders: Sequence[int],
+    method: Method,
+    filter_spec: PyTree,
+) -> dict[int, AbstractDynamics]:
+    """The hierarchy at each of `orders`, kernels formed once for all that are dense."""
+    require_name("method", method, METHODS)
+    methods = {
+        p: cheaper_method(network, problem, p, filter_spec=filter_spec)
+        if method == "auto"
+        else method
+        for p in orders
+    }
+    dense = [p for p in orders if methods[p] == "dense"]
+    levels: dict[int, AbstractDynamics] = {}
+    if dense:
+        formed = kernels(network, problem, max(dense), filter_spec=filter_spec)
+        levels = {p: DenseHierarchy(formed, problem, p) for p in dense}
+    for p in orders:
+        if p not in levels:
+            levels[p] = MatrixFreeHierarchy(
+                network, problem, p, filter_spec=filter_spec
+            )
+    return levels
+
+
+def cheaper_method(
+    network: Callable[..., Any],
+    problem: Problem,
+    order: int,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+) -> Literal["dense", "matrix-free"]:
+    """Which form of the level-p hierarchy costs less, by counting multiplications.
+
+    With P parameters, m points of which n train, and C outputs, forming K⁽ᵖ⁾ takes
+    about 2^p P for each of its m·C·(n·C)^{p−1} entries. A matrix-free solve takes about
+    400 evaluations, each of c_p gradients of 6 n P, with c_p = (3p² − p − 2)/6 by
+    counting matrix products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), and a third more
+    for what is constant and computed again. `"dense"` is the answer if it takes fewer,
+    and if its kernels fit into a quarter of the memory.
+    """
+    order = require_integer("order", order, 2)
+    apply, params, problem = parametrize(network, problem, filter_spec)
+    output = jax.eval_shape(apply, params, problem.x_train[0])
+    n = problem.n_train
+    slots, rows = n * output.size, (n + problem.n_test) * output.size
+    forming = 2**order * rows * slots ** (order - 1)
+    gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
+    solving = _EVALUATIONS * gradients * 6 * n
+    itemsize = output.dtype.itemsize
+    fits = kernel_bytes(rows, slots, order, itemsize) < available_bytes() / 4
+    return "dense" if forming < solving and fits else "matrix-free"
 
 
 def gradient_flow(

@@ -15,11 +15,17 @@ ROWS = [
     "_problem",
     "_activation",
     "_network",
+    "_memory",
     "_lift",
     "_kernels",
+    "_taylor",
     "_dynamics",
     "_hierarchy",
+    "_matrix_free",
     "_flow",
+    "_window",
+    "_solution",
+    "_checkpoint",
     "_integrate",
     "_solve",
     "_compare",
@@ -84,7 +90,8 @@ def test_optional_dependencies_are_not_imported_by_the_library():
 def test_public_names_are_the_contract():
     """Section 5 of the design, to the letter."""
     names = (
-        "Problem MLP from_apply kernels Kernels DenseHierarchy GradientFlow integrate "
+        "Problem MLP from_apply kernels Kernels DenseHierarchy MatrixFreeHierarchy "
+        "GradientFlow integrate "
         "Solution solve gradient_flow compare Comparison SquaredError "
         "SoftmaxCrossEntropy LogisticLoss Loss softplus"
     )

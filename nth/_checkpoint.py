@@ -1,0 +1,80 @@
+"""Checkpoints of long solves: one file, replaced atomically, refused if foreign.
+
+The file is an npz archive, whose parts carry checksums. Beside the arrays it holds a
+fingerprint of what was solved: network, points, targets, times and options.
+"""
+
+import hashlib
+import os
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of pytrees: structure, and the dtype, shape and bytes of each array."""
+    digest = hashlib.sha256()
+    leaves, tree = jax.tree.flatten(parts)
+    # Functions print with their address, which another process does not share.
+    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(tree)).encode())
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            array = np.asarray(leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        else:
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """The file of one solve."""
+
+    def __init__(self, path: str | os.PathLike[str], identity: str):
+        self.path = Path(path)
+        self.identity = identity
+        if not self.path.parent.is_dir():
+            raise ValueError(f"checkpoint: there is no folder {self.path.parent}.")
+
+    def read(self, like: PyTree) -> PyTree | None:
+        """What was written last, in the structure of `like`; `None` if nothing was.
+
+        **Raises:** `ValueError` for a damaged file or one of another solve; neither is
+        ever overwritten.
+        """
+        if not self.path.exists():
+            return None
+        leaves, tree = jax.tree.flatten(like)
+        try:
+            with zipfile.ZipFile(self.path):
+                file = np.load(self.path, allow_pickle=False)
+            identity = str(file["identity"])
+            found = [file[f"leaf_{i}"] for i in range(len(file.files) - 1)]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"checkpoint: {self.path} is damaged, or no checkpoint of nth's "
+                f"({error}). It was left as it is: move it away to begin anew."
+            ) from None
+        if identity != self.identity or len(found) != len(leaves):
+            raise ValueError(
+                f"checkpoint: {self.path} belongs to another solve: its network, "
+                "points, targets, times, order or options differ. It was left as it "
+                "is: give another path, or move it away."
+            )
+        return jax.tree.unflatten(tree, found)
+
+    def write(self, tree: PyTree) -> None:
+        """Put `tree` in the file's place: whole, or not at all."""
+        arrays = {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        with open(partial, "wb") as file:
+            np.savez(file, identity=self.identity, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)

@@ -1,0 +1,188 @@
+"""The level-p hierarchy with no n^p tensor: a series in ε for the parameters."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
+
+from ._dynamics import AbstractDynamics
+from ._errors import as_array, require_finite, require_integer
+from ._memory import activation_bytes
+from ._network import OutputFunction, parametrize
+from ._problem import Problem
+from ._taylor import Coefficients, best_coefficients
+from ._types import Params, Scalar
+
+# What one block of points may hold by default: near the size of a processor's cache,
+# or, on an accelerator, enough to fill it.
+_BLOCK_BYTES = {"cpu": 2**25}
+_BLOCK_BYTES_ELSEWHERE = 2**30
+
+Steps = tuple[Params, ...]
+
+
+class MatrixFreeHierarchy(AbstractDynamics):
+    """The truncated hierarchy as a series in ε, at the price of a few gradients.
+
+    Give each application of the operator D a weight ε: θ_ε = θ₀ + Σ_k ε^k u_k solves
+    dθ/dt = −ε J(θ)ᵀ g. With [·]_k the coefficient of ε^k,
+
+        du_k/dt = −[J(θ_ε)ᵀ g]_{k−1},   u_k(0) = 0,   k = 1 … p−1,
+        f̃ = Σ_{k=0}^{p−1} [f(θ_ε)]_k,    g = ∂L/∂f at f̃ on the training points,
+
+    and f̃ is the solution of [`nth.DenseHierarchy`][] at the same level, exactly: it is
+    the Chen–Fliess series of gradient flow, cut at words of length p − 1.
+
+    The state is (u_1, …, u_{p−1}): p − 1 copies of the parameters. An evaluation costs
+    a few gradients of the loss, in time linear in n, in memory of one block of points.
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
+    - `order`: the level p ≥ 2.
+    - `block_size`: how many points to work on at once; if left out, as many as hold
+        about 32 MiB on a CPU, 1 GiB elsewhere. With points sharded over several
+        devices, give a multiple of their number.
+
+    **Raises:** `ValueError` for an order below 2 or a network that does not fit.
+    """
+
+    problem: Problem
+    apply: OutputFunction
+    params: Params
+    order: int = eqx.field(static=True)
+    block_size: int = eqx.field(static=True)
+    coefficients: Coefficients = eqx.field(static=True)
+    label: str = eqx.field(static=True)
+    method: ClassVar[str] = "matrix-free"
+    truncated: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        problem: Problem,
+        order: int,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        block_size: int | None = None,
+    ):
+        self.order = require_integer("order", order, 2)
+        self.apply, self.params, self.problem = parametrize(
+            network, problem, filter_spec
+        )
+        if block_size is None:
+            block_size = _default_block(self.apply, self.params, problem, order)
+        self.block_size = require_integer("block_size", block_size, 1)
+        self.coefficients = best_coefficients(
+            lambda params: self.apply.over(params, problem.x_train[:1]), self.params
+        )
+        self.label = f"level-{order} hierarchy"
+
+    def initial_state(self) -> Steps:
+        zeros = jax.tree.map(jnp.zeros_like, self.params)
+        return (zeros,) * (self.order - 1)
+
+    def vector_field(self, t: Scalar, state: Steps, args: Any) -> Steps:
+        x, y, n = self.problem.x_train, self.problem.y_train, self.problem.n_train
+
+        def add(total: Steps, block: Any) -> tuple[Steps, None]:
+            part = self._pull_back(state, *block)
+            return jax.tree.map(jnp.subtract, total, part), None
+
+        blocks = (self._blocks(x), self._blocks(y), self._blocks(jnp.arange(n) < n))
+        zeros = jax.tree.map(jnp.zeros_like, state)
+        if len(blocks[0]) == 1:
+            return add(zeros, jax.tree.map(lambda leaf: leaf[0], blocks))[0]
+        return jax.lax.scan(add, zeros, blocks)[0]
+
+    def outputs(self, state: Steps) -> Float[Array, "m *out"]:
+        return self._outputs(state, self.problem.x)
+
+    def predict(
+        self, state: Steps, x_new: Shaped[Array, "points *in"]
+    ) -> Float[Array, "points *out"]:
+        """f̃ on points that need not be of the problem: Σ_k [f(θ_ε, x)]_k.
+
+        `state` is that of a solution, `Solution.state`, and `x_new` has shape
+        `(points, *in)`.
+        """
+        x_new = require_finite("x_new", as_array("x_new", x_new))
+        expected = self.problem.x_train
+        if x_new.shape[1:] != expected.shape[1:] or x_new.dtype != expected.dtype:
+            raise ValueError(
+                f"x_new has shape {x_new.shape} and dtype {x_new.dtype}: it must hold "
+                f"inputs of shape {expected.shape[1:]} and dtype {expected.dtype}."
+            )
+        return self._outputs(state, x_new)
+
+    def error_norm(self, scaled: Steps) -> Scalar:
+        squares = [
+            sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)) for step in scaled
+        ]
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return jnp.sqrt(jnp.max(jnp.stack(squares)) / size)
+
+    def _pull_back(
+        self,
+        state: Steps,
+        x: Shaped[Array, "b *in"],
+        y: Shaped[Array, "b ..."],
+        counted: Bool[Array, " b"],
+    ) -> Steps:
+        """[J(θ_ε)ᵀ g]_0, …, [J(θ_ε)ᵀ g]_{p−2} of one block, by one reverse pass.
+
+        For ∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}: the pull-back of g through the single
+        coefficient k = p − 2 holds all of them. The highest, k = p − 1, is needed for f̃
+        alone, and is not differentiated.
+        """
+        *lower, last = state
+
+        def series(base: Params, lower: list[Params]) -> tuple[Array, Array]:
+            terms = self.coefficients(
+                lambda params: self.apply.over(params, x), base, [*lower, last]
+            )
+            return terms[-2], sum(terms[1:], terms[0])
+
+        _, pull, outputs = jax.vjp(series, self.params, lower, has_aux=True)
+        g = self.problem.loss.gradient(outputs, y) * (len(x) / self.problem.n_train)
+        counted = jnp.expand_dims(counted, range(1, g.ndim))
+        base, lower = pull(jnp.where(counted, g, 0))
+        return (*reversed(lower), base)
+
+    def _outputs(
+        self, state: Steps, x: Shaped[Array, "points *in"]
+    ) -> Float[Array, "points *out"]:
+        def block(x: Shaped[Array, "b *in"]) -> Float[Array, "b *out"]:
+            terms = self.coefficients(
+                lambda params: self.apply.over(params, x), self.params, state
+            )
+            return sum(terms[1:], terms[0])
+
+        if len(x) <= self.block_size:
+            return block(x)
+        outputs = jnp.moveaxis(jax.lax.map(block, self._blocks(x)), 0, 1)
+        return outputs.reshape(-1, *outputs.shape[2:])[: len(x)]
+
+    def _blocks(self, rows: Shaped[Array, "rows ..."]) -> Shaped[Array, "k b ..."]:
+        """Rows in blocks, the last filled up with copies of the last row.
+
+        A block takes every k-th row: rows sharded over devices are so in each block.
+        """
+        size = min(self.block_size, len(rows))
+        count = -(-len(rows) // size)
+        spare = count * size - len(rows)
+        filled = jnp.pad(rows, [(0, spare)] + [(0, 0)] * (rows.ndim - 1), "edge")
+        return jnp.moveaxis(filled.reshape(size, count, *rows.shape[1:]), 0, 1)
+
+
+def _default_block(
+    apply: OutputFunction, params: Params, problem: Problem, order: int
+) -> int:
+    """Points to a block, the blocks of the training points all about as large."""
+    budget = _BLOCK_BYTES.get(jax.default_backend(), _BLOCK_BYTES_ELSEWHERE)
+    one = activation_bytes(apply, params, problem.x_train[0])
+    most = max(1, budget // (2 * order * one))
+    return -(-problem.n_train // -(-problem.n_train // most))

@@ -1,0 +1,55 @@
+"""What a solve hands back."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from ._types import Scalar, State
+
+
+class Solution(eqx.Module):
+    """Outputs over time, on training and test points.
+
+    Values at times that the solver did not reach are NaN.
+    """
+
+    ts: Float[Array, " T"]
+    """The requested times."""
+
+    train: Float[Array, "T n *out"]
+    """Outputs on the training points."""
+
+    test: Float[Array, "T q *out"]
+    """Outputs on the test points; q = 0 if the problem has none."""
+
+    loss: Float[Array, " T"]
+    """The training loss L of those outputs."""
+
+    valid_until: Scalar
+    """The first time that the predicted loss rises, which gradient flow's never does:
+    past it the truncation has left its window. ∞ if it never rose. Found between two
+    steps of the solver, so as fine as they are."""
+
+    result: Any
+    """A `diffrax.RESULTS`: `successful`, or the cause of failure."""
+
+    state: State
+    """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] what its
+    `predict` takes, for [`nth.GradientFlow`][] the trained parameters."""
+
+    counts: dict[str, Array]
+    """The numbers in `stats`."""
+
+    label: str = eqx.field(static=True)
+    """What was solved: `"level-3 hierarchy"`, `"network"`."""
+
+    method: str = eqx.field(static=True)
+    """How: `"dense"`, `"matrix-free"`, `"gradient flow"`."""
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """`method`; `num_steps`, `num_accepted_steps` and `num_rejected_steps`;
+        `num_evaluations` of the vector field, where the solver's number of stages is
+        known; `last_time`, the time that the solver reached."""
+        return {"method": self.method, **self.counts}

@@ -1,0 +1,93 @@
+"""Taylor coefficients in ε of a function along θ_ε = θ₀ + Σ_k ε^k u_k.
+
+`by_jet` is Taylor arithmetic, `jax.experimental.jet`: about K²/2 products in place of
+each one. It is taken wherever it is exact: where it has a rule for every primitive, and
+none has a derivative of its own (`custom_jvp`), which it would pass over. Elsewhere
+`by_jvp` nests `jvp`, which knows every function that has derivatives at all, and costs
+more as K grows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._types import Params
+
+try:
+    from jax.experimental.jet import jet
+except ImportError:  # an experimental module may go: nested jvp does all of it
+    jet = None
+
+Function = Callable[[Params], Float[Array, "..."]]
+Coefficients = Callable[[Function, Params, Sequence[Params]], list[Float[Array, "..."]]]
+
+
+def by_jet(
+    function: Function, base: Params, steps: Sequence[Params]
+) -> list[Float[Array, "..."]]:
+    """[f(θ_ε)]_0, …, [f(θ_ε)]_K for θ₀ = `base` and u_1 … u_K = `steps`."""
+    if jet is None:
+        raise NotImplementedError("this JAX has no jax.experimental.jet")
+    leaves, tree = jax.tree.flatten(base)
+    series = list(zip(*(jax.tree.leaves(step) for step in steps), strict=True))
+
+    def flat(*leaves: Array) -> Float[Array, "..."]:
+        return function(jax.tree.unflatten(tree, leaves))
+
+    first, rest = jet(flat, leaves, series, factorial_scaled=False)
+    return [first, *rest]
+
+
+def by_jvp(
+    function: Function, base: Params, steps: Sequence[Params]
+) -> list[Float[Array, "..."]]:
+    """The same, as derivatives in ε at 0 over k!; XLA shares what nesting repeats."""
+
+    def along(eps: Float[Array, ""]) -> tuple[Float[Array, "..."], ...]:
+        def point(leaf: Array, *terms: Array) -> Array:
+            total = terms[-1]
+            for term in terms[-2::-1]:
+                total = term + eps * total
+            return leaf + eps * total
+
+        return (function(jax.tree.map(point, base, *steps)),)
+
+    for _ in steps:
+        along = _with_slope(along)
+    derivatives = along(jnp.zeros((), jax.tree.leaves(base)[0].dtype))
+    return [value / math.factorial(k) for k, value in enumerate(derivatives)]
+
+
+def _with_slope(curve: Callable[..., Any]) -> Callable[..., Any]:
+    def more(eps: Float[Array, ""]) -> tuple[Float[Array, "..."], ...]:
+        values, slopes = jax.jvp(curve, (eps,), (jnp.ones_like(eps),))
+        return (*values, slopes[-1])
+
+    return more
+
+
+def best_coefficients(function: Function, base: Params) -> Coefficients:
+    """`by_jet` where it is exact for `function`, else `by_jvp`."""
+    names = set(_primitives(jax.make_jaxpr(function)(base)))
+    if any(name.startswith("custom_") for name in names):
+        return by_jvp
+    try:
+        jax.eval_shape(lambda *u: by_jet(function, base, u), base, base)
+    except Exception:  # a missing rule is a KeyError, an unfinished one anything
+        return by_jvp
+    return by_jet
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """The names of the primitives of a jaxpr, those of its parts included."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for part in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            if hasattr(part, "eqns"):
+                yield from _primitives(part)

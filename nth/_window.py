@@ -1,0 +1,64 @@
+"""The window in which a truncation holds: where it ends, and saying so.
+
+Under gradient flow the training loss never rises. So the first time that the predicted
+loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window.
+"""
+
+import inspect
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._dynamics import AbstractDynamics
+from ._errors import WindowWarning
+from ._types import Scalar, State
+
+
+def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
+    """⟨g, df̃/dt⟩ over ‖g‖‖df̃/dt‖: above zero where the predicted loss rises."""
+    if not dynamics.truncated:
+        return jnp.zeros_like(t)
+    g, velocity = dynamics.output_rates(t, state)
+    size = jnp.linalg.norm(g.ravel()) * jnp.linalg.norm(velocity.ravel())
+    safe = jnp.where(size > 0, size, 1)
+    return jnp.where(size > 0, jnp.vdot(g, velocity) / safe, 0)
+
+
+def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
+    """When `rates` first passes zero, by a line through the two steps around it."""
+    # A rate that is zero but for rounding, as at a perfect fit, is not a rise.
+    rises = jnp.isfinite(ts) & (rates > jnp.finfo(rates.dtype).eps ** 0.5)
+    after = jnp.argmax(rises)
+    before = jnp.maximum(after - 1, 0)
+    below = jnp.minimum(rates[before], 0)
+    rise = rates[after] - below
+    share = jnp.where(rises[after], -below / jnp.where(rise > 0, rise, 1), 0)
+    first = ts[before] + share * (ts[after] - ts[before])
+    return jnp.where(rises[after], first, jnp.inf)
+
+
+def warn_of_window(
+    label: str, valid_until: Any, successful: Any, last_time: Any
+) -> None:
+    """One warning at the user's line, if the window was left."""
+    if np.isinf(valid_until):
+        return
+    lost = "" if successful else f", and from t = {last_time:.4g} on they are NaN"
+    warnings.warn(
+        f"the {label} left its window at t = {valid_until:.4g}: its predicted loss "
+        "rises there, as no gradient flow's does. Later values are no predictions"
+        f"{lost}; see Solution.valid_until.",
+        WindowWarning,
+        stacklevel=_frames_inside() + 1,
+    )
+
+
+def _frames_inside() -> int:
+    """How many frames from the caller's out to the last of this package's."""
+    package = __name__.partition(".")[0]
+    frames = [info.frame for info in inspect.stack(context=0)[1:]]
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return len(names) - names[::-1].index(package)
