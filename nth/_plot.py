@@ -61,10 +61,13 @@ def _plot_loss(axis: Any, comparison: "Comparison") -> None:
     )
     for p, solution, colour in _levels(comparison):
         axis.plot(ts, solution.loss, color=colour, lw=1.2, label=f"$p = {p}$")
-    axis.set_yscale("log")
     axis.set_title("training loss")
     truth = np.asarray(comparison.truth.loss)
-    axis.set_ylim(max(truth.min() / 3, 1e-12), 3 * truth.max())
+    if truth.max() > 10 * truth.min() > 0:
+        axis.set_yscale("log")
+        axis.set_ylim(truth.min() / 2, 2 * truth.max())
+    else:
+        axis.set_ylim(0, 1.2 * truth.max())
 
 
 def _plot_error(axis: Any, comparison: "Comparison", kind: "Points") -> None:
