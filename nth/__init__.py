@@ -16,7 +16,8 @@ from ._loss import (
 )
 from ._problem import Problem as Problem
 from ._activation import softplus as softplus
-from ._network import MLP as MLP, from_apply as from_apply
+from ._mlp import MLP as MLP
+from ._network import from_apply as from_apply
 from ._kernels import Kernels as Kernels, kernels as kernels
 from ._dynamics import AbstractDynamics as AbstractDynamics
 from ._hierarchy import DenseHierarchy as DenseHierarchy

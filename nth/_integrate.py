@@ -167,13 +167,6 @@ def _solve(
     how: tuple[Any, ...],
 ) -> _Piece:
     solver, controller, adjoint, max_steps, meter = how
-    saves = {
-        "outputs": diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: dynamics.outputs(y)),
-        "rates": diffrax.SubSaveAt(
-            t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
-        ),
-        "state": diffrax.SubSaveAt(t1=True),
-    }
     solved = diffrax.diffeqsolve(
         diffrax.ODETerm(dynamics.vector_field),  # pyright: ignore[reportArgumentType]
         solver,
@@ -181,7 +174,7 @@ def _solve(
         t1=ts[-1],
         dt0=None,
         y0=state,
-        saveat=diffrax.SaveAt(subs=saves),
+        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts)),
         stepsize_controller=controller,
         adjoint=adjoint,
         max_steps=max_steps,
@@ -201,6 +194,19 @@ def _solve(
         state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
         result=solved.result,
     )
+
+
+def _saves(
+    dynamics: AbstractDynamics, ts: Float[Array, " T"]
+) -> dict[str, diffrax.SubSaveAt]:
+    """Outputs when asked for, the loss's rate at every step, the state at the end."""
+    return {
+        "outputs": diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: dynamics.outputs(y)),
+        "rates": diffrax.SubSaveAt(
+            t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
+        ),
+        "state": diffrax.SubSaveAt(t1=True),
+    }
 
 
 def _counts(

@@ -29,7 +29,7 @@ Method = Literal["auto", "dense", "matrix-free"]
 METHODS: tuple[Method, ...] = ("auto", "dense", "matrix-free")
 
 # Evaluations of the vector field in a solve, of which the matrix-free form pays each.
-_EVALUATIONS = 400
+_EVALUATIONS = 300
 
 
 def solve(
@@ -108,18 +108,19 @@ def cheaper_method(
     """Which form of the level-p hierarchy costs less, by counting multiplications.
 
     With P parameters, m points of which n train, and C outputs, forming K⁽ᵖ⁾ takes
-    about 2^p P for each of its m·C·(n·C)^{p−1} entries. A matrix-free solve takes about
-    400 evaluations, each of c_p gradients of 6 n P, with c_p = (3p² − p − 2)/6 by
-    counting matrix products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), and a third more
-    for what is constant and computed again. `"dense"` is the answer if it takes fewer,
-    and if its kernels fit into a quarter of the memory.
+    2^p P for each of its m·C·(n·C)^{p−1} entries, at about half the speed of matrix
+    products, so it is counted twice. A matrix-free solve takes about 300 evaluations,
+    each of c_p gradients of 6 n P, with c_p = (3p² − p − 2)/6 by counting matrix
+    products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), and a third more for what is
+    constant and computed again. `"dense"` is the answer if it takes fewer, and if its
+    kernels fit into a quarter of the memory. `benchmarks/cheaper_method.py` checks it.
     """
     order = require_integer("order", order, 2)
     apply, params, problem = parametrize(network, problem, filter_spec)
     output = jax.eval_shape(apply, params, problem.x_train[0])
     n = problem.n_train
     slots, rows = n * output.size, (n + problem.n_test) * output.size
-    forming = 2**order * rows * slots ** (order - 1)
+    forming = 2 ** (order + 1) * rows * slots ** (order - 1)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
     solving = _EVALUATIONS * gradients * 6 * n
     itemsize = output.dtype.itemsize

@@ -14,6 +14,7 @@ ROWS = [
     "_loss",
     "_problem",
     "_activation",
+    "_mlp",
     "_network",
     "_memory",
     "_lift",

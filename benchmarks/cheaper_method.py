@@ -1,0 +1,52 @@
+"""Does `nth.cheaper_method` choose the form that is really faster?
+
+    python benchmarks/cheaper_method.py [--small]
+
+For several numbers of points and levels, the time of a whole solve (kernels formed,
+then integrated to t = 50) in both forms, after compilation, and which one
+`method="auto"` takes. The last column is its time over that of the faster form.
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from matrix_free import network_of, problem_of
+
+import nth
+
+SMALL = "--small" in sys.argv
+CASES = ((8, 2), (256, 2), (1024, 2), (8, 3), (24, 3), (64, 3), (4, 4), (8, 4), (16, 4))
+
+
+def seconds(network, problem, order, method):
+    taken = []
+    for _ in range(2):  # the first compiles
+        start = time.perf_counter()
+        solution = nth.solve(network, problem, [50.0], order=order, method=method)
+        jax.block_until_ready(solution.train)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def main():
+    width, cases = (16, CASES[:1]) if SMALL else (256, CASES)
+    network = network_of(width, jnp.float64)
+    print("    n  p    dense  matrix-free  auto           time over the faster")
+    for n, order in cases:
+        problem = problem_of(n, jnp.float64)
+        both = {
+            method: seconds(network, problem, order, method)
+            for method in ("dense", "matrix-free")
+        }
+        chosen = nth.cheaper_method(network, problem, order)
+        dense, free = both["dense"], both["matrix-free"]
+        print(
+            f"{n:5d}  {order}  {dense:5.2f} s      {free:5.2f} s  {chosen:13s}  "
+            f"{both[chosen] / min(dense, free):.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
