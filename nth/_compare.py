@@ -1,6 +1,7 @@
 """Levels beside the truth: errors over time, as a table, a figure, a data set."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -10,11 +11,16 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from tabulate import tabulate
 from typing_extensions import Unpack
 
-from ._errors import as_array, require_finite, require_integer, require_name
+from ._errors import (
+    as_array,
+    require_finite,
+    require_integer,
+    require_name,
+    require_times,
+)
 from ._integrate import (
     IntegrateOptions,
     check_options,
-    check_times,
     integrate,
 )
 from ._loss import SoftmaxCrossEntropy
@@ -149,7 +155,8 @@ def compare(
     **Arguments:**
 
     - `network`, `problem`, `ts`, `method`, `filter_spec`, `options`: as for
-        [`nth.solve`][].
+        [`nth.solve`][]; from `checkpoint="run.npz"` each model has a file of its own,
+        `run-truth.npz`, `run-p2.npz` and so on.
     - `orders`: the levels p, each at least 2. Kernels are formed once for all levels
         that are solved in their dense form.
     - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
@@ -160,12 +167,25 @@ def compare(
     """
     levels = _check_orders(orders)
     check_options(options)
-    check_times(ts, problem.x_train.dtype)
+    require_times(ts, problem.x_train.dtype)
     known = None if y_test is None else _check_y_test(y_test, problem)
     hierarchy = hierarchies(network, problem, levels, method, filter_spec)
-    truth = gradient_flow(network, problem, ts, filter_spec=filter_spec, **options)
-    solutions = {p: integrate(hierarchy[p], ts, **options) for p in levels}
+    truth = gradient_flow(
+        network, problem, ts, filter_spec=filter_spec, **_own_file(options, "truth")
+    )
+    solutions = {
+        p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
+    }
     return Comparison(truth, solutions, problem, known)
+
+
+def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
+    """`options` with a checkpoint of this model's own: run.npz, run-p2.npz."""
+    path = options.get("checkpoint")
+    if path is None:
+        return options
+    path = Path(path)
+    return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
 
 
 def _check_orders(orders: Sequence[int]) -> list[int]:

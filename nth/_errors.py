@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 Name = TypeVar("Name", bound=str)
 
@@ -29,7 +29,7 @@ def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
     """`array` where every `ok` holds, else an error: now, or at run time if traced."""
     if is_traced(ok):
         return eqx.error_if(array, ~ok, message)
-    if not np.all(np.asarray(ok)):
+    if not bool(jnp.all(ok)):  # one number, which every process of several can read
         raise ValueError(message)
     return array
 
@@ -68,6 +68,25 @@ def require_instance(argument: str, value: Any, kind: type, example: str) -> Non
         raise ValueError(
             f"{argument} must be an {kind.__name__}, such as {example}; got {value!r}."
         )
+
+
+def require_times(ts: Any, dtype: Any) -> Float[Array, " T"]:
+    """`ts` as times that can be solved for, or a `ValueError`."""
+    times = as_array("ts", ts)
+    if times.dtype == jnp.bool_:
+        raise ValueError("ts must hold numbers; got dtype bool.")
+    if times.ndim != 1 or times.size == 0:
+        raise ValueError(
+            f"ts must be a sequence of at least one time; got shape {times.shape}."
+        )
+    times = times.astype(dtype)
+    times = require(times, jnp.isfinite(times), "ts must be finite: it has NaN or inf.")
+    times = require(times, times >= 0, "ts must be at least 0, where training begins.")
+    return require(
+        times,
+        jnp.diff(times) > 0,
+        f"ts must be increasing, in {jnp.dtype(dtype)}, the dtype of the solve.",
+    )
 
 
 def require_integer(argument: str, value: Any, least: int) -> int:

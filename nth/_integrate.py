@@ -16,11 +16,10 @@ from tqdm.auto import tqdm
 from ._checkpoint import Checkpoint, fingerprint
 from ._dynamics import AbstractDynamics
 from ._errors import (
-    as_array,
     is_traced,
-    require,
     require_instance,
     require_integer,
+    require_times,
 )
 from ._solution import Solution
 from ._types import Scalar, State
@@ -92,7 +91,7 @@ def integrate(
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
     state = dynamics.initial_state()
-    times = check_times(ts, jnp.result_type(*jax.tree.leaves(state)))
+    times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
     max_steps = require_integer("max_steps", max_steps, 1)
     if stepsize_controller is None:
         stepsize_controller = _default_controller(dynamics, times)
@@ -116,25 +115,6 @@ def check_options(options: IntegrateOptions) -> None:
         known = ", ".join(IntegrateOptions.__annotations__)
         raise TypeError(f"unknown option {unknown[0]!r}: integrate takes {known}.")
     require_integer("max_steps", options.get("max_steps", 1), 1)
-
-
-def check_times(ts: ArrayLike | Sequence[float], dtype: Any) -> Float[Array, " T"]:
-    """`ts` as times that can be solved for, or a `ValueError`."""
-    times = as_array("ts", ts)
-    if times.dtype == jnp.bool_:
-        raise ValueError("ts must hold numbers; got dtype bool.")
-    if times.ndim != 1 or times.size == 0:
-        raise ValueError(
-            f"ts must be a sequence of at least one time; got shape {times.shape}."
-        )
-    times = times.astype(dtype)
-    times = require(times, jnp.isfinite(times), "ts must be finite: it has NaN or inf.")
-    times = require(times, times >= 0, "ts must be at least 0, where training begins.")
-    return require(
-        times,
-        jnp.diff(times) > 0,
-        f"ts must be increasing, in {jnp.dtype(dtype)}, the dtype of the solve.",
-    )
 
 
 class _Piece(NamedTuple):

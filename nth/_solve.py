@@ -9,13 +9,12 @@ from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from ._dynamics import AbstractDynamics
-from ._errors import require_integer, require_name
+from ._errors import require_integer, require_name, require_times
 from ._flow import GradientFlow
 from ._hierarchy import DenseHierarchy
 from ._integrate import (
     IntegrateOptions,
     check_options,
-    check_times,
     integrate,
 )
 from ._kernels import kernel_bytes, kernels
@@ -65,7 +64,7 @@ def solve(
     """
     require_integer("order", order, 2)
     check_options(options)
-    check_times(ts, problem.x_train.dtype)
+    require_times(ts, problem.x_train.dtype)
     levels = hierarchies(network, problem, [order], method, filter_spec)
     return integrate(levels[order], ts, **options)
 
