@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float
 
 Name = TypeVar("Name", bound=str)
@@ -49,7 +50,22 @@ def as_array(argument: str, value: Any) -> Array:
             f"{argument} must hold real numbers; got {type(value).__name__} with dtype "
             f"{array.dtype}."
         )
-    return jnp.asarray(array)
+    return placed_by_compiler(jnp.asarray(array))
+
+
+def placed_by_compiler(array: Array) -> Array:
+    """`array` where it lies; axes of its mesh that are explicit become automatic.
+
+    `jax.make_mesh` makes explicit axes, which take a sharding for every gather.
+    """
+    if is_traced(array) or not isinstance(array.sharding, NamedSharding):
+        return array
+    mesh, spec = array.sharding.mesh, array.sharding.spec
+    if AxisType.Explicit not in mesh.axis_types or not isinstance(mesh, Mesh):
+        return array
+    automatic = (AxisType.Auto,) * len(mesh.axis_names)
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
+    return jax.device_put(array, NamedSharding(mesh, spec))
 
 
 def require_finite(

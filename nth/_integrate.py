@@ -10,10 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Float
 from tqdm.auto import tqdm
 
-from ._checkpoint import Checkpoint, fingerprint
+from ._checkpoint import Checkpoint, fingerprint, is_spread, on_host
 from ._dynamics import AbstractDynamics
 from ._errors import (
     is_traced,
@@ -99,12 +100,15 @@ def integrate(
     run = partial(_solve, dynamics, how=how)
     if checkpoint is None and not progress:
         piece = run(state, jnp.zeros_like(times[0]), times)
-    elif is_traced(dynamics, times, state):
+    elif is_traced(dynamics, times, state, jnp.zeros(())):
         raise ValueError("checkpoint and progress cannot be used under jax.jit.")
     else:
         file = None
         if checkpoint is not None:
-            file = Checkpoint(checkpoint, fingerprint(dynamics, times, how))
+            # A lambda is known by what it computes: its name says nothing.
+            traced = eqx.filter_make_jaxpr(_what_is_solved)(dynamics, times[0], state)
+            what = (str(traced[0]), traced[0].consts)
+            file = Checkpoint(checkpoint, fingerprint(dynamics, times, how[:2], what))
         piece = _from_time_to_time(run, dynamics, times, file, progress)
     return _say_aloud(_as_solution(dynamics, times, piece), throw)
 
@@ -199,12 +203,20 @@ def _counts(
         assert isinstance(tableau, diffrax.ButcherTableau)
         fsal = int(tableau.fsal)
         fresh = tableau.num_stages - fsal
-        # Two more choose the first step, and each accepted step looks at the window.
-        total = fresh * counts["num_steps"] + fsal + 2
-        if dynamics.truncated:
-            total = total + counts["num_accepted_steps"] + 1
+        total = fresh * counts["num_steps"] + fsal * jnp.minimum(counts["num_steps"], 1)
+        if dynamics.truncated:  # each step, and the start, looks at the window
+            total = total + counts["num_steps"] + 1
         counts["num_evaluations"] = total
     return counts
+
+
+def _what_is_solved(dynamics: AbstractDynamics, t: Scalar, state: State) -> Any:
+    return dynamics.vector_field(t, state, None), dynamics.outputs(state)
+
+
+def _show(bar: tqdm, counts: dict[str, Any]) -> None:
+    bar.n = float(counts["last_time"])
+    bar.set_postfix_str(f"{counts.get('num_evaluations', '?')} evaluations")
 
 
 def _from_time_to_time(
@@ -216,29 +228,37 @@ def _from_time_to_time(
 ) -> _Piece:
     """Solve from each requested time to the next, saving after each to `file`."""
     state = dynamics.initial_state()
+    spread = is_spread((dynamics, state))
+    leads = not spread or jax.process_index() == 0
     first = jax.eval_shape(run, state, ts[0], ts[:1])
     outputs = np.full((len(ts), *first.outputs.shape[1:]), np.nan, ts.dtype)
     counts = {name: np.zeros((), leaf.dtype) for name, leaf in first.counts.items()}
     known = (np.zeros((), int), outputs, np.asarray(np.inf, ts.dtype), counts, state)
     if file is not None:
         known = file.read(known) or known
+        if spread:
+            message = "checkpoint: the processes see different files; share one folder."
+            multihost_utils.assert_equal(known[0], message)
     done, outputs, valid_until, counts, state = known
-    bar = tqdm(total=float(ts[-1]), disable=not progress, desc=dynamics.label)
+    hidden = not (progress and leads)
+    bar = tqdm(total=float(ts[-1]), disable=hidden, desc=dynamics.label)
+    _show(bar, counts)
     result = diffrax.RESULTS.successful
     for i in range(int(done), len(ts)):
         start = ts[i - 1] if i else jnp.zeros_like(ts[0])
         piece = run(jax.tree.map(jnp.asarray, state), start, ts[i : i + 1])
-        outputs[i], state, result = piece.outputs[0], piece.state, piece.result
+        state, result = piece.state, piece.result
+        outputs[i] = on_host(piece.outputs)[0]
         valid_until = np.minimum(valid_until, piece.valid_until)
-        last_time = piece.counts["last_time"]
         counts = {name: counts[name] + piece.counts[name] for name in counts}
-        counts["last_time"] = np.asarray(last_time)
-        bar.n = float(last_time)
-        bar.set_postfix_str(f"{counts.get('num_evaluations', '?')} evaluations")
+        counts["last_time"] = np.asarray(piece.counts["last_time"])
+        _show(bar, counts)
         if result != diffrax.RESULTS.successful:
             break
         if file is not None:
-            file.write((np.asarray(i + 1), outputs, valid_until, counts, state))
+            reached = on_host((i + 1, outputs, valid_until, counts, state))
+            if leads:
+                file.write(reached)
     bar.close()
     known = jax.tree.map(jnp.asarray, (outputs, valid_until, counts, state))
     return _Piece(*known, result=result)

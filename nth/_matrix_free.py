@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from ._dynamics import AbstractDynamics
-from ._errors import as_array, require_finite, require_integer
+from ._errors import as_array, is_traced, require_finite, require_integer
 from ._memory import activation_bytes
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
@@ -181,8 +181,20 @@ class MatrixFreeHierarchy(AbstractDynamics):
 def _default_block(
     apply: OutputFunction, params: Params, problem: Problem, order: int
 ) -> int:
-    """Points to a block, the blocks of the training points all about as large."""
+    """Points to a block, the blocks of the training points all about as large.
+
+    The budget is of one device: points that are shared out have as many times more.
+    """
     budget = _BLOCK_BYTES.get(jax.default_backend(), _BLOCK_BYTES_ELSEWHERE)
     one = activation_bytes(apply, params, problem.x_train[0])
-    most = max(1, budget // (2 * order * one))
-    return -(-problem.n_train // -(-problem.n_train // most))
+    shares = _shares(problem.x_train)
+    most = shares * max(1, budget // (2 * order * one))
+    blocks = -(-problem.n_train // most)
+    return shares * -(-problem.n_train // (blocks * shares))
+
+
+def _shares(rows: Array) -> int:
+    """Over how many devices the rows of an array are shared out."""
+    if is_traced(rows) or rows.sharding.is_fully_replicated:
+        return 1
+    return len(rows) // rows.sharding.shard_shape(rows.shape)[0]

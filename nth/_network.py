@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._errors import (
     is_traced,
+    placed_by_compiler,
     require_finite,
     require_instance,
 )
@@ -80,6 +81,7 @@ def parametrize(
             f"{network!r}."
         )
     _refuse_randomness_and_state(network)
+    network = jax.tree.map(_placed, network)
     try:
         params, frozen = eqx.partition(network, filter_spec)
     except ValueError as error:
@@ -90,6 +92,10 @@ def parametrize(
     params = _checked_params(params, problem)
     apply = OutputFunction(frozen)
     return apply, params, problem.matched_to(_output_of(apply, params, problem))
+
+
+def _placed(leaf: Any) -> Any:
+    return placed_by_compiler(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def _refuse_randomness_and_state(network: Any) -> None:

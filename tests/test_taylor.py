@@ -61,7 +61,7 @@ def convolution(dimensions, shape):
 
 
 def mlp(activation, **options: Any):
-    return make_network(4, 2, 8, activation=activation, use_bias=True, **options)
+    return make_network(4, 1, 8, activation=activation, use_bias=True, **options)
 
 
 TAYLOR = {
@@ -141,7 +141,8 @@ def test_jet_is_taken_and_equals_nested_jvp(name):
     def both(params, steps):
         return by_jet(function, params, steps), by_jvp(function, params, steps)
 
-    one, other = both(params, random_steps(params))
+    deep = name in ("attention", "shared")  # to compile by_jvp, half as long with 3
+    one, other = both(params, random_steps(params)[: K - deep])
     assert_same(one, other)
     assert all(np.max(np.abs(k)) > 1e-4 for k in one)  # and it is about something
 
@@ -232,7 +233,7 @@ def test_without_jet(monkeypatch):
     def rates():
         hierarchy = nth.MatrixFreeHierarchy(network, problem, 3)
         state = tuple(random_steps(hierarchy.params)[:2])
-        rate = jax.jit(hierarchy.vector_field)(jnp.zeros(()), state, None)
+        rate = eqx.filter_jit(hierarchy.vector_field)(jnp.zeros(()), state, None)
         return hierarchy.coefficients, (rate, hierarchy.outputs(state))
 
     taken, with_jet = rates()

@@ -1,0 +1,576 @@
+"""The hierarchy with no n^p tensor: its equations by brute force, the tensor form, the
+iterated integrals that both are made of, and the network really trained."""
+
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from conftest import Shared, make_network, make_problem
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
+
+import nth
+from nth import _solve as front
+from nth._taylor import by_jet, by_jvp
+
+TIGHT = diffrax.PIDController(rtol=1e-9, atol=1e-11)
+KEY = jax.random.key(0)
+NOW = jnp.zeros(())
+
+
+class Scanned(eqx.Module):
+    """Layers by lax.scan."""
+
+    w: jax.Array
+    v: jax.Array
+
+    def __call__(self, x):
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(w @ h), None), x, self.w)
+        return jnp.vdot(self.v, h)
+
+
+class Direction(eqx.Module):
+    """A function of x/‖x‖, and NaN at x = 0."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.sum(jnp.tanh(self.w @ (x / jnp.sqrt(jnp.sum(x**2)))))
+
+
+def convolution():
+    return eqx.nn.Sequential(
+        [
+            eqx.nn.Lambda(lambda x: x[None]),
+            eqx.nn.Conv1d(1, 2, 2, key=KEY),
+            eqx.nn.Lambda(jnp.tanh),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.Linear(6, "scalar", key=KEY),
+        ]
+    )
+
+
+def from_apply():
+    draw = np.random.default_rng(0).normal
+    params = {"w": draw(size=(3, 4)), "a": draw(size=3)}
+    return nth.from_apply(lambda p, x: jnp.tanh(p["w"] @ x) @ p["a"], params)
+
+
+def only(network, where):
+    """A filter_spec by which one leaf trains and the rest is frozen."""
+    return eqx.tree_at(where, jax.tree.map(lambda _: False, network), True)
+
+
+def random_state(hierarchy, size=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(size * rng.normal(size=leaf.shape)),
+        hierarchy.initial_state(),
+    )
+
+
+def rates(hierarchy, state):
+    return eqx.filter_jit(hierarchy.vector_field)(NOW, state, None)
+
+
+def assert_trees_close(ours, expected, atol):
+    ours, expected = jax.tree.leaves(ours), jax.tree.leaves(expected)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=atol)
+
+
+# ---------------------------------------------------------------- the equations
+
+
+def test_training_begins_by_gradient_descent():
+    """du_1/dt = −∇L at the start, and u_k for k > 1 begins where it is not zero."""
+    problem = make_problem(3, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
+    network = make_network(4, 1, outputs=2)
+    hierarchy = nth.MatrixFreeHierarchy(network, problem, 4)
+    start = hierarchy.initial_state()
+    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(start))
+    first, *rest = rates(hierarchy, start)
+
+    def loss(network):
+        log = jax.nn.log_softmax(jax.vmap(network)(problem.x_train))
+        return -sum(log[i, y] for i, y in enumerate(problem.y_train)) / 3
+
+    downhill = jax.tree.map(jnp.negative, eqx.filter_grad(loss)(network))
+    assert_trees_close(first, downhill, 1e-14)
+    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(rest))
+
+
+@pytest.mark.parametrize("outputs", [None, 2])
+def test_vector_field_is_its_equation(outputs):
+    """du_k/dt = −[J(θ_ε)ᵀ g]_{k−1}, f̃ = Σ_k [f(θ_ε)]_k, each from explicit J(θ_ε)."""
+    order, n = 4, 3
+    problem = make_problem(n, 1, 2, outputs=outputs)
+    network = make_network(3, 1, 2, outputs=outputs, use_bias=True)
+    hierarchy = nth.MatrixFreeHierarchy(network, problem, order)
+    state = random_state(hierarchy)
+    theta, unravel = ravel_pytree(hierarchy.params)
+    steps = [ravel_pytree(step)[0] for step in state]
+
+    def f(theta):
+        return jax.vmap(eqx.combine(unravel(theta), network))(problem.x)
+
+    def along(function):
+        """Coefficients 0 … p − 1 of function(θ_ε), derivative after derivative."""
+
+        def at(eps):
+            powers = zip(range(1, order), steps, strict=True)
+            return function(theta + sum(eps**k * step for k, step in powers))
+
+        found, factorial = [], 1
+        for k in range(order):
+            factorial *= max(k, 1)
+            found.append(at(jnp.zeros(())) / factorial)
+            at = jax.jacfwd(at)
+        return found
+
+    def brute_force():
+        outputs = sum(along(f), jnp.zeros_like(f(theta)))
+        g = (outputs[:n] - problem.y_train) / n
+        jacobians = along(lambda theta: jax.jacfwd(f)(theta)[:n])
+        pulled = [jnp.tensordot(g, j, axes=g.ndim) for j in jacobians[: order - 1]]
+        return outputs, [-rate for rate in pulled]
+
+    outputs, expected = jax.jit(brute_force)()
+    np.testing.assert_allclose(hierarchy.outputs(state), outputs, atol=1e-13)
+    ours = [ravel_pytree(rate)[0] for rate in rates(hierarchy, state)]
+    assert_trees_close(ours, expected, 1e-13)
+
+
+# ---------------------------------------------------------------- the tensor form
+
+
+def pseudo_huber(output, target):
+    return jnp.sum(jnp.sqrt(1 + (output - target) ** 2) - 1)
+
+
+LOSSES = {
+    "squared": (None, nth.SquaredError()),
+    "squared, two outputs": (2, nth.SquaredError()),
+    "labels": (2, nth.SoftmaxCrossEntropy()),
+    "logistic": (None, nth.LogisticLoss()),
+    "any": (None, nth.Loss(pseudo_huber)),
+}
+
+
+def flow_to(dynamics, t):
+    """f̃(t) and the state by SciPy: nothing of nth's own integration."""
+    start, unravel = ravel_pytree(dynamics.initial_state())
+
+    @eqx.filter_jit
+    def field(dynamics, state):
+        return ravel_pytree(dynamics.vector_field(NOW, unravel(state), None))[0]
+
+    solved = solve_ivp(
+        lambda t, y: field(dynamics, y), (0, t), start, "DOP853", rtol=1e-10, atol=1e-12
+    )
+    state = unravel(jnp.asarray(solved.y[:, -1]))
+    return np.asarray(dynamics.outputs(state)), state
+
+
+def assert_forms_agree(network, problem, order, t, **options: Any):
+    """At level p and time t, where f̃ is no longer f₀ and K⁽ᵖ⁾ is not 0."""
+    formed = nth.kernels(network, problem, order, **options)
+    free = nth.MatrixFreeHierarchy(network, problem, order, **options)
+    dense = nth.DenseHierarchy(formed, problem)
+    (ours, _), (expected, _) = flow_to(free, t), flow_to(dense, t)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-8)
+    assert 1e-3 < np.max(np.abs(expected - formed[1])) < 10
+    assert np.max(np.abs(formed[order])) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("case", "order"),
+    [
+        ("squared", 2),
+        ("squared", 4),
+        ("squared, two outputs", 3),
+        ("labels", 4),
+        ("logistic", 3),
+        ("any", 3),
+    ],
+)
+def test_equals_the_tensor_form(case, order):
+    outputs, loss = LOSSES[case]
+    problem = make_problem(3, 2, 2, outputs=outputs, loss=loss)
+    network = make_network(3, 1, 2, outputs=outputs, sigma_w=1.5)
+    assert_forms_agree(network, problem, order, 2.0)
+
+
+KINDS: dict[str, tuple[Any, int, Any]] = {
+    "tanh, to level 5": (make_network(2, 1, 4), 5, by_jet),
+    "relu": (make_network(4, 1, 4, activation="relu", use_bias=True), 3, by_jvp),
+    "convolution": (convolution(), 3, by_jet),
+    "scan": (Scanned(jax.random.normal(KEY, (2, 4, 4)), jnp.ones(4)), 3, by_jvp),
+    "attention, normalised, shared": (Shared(4, KEY), 3, by_jet),
+    "from_apply": (from_apply(), 3, by_jet),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_tensor_form_on_any_network(kind):
+    network, order, way = KINDS[kind]
+    problem = make_problem(2, 1, 4)
+    assert nth.MatrixFreeHierarchy(network, problem, order).coefficients is way
+    assert_forms_agree(network, problem, order, 0.3)
+
+
+def test_equals_the_tensor_form_with_frozen_parts():
+    network = make_network(3, 2)
+    spec = only(network, lambda net: net.weights[1])
+    assert_forms_agree(network, make_problem(2, 1), 3, 1.0, filter_spec=spec)
+
+
+def test_what_is_frozen_stays():
+    network = make_network(3, 2)
+    spec = only(network, lambda net: net.weights[0])
+    hierarchy = nth.MatrixFreeHierarchy(network, make_problem(), 3, filter_spec=spec)
+    for rate in rates(hierarchy, random_state(hierarchy)):
+        assert [leaf.shape for leaf in jax.tree.leaves(rate)] == [(3, 3)]
+
+
+# ---------------------------------------------------------------- the front door
+
+# One shape of problem for all that goes through diffrax: that is what takes long to
+# compile.
+SMALL, NETWORK = make_problem(3, 1), make_network(4, 1)
+TS = np.array([0.5, 2.0])
+
+
+def solve(network, problem, ts=TS, method: Any = "matrix-free"):
+    return nth.solve(
+        network, problem, ts, order=3, method=method, stepsize_controller=TIGHT
+    )
+
+
+@pytest.fixture(scope="module")
+def solved():
+    return {name: solve(NETWORK, SMALL, TS, name) for name in ("dense", "matrix-free")}
+
+
+def test_both_methods_agree_and_stats_says_which(solved):
+    for name, solution in solved.items():
+        assert solution.stats["method"] == name
+    dense, free = solved["dense"], solved["matrix-free"]
+    np.testing.assert_allclose(free.train, dense.train, atol=1e-7)
+    np.testing.assert_allclose(free.test, dense.test, atol=1e-7)
+    np.testing.assert_allclose(free.loss, dense.loss, atol=1e-7)
+    assert np.max(np.abs(dense.test[1] - dense.test[0])) > 1e-2
+
+
+def test_window_is_that_of_the_tensor_form(solved):
+    """Targets so large that level 3 soon leaves its window: see test_errors.py."""
+    far = nth.Problem(SMALL.x_train, 5 * SMALL.y_train, SMALL.x_test)
+    left = {}
+    for name in solved:
+        with pytest.warns(nth.WindowWarning, match="level-3 hierarchy left its window"):
+            left[name] = solve(NETWORK, far, np.array([0.5, 7.0]), name)
+    dense, free = left["dense"], left["matrix-free"]
+    assert 0.5 < dense.valid_until < 7
+    # As fine as the steps are, which differ.
+    np.testing.assert_allclose(free.valid_until, dense.valid_until, rtol=1e-3)
+    np.testing.assert_allclose(free.test[0], dense.test[0], atol=1e-7)
+    assert all(np.isinf(solution.valid_until) for solution in solved.values())
+
+
+# ---------------------------------------------------------------- blocks of points
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_blocks_change_nothing(order):
+    """Rows that fill up the last block count for nothing, even where f(0) is NaN."""
+    problem = make_problem(4, 3)
+    network = Direction(jax.random.normal(KEY, (3, 3)))
+    assert jnp.isnan(network(jnp.zeros(3)))
+    whole = nth.MatrixFreeHierarchy(network, problem, order, block_size=7)
+    state = random_state(whole)
+    expected = rates(whole, state), whole.outputs(state)
+    for block_size in (1, 3):  # 3 divides neither 4 nor 7
+        parts = nth.MatrixFreeHierarchy(network, problem, order, block_size=block_size)
+        ours = rates(parts, state), eqx.filter_jit(parts.outputs)(state)
+        assert_trees_close(ours, expected, 1e-12)
+
+
+def test_blocks_of_labels_change_nothing():
+    """Targets go with their points."""
+    problem = make_problem(4, 1, outputs=3, loss=nth.SoftmaxCrossEntropy())
+    network = make_network(3, 1, outputs=3)
+    whole, parts = (
+        nth.MatrixFreeHierarchy(network, problem, 3, block_size=size) for size in (4, 3)
+    )
+    state = random_state(whole)
+    assert_trees_close(rates(parts, state), rates(whole, state), 1e-12)
+
+
+def test_default_blocks_fit_the_budget(monkeypatch):
+    """As many points as the budget holds, in blocks about as large; one at least."""
+    from nth import _matrix_free
+
+    problem, network = make_problem(4, 1), make_network(3, 1)
+
+    def size():
+        return nth.MatrixFreeHierarchy(network, problem, 2).block_size
+
+    assert size() == 4
+    sizes = []
+    for budget in (0, 2**9, 2**10, 2**11, 2**30):
+        monkeypatch.setattr(_matrix_free, "_BLOCK_BYTES", {"cpu": budget})
+        monkeypatch.setattr(_matrix_free, "_BLOCK_BYTES_ELSEWHERE", budget)
+        sizes.append(size())
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (1, 4)
+
+
+# ---------------------------------------------------------------- new points
+
+
+def test_new_points_after_the_solve(solved):
+    """What they would have been told, had they been test points from the start."""
+    x_new = make_problem(1, 4, seed=7).x_test
+    asked = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, asked, 3), asked)
+    expected, _ = flow_to(dense, TS[-1])
+    state = solved["matrix-free"].state
+    for block_size in (4, 3, 1):
+        free = nth.MatrixFreeHierarchy(NETWORK, SMALL, 3, block_size=block_size)
+        told = free.predict(state, x_new)
+        np.testing.assert_allclose(told, expected[3:], atol=1e-7)
+    np.testing.assert_allclose(free.predict(state, x_new[:1]), told[:1], atol=1e-12)
+    assert free.predict(state, x_new[:0]).shape == (0,)
+    assert np.max(np.abs(told - jax.vmap(NETWORK)(x_new))) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("x_new", "words"),
+    [
+        (np.zeros((2, 4)), r"x_new has shape \(2, 4\).*inputs of shape \(3,\)"),
+        (np.zeros(3), r"x_new has shape \(3,\).*inputs of shape \(3,\)"),
+        (np.float64(0), r"x_new has shape \(\)"),
+        (np.zeros((2, 3), np.float32), "x_new has .*float32.*float64"),
+        (np.full((2, 3), np.nan), "x_new has NaN or infinite entries"),
+        (np.full((2, 3), np.inf), "x_new has NaN or infinite entries"),
+        ([["a", "b", "c"]], "x_new must hold real numbers"),
+    ],
+)
+def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    hierarchy = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), 2)
+    with pytest.raises(ValueError, match=words):
+        hierarchy.predict(hierarchy.initial_state(), x_new)
+
+
+# ---------------------------------------------------------------- iterated integrals
+
+
+class IteratedIntegrals(nth.AbstractDynamics):
+    """dI_r/dt = g ⊗ I_{r−1}, I_0 = 1; f̃ = Σ_r (−1)^r K⁽ʳ⁺¹⁾·I_r, r = 0 … p − 1.
+
+    By dK⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾·g the slot written last, of the kernel, is the time that is
+    earliest, so the newest g stands first in I_r.
+    """
+
+    problem: nth.Problem
+    formed: nth.Kernels
+    label: str = "series of iterated integrals"
+    truncated: ClassVar[bool] = True
+
+    def initial_state(self):
+        slots = self.formed[2].shape[self.formed[1].ndim :]
+        return tuple(jnp.zeros(slots * r) for r in range(1, self.formed.order))
+
+    def vector_field(self, t, state, args):
+        g = self.output_gradient(self.outputs(state))
+        below = (jnp.ones(()), *state[:-1])
+        return tuple(jnp.tensordot(g, one, axes=0) for one in below)
+
+    def outputs(self, state):
+        return read_out(self.formed, state)
+
+    def error_norm(self, scaled):
+        return jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for one in scaled]))
+
+
+def read_out(formed, integrals):
+    total = formed[1]
+    for r, one in enumerate(integrals, start=1):
+        total = total + (-1) ** r * jnp.tensordot(formed[r + 1], one, axes=one.ndim)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("outputs", "order"), [(None, 2), (None, 3), (2, 3), (None, 4)]
+)
+def test_outputs_are_linear_in_iterated_integrals(outputs, order):
+    """The state of words in g, without θ: rows of the kernels predict new points."""
+    loss = None if outputs is None else nth.SoftmaxCrossEntropy()
+    problem = make_problem(3, 2, outputs=outputs, loss=loss)
+    network = make_network(3, 1, outputs=outputs)
+    formed = nth.kernels(network, problem, order)
+    train_rows = nth.Kernels(tuple(kernel[:3] for kernel in formed))
+    without = nth.Problem(problem.x_train, problem.y_train, loss=problem.loss)
+    told, integrals = flow_to(IteratedIntegrals(without, formed=train_rows), 2.0)
+    expected, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order), 2.0)
+    np.testing.assert_allclose(told, expected[:3], atol=1e-8)
+    told = read_out(formed, integrals)
+    np.testing.assert_allclose(told, expected, atol=1e-8)
+    if order == 4:  # K⁽⁴⁾ is not symmetric in slots 3 and 4: the order of times counts
+        *lower, last = integrals
+        turned = read_out(formed, (*lower, jnp.swapaxes(last, 1, 2)))
+        assert np.max(np.abs(turned - told)) > 1e-6
+
+
+# ---------------------------------------------------------------- the truth
+
+
+def test_higher_levels_come_closer():
+    """At a fixed short time each level's error is a part of the one before."""
+    problem = make_problem(3, 1)
+    network = make_network(4, 1, sigma_w=1.5)
+    truth, _ = flow_to(nth.GradientFlow(network, problem), 0.2)
+    errors = []
+    for order in (2, 3, 4, 5):
+        ours, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order), 0.2)
+        errors.append(np.max(np.abs(ours - truth)))
+    ratios = np.divide(errors[1:], errors[:-1])
+    assert np.all(ratios < 0.3), errors
+    assert errors[-1] > 1e-9  # above the solver's tolerance, so that ratios mean it
+
+
+# ---------------------------------------------------------------- the cheaper method
+
+
+def points(n):
+    return nth.Problem(np.ones((n, 2)), np.ones(n))
+
+
+def chosen(network, problem, order, method: Any = "auto"):
+    """What `nth.solve` goes on to integrate."""
+    spec = eqx.is_inexact_array
+    return front.hierarchies(network, problem, [order], method, spec)[order].method
+
+
+def test_auto_is_dense_for_few_points():
+    for order in (2, 3):
+        assert nth.cheaper_method(NETWORK, SMALL, order) == "dense"
+        assert chosen(NETWORK, SMALL, order) == "dense"
+
+
+def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
+    monkeypatch.setattr(front, "available_bytes", lambda: 100)
+    assert nth.cheaper_method(NETWORK, SMALL, 2) == "matrix-free"
+    assert chosen(NETWORK, SMALL, 2) == "matrix-free"
+    for asked in ("dense", "matrix-free"):
+        assert chosen(NETWORK, SMALL, 2, asked) == asked
+
+
+def test_auto_turns_matrix_free_once_and_sooner_at_higher_levels():
+    network = make_network(3, 1, 2)
+    dense = {}
+    for order in (2, 3, 4):
+        names = [
+            nth.cheaper_method(network, points(n), order) for n in 4 ** np.arange(7)
+        ]
+        few = dense[order] = names.count("dense")
+        assert names == ["dense"] * few + ["matrix-free"] * (7 - few)
+    assert 7 > dense[2] > dense[3] > dense[4] > 0
+
+
+def test_auto_takes_many_points_without_forming_a_kernel():
+    """K⁽⁴⁾ on 2000 points is 128 TB: to ask is to be told at once, or never."""
+    network, problem = make_network(3, 1, 2), points(2000)
+    assert nth.cheaper_method(network, problem, 4) == "matrix-free"
+    assert chosen(network, problem, 4) == "matrix-free"
+
+
+# ---------------------------------------------------------------- transforms
+
+
+def test_jit_and_vmap_over_keys_equal_a_loop():
+    def one(key):
+        solution = solve(nth.MLP(3, 4, 1, key=key), SMALL)
+        return solution.train, solution.test, solution.state
+
+    keys = jax.random.split(KEY, 2)
+    together = jax.jit(jax.vmap(one))(keys)
+    for i, key in enumerate(keys):
+        batched = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        assert_trees_close(batched, one(key), 1e-9)
+    assert np.max(np.abs(together[1][0] - together[1][1])) > 1e-2
+
+
+def central_difference(function, at, step=1e-4):
+    return (function(at + step) - function(at - step)) / (2 * step)
+
+
+def test_gradient_of_a_solve_with_respect_to_a_weight_scale():
+    """At level 2: above it jet is differentiated too, as in the next test."""
+
+    def hierarchy(scale):
+        return nth.MatrixFreeHierarchy(make_network(4, 1, sigma_w=scale), SMALL, 2)
+
+    def total(scale):
+        return jnp.sum(nth.integrate(hierarchy(scale), TS[-1:]).test)
+
+    expected = central_difference(
+        lambda scale: np.sum(flow_to(hierarchy(scale), TS[-1])[0][3:]), 1.2
+    )
+    assert abs(expected) > 1e-3
+    np.testing.assert_allclose(jax.grad(total)(1.2), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_gradient_of_a_rate_with_respect_to_a_weight_scale(activation):
+    """Another derivative through jet, and through nested jvp."""
+
+    @jax.jit
+    def total(scale):
+        network = make_network(4, 1, sigma_w=scale, activation=activation)
+        hierarchy = nth.MatrixFreeHierarchy(network, SMALL, 3)
+        rate = hierarchy.vector_field(NOW, random_state(hierarchy), None)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(rate))
+
+    expected = central_difference(total, 1.2)
+    assert abs(expected) > 1e-3
+    np.testing.assert_allclose(jax.grad(total)(1.2), expected, rtol=1e-6)
+
+
+def as_float32(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree
+    )
+
+
+def test_float32_stays_float32_and_is_close():
+    ours = nth.solve(
+        as_float32(NETWORK), as_float32(SMALL), TS[-1:], order=2, method="matrix-free"
+    )
+    arrays = [ours.ts, ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
+    assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
+    expected, _ = flow_to(nth.MatrixFreeHierarchy(NETWORK, SMALL, 2), TS[-1])
+    found = jnp.concatenate([ours.train[0], ours.test[0]])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_float32_through_blocks_and_either_way(activation):
+    network = make_network(4, 1, activation=activation)
+    hierarchy = nth.MatrixFreeHierarchy(network, SMALL, 3, block_size=1)
+    state = random_state(hierarchy)
+    small = nth.MatrixFreeHierarchy(
+        as_float32(network), as_float32(SMALL), 3, block_size=1
+    )
+    ours = rates(small, as_float32(state)), small.outputs(as_float32(state))
+    expected = rates(hierarchy, state), hierarchy.outputs(state)
+    leaves = jax.tree.leaves(ours)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+    for one, other in zip(leaves, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
