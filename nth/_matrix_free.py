@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
 from ._dynamics import AbstractDynamics
 from ._errors import as_array, is_traced, require_finite, require_integer
@@ -92,7 +92,7 @@ class MatrixFreeHierarchy(AbstractDynamics):
             part = self._pull_back(state, *block)
             return jax.tree.map(jnp.subtract, total, part), None
 
-        blocks = (self._blocks(x), self._blocks(y), self._blocks(jnp.arange(n) < n))
+        blocks = (self._blocks(x), self._blocks(y), self._counted(n))
         zeros = jax.tree.map(jnp.zeros_like, state)
         if len(blocks[0]) == 1:
             return add(zeros, jax.tree.map(lambda leaf: leaf[0], blocks))[0]
@@ -101,22 +101,21 @@ class MatrixFreeHierarchy(AbstractDynamics):
     def outputs(self, state: Steps) -> Float[Array, "m *out"]:
         return self._outputs(state, self.problem.x)
 
-    def predict(
-        self, state: Steps, x_new: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
+    def predict(self, state: Steps, x_new: ArrayLike) -> Float[Array, "points *out"]:
         """f̃ on points that need not be of the problem: Σ_k [f(θ_ε, x)]_k.
 
         `state` is that of a solution, `Solution.state`, and `x_new` has shape
         `(points, *in)`.
         """
-        x_new = require_finite("x_new", as_array("x_new", x_new))
+        x = require_finite("x_new", as_array("x_new", x_new))
         expected = self.problem.x_train
-        if x_new.shape[1:] != expected.shape[1:] or x_new.dtype != expected.dtype:
+        fits = x.ndim == expected.ndim and x.shape[1:] == expected.shape[1:]
+        if not fits or x.dtype != expected.dtype:
             raise ValueError(
-                f"x_new has shape {x_new.shape} and dtype {x_new.dtype}: it must hold "
+                f"x_new has shape {x.shape} and dtype {x.dtype}: it must hold "
                 f"inputs of shape {expected.shape[1:]} and dtype {expected.dtype}."
             )
-        return self._outputs(state, x_new)
+        return self._outputs(state, x)
 
     def error_norm(self, scaled: Steps) -> Scalar:
         squares = [
@@ -165,6 +164,12 @@ class MatrixFreeHierarchy(AbstractDynamics):
             return block(x)
         outputs = jnp.moveaxis(jax.lax.map(block, self._blocks(x)), 0, 1)
         return outputs.reshape(-1, *outputs.shape[2:])[: len(x)]
+
+    def _counted(self, rows: int) -> Bool[Array, "k b"]:
+        """Which rows of `_blocks` are not copies."""
+        size = min(self.block_size, rows)
+        count = -(-rows // size)
+        return (jnp.arange(size * count) < rows).reshape(size, count).T
 
     def _blocks(self, rows: Shaped[Array, "rows ..."]) -> Shaped[Array, "k b ..."]:
         """Rows in blocks, the last filled up with copies of the last row.

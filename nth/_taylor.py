@@ -73,7 +73,9 @@ def _with_slope(curve: Callable[..., Any]) -> Callable[..., Any]:
 def best_coefficients(function: Function, base: Params) -> Coefficients:
     """`by_jet` where it is exact for `function`, else `by_jvp`."""
     names = set(_primitives(jax.make_jaxpr(function)(base)))
-    if any(name.startswith("custom_") for name in names):
+    # The rule for `pow`, a power that is no integer constant, takes a logarithm: it is
+    # NaN at a negative base.
+    if any(name.startswith("custom_") or name == "pow" for name in names):
         return by_jvp
     try:
         jax.eval_shape(lambda *u: by_jet(function, base, u), base, base)
