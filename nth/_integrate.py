@@ -24,7 +24,7 @@ from ._errors import (
 )
 from ._solution import Solution
 from ._types import Scalar, State
-from ._window import first_rise, loss_rate, warn_of_window
+from ._window import blow_up, first_rise, loss_rate, warn_of_window
 
 
 class IntegrateOptions(TypedDict, total=False):
@@ -81,8 +81,8 @@ def integrate(
 
     A truncation that leaves its window goes on to the last time where it can, and warns
     once, with [`nth.WindowWarning`][]; `valid_until` says when. Where it cannot,
-    because it diverges and the steps shrink to nothing, the values from there on are
-    NaN, and that does not raise.
+    because its outputs pass a million times their initial scale or the steps shrink to
+    nothing, the values from there on are NaN, and that does not raise.
 
     **Raises:** `ValueError` for bad times or a checkpoint that is damaged or of another
     solve; `RuntimeError` with diffrax's reason, if `throw`, for a solve that failed
@@ -138,7 +138,11 @@ def _default_controller(
     rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
     # A solution that diverges in finite time takes ever smaller steps: dtmin ends them.
     return diffrax.PIDController(
-        rtol=rtol, atol=atol, dtmin=eps * ts[-1], norm=dynamics.error_norm
+        rtol=rtol,
+        atol=atol,
+        dtmin=eps * ts[-1],
+        force_dtmin=False,
+        norm=dynamics.error_norm,
     )
 
 
@@ -161,6 +165,7 @@ def _solve(
         saveat=diffrax.SaveAt(subs=_saves(dynamics, ts)),
         stepsize_controller=controller,
         adjoint=adjoint,
+        event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
         max_steps=max_steps,
         throw=False,
         progress_meter=meter,

@@ -32,7 +32,8 @@ class Solution(eqx.Module):
     steps of the solver, so as fine as they are."""
 
     result: Any
-    """A `diffrax.RESULTS`: `successful`, or the cause of failure."""
+    """A `diffrax.RESULTS`: `successful`; `event_occurred` if the outputs of a
+    truncation passed a million times their initial scale; else the cause of failure."""
 
     state: State
     """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] what its

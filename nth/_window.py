@@ -6,15 +6,19 @@ loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window.
 
 import inspect
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._dynamics import AbstractDynamics
 from ._errors import WindowWarning
 from ._types import Scalar, State
+
+# Outputs this many times their initial scale predict nothing: no more is computed.
+_BLOW_UP = 1e6
 
 
 def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
@@ -38,6 +42,18 @@ def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
     share = jnp.where(rises[after], -below / jnp.where(rise > 0, rise, 1), 0)
     first = ts[before] + share * (ts[after] - ts[before])
     return jnp.where(rises[after], first, jnp.inf)
+
+
+def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:
+    """A diffrax condition: the outputs have left every scale of the problem."""
+    start = dynamics.outputs(dynamics.initial_state())
+    slope = dynamics.problem.n_train * dynamics.output_gradient(start)
+    limit = _BLOW_UP * (jnp.max(jnp.abs(start)) + jnp.max(jnp.abs(slope)))
+
+    def condition(t: Scalar, state: State, args: Any, **_: Any) -> Bool[Array, ""]:
+        return jnp.max(jnp.abs(dynamics.outputs(state))) > limit
+
+    return condition
 
 
 def warn_of_window(
