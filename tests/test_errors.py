@@ -345,9 +345,10 @@ def test_too_large(outputs: int | None) -> None:
     words = f"order: kernels up to r = {order} on {slots} take {gib:,.1f} GiB"
     ts = jnp.ones(1)
     expect(words, lambda: nth.kernels(network(outputs), large, order))
-    expect(words, lambda: nth.solve(network(outputs), large, ts, order=order))
-    cure = "Use fewer training points, a lower order, or float32"
-    expect(cure, lambda: nth.compare(network(outputs), large, ts, (2, order)))
+    net, dense = network(outputs), "dense"
+    expect(words, lambda: nth.solve(net, large, ts, order=order, method=dense))
+    cure = 'Use method="matrix-free", fewer training points, a lower order, or float32'
+    expect(cure, lambda: nth.compare(net, large, ts, (2, order), method=dense))
 
 
 @pytest.fixture(scope="module")

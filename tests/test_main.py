@@ -147,7 +147,6 @@ def refuse(
         ("--test -1", "'--test': -1 is not in the range"),
         ("--dtype float16", "'--dtype': 'float16' is not one of"),
         ("--data nowhere.npz", "'--data': File 'nowhere.npz' does not exist"),
-        ("--train 1000 --order 4", "GiB"),
     ],
 )
 def test_wrong_option(monkeypatch, capsys, arguments: str, words: str) -> None:
