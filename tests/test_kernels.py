@@ -161,5 +161,5 @@ def test_new_data_of_one_shape_compiles_once(problem):
     nth.kernels(network, problem, 3)
     first = len(traces)
     nth.kernels(network, make_problem(seed=1), 3)
-    # Shapes are looked at anew (no compilation); the two block functions are not.
-    assert len(traces) - first < first / 2
+    # Shapes are looked at anew; the block functions, traced at first, are not.
+    assert len(traces) - first < first
