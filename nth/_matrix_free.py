@@ -18,7 +18,7 @@ from ._types import Params, Scalar
 
 # What one block of points may hold by default: near the size of a processor's cache,
 # or, on an accelerator, enough to fill it.
-_BLOCK_BYTES = {"cpu": 2**25}
+_BLOCK_BYTES = {"cpu": 2**26}
 _BLOCK_BYTES_ELSEWHERE = 2**30
 
 Steps = tuple[Params, ...]
@@ -44,7 +44,7 @@ class MatrixFreeHierarchy(AbstractDynamics):
     - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
     - `order`: the level p ≥ 2.
     - `block_size`: how many points to work on at once; if left out, as many as hold
-        about 32 MiB on a CPU, 1 GiB elsewhere. With points sharded over several
+        about 64 MiB on a CPU, 1 GiB elsewhere. With points sharded over several
         devices, give a multiple of their number.
 
     **Raises:** `ValueError` for an order below 2 or a network that does not fit.
