@@ -1,24 +1,17 @@
-"""The kernels K⁽¹⁾ … K⁽ᵖ⁾ of a network at its parameters: D iterated, in blocks."""
+"""The kernels K⁽¹⁾ … K⁽ᵖ⁾ of a network at its parameters."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
-from tqdm.auto import tqdm
+from jaxtyping import Array, Float, PyTree
 
-from ._errors import is_traced, require_integer
-from ._lift import along, lift, slot_gradient
-from ._memory import activation_bytes, available_bytes, parameter_bytes
-from ._network import OutputFunction, parametrize
+from ._errors import require_integer
+from ._form import Points, form
+from ._memory import available_bytes
+from ._network import parametrize
 from ._problem import Problem
-from ._types import Params
-
-# Bytes that the directions worked on at once may take, unless `block_size` is given.
-_BLOCK_BYTES = 2**28
 
 
 class Kernels(eqx.Module):
@@ -87,74 +80,10 @@ def kernels(
     n_slots = problem.n_train * output.size
     rows = (problem.n_train + problem.n_test) * output.size
     _refuse_if_too_large(rows, n_slots, order, output.dtype.itemsize)
-    if block_size is None:
-        block_size = _directions_at_once(apply, params, problem.x, order)
-    block_size = require_integer("block_size", block_size, 1)
-    tensors = [apply.over(params, problem.x)]
-    data = (apply, params, problem.x_train, problem.x)
-    for r in range(2, order + 1):
-        # The innermost slots are worked on together first, the new one last.
-        sizes = _split_block(block_size, n_slots, r - 1)
-        flat = (*tensors[0].shape, *[n_slots] * (r - 1))
-        out = jnp.zeros(flat, output.dtype)
-        tensor = _fill(data, out, sizes, progress)
-        tensors.append(tensor.reshape(*tensors[-1].shape, -1, *output.shape))
-    return Kernels(tuple(tensors))
-
-
-def _fill(data: Any, out: Array, sizes: tuple[int, ...], progress: bool) -> Array:
-    """K⁽ʳ⁾ into `out`, block after block of its last slot."""
-    n_slots = out.shape[-1]
-    starts = range(0, n_slots, sizes[-1])
-    if is_traced(data, out):
-
-        def step(i: Array, out: Array) -> Array:
-            return _fill_block((data, i * sizes[-1]), out, sizes)
-
-        return jax.lax.fori_loop(0, len(starts), step, out)
-    bar = tqdm(
-        starts, f"K({len(sizes) + 1})", delay=5, leave=False, disable=not progress
-    )
-    for start in bar:
-        out = _fill_block_in_place((data, jnp.asarray(start)), out, sizes)
-        if progress:
-            out.block_until_ready()
-    return out
-
-
-def _fill_block(inputs: Any, out: Array, sizes: tuple[int, ...]) -> Array:
-    (apply, params, x_train, x), start = inputs
-    n_slots = out.shape[-1]
-    gradient = slot_gradient(apply, x_train)
-    tensor = partial(apply.over, xs=x)
-    for block in sizes[:-1]:
-        tensor = lift(tensor, gradient, n_slots, block)
-    start = jnp.minimum(start, n_slots - sizes[-1])  # the last block overlaps
-    slots = start + jnp.arange(sizes[-1])
-    column = partial(along, tensor, gradient, params)
-    block = jax.vmap(column, out_axes=-1)(slots)
-    return jax.lax.dynamic_update_slice_in_dim(out, block, start, axis=-1)
-
-
-_fill_block_in_place = eqx.filter_jit(_fill_block, donate="all-except-first")
-
-
-def _split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
-    """How many slots of each later index go together, the innermost first."""
-    sizes = []
-    for _ in range(depth):
-        sizes.append(max(1, min(n_slots, block_size)))
-        block_size //= sizes[-1]
-    return tuple(sizes)
-
-
-def _directions_at_once(
-    apply: OutputFunction, params: Params, x: Shaped[Array, "m *in"], order: int
-) -> int:
-    """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
-    activations of its own, and each further derivative doubles them."""
-    one = parameter_bytes(params) + len(x) * activation_bytes(apply, params, x[0])
-    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))
+    if block_size is not None:
+        block_size = require_integer("block_size", block_size, 1)
+    points = Points(apply, params, problem.x_train, problem.x_test, with_train=True)
+    return Kernels(form(points, order, block_size, progress))
 
 
 def _refuse_if_too_large(rows: int, n_slots: int, order: int, itemsize: int) -> None:
