@@ -11,7 +11,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 from tqdm.auto import tqdm
 
 from ._errors import is_traced
@@ -19,7 +20,8 @@ from ._layers import Layer, as_layers
 from ._layerwise import Chain, chain_at, fourth, second, third
 from ._lift import TensorFunction, along, lift, slot_gradient
 from ._memory import activation_bytes, parameter_bytes
-from ._network import OutputFunction
+from ._network import OutputFunction, parametrize
+from ._problem import Problem
 from ._types import Params
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
@@ -52,6 +54,11 @@ class Points(eqx.Module):
         return jnp.concatenate([self.x_train] * self.with_train + [self.x_extra])
 
     @property
+    def n_slots(self) -> int:
+        """The number of training slots, n·C."""
+        return len(self.x_train) * self.output.size
+
+    @property
     def output(self) -> jax.ShapeDtypeStruct:
         """The shape and dtype of one output."""
         return jax.eval_shape(self.apply, self.params, self.x_train[0])
@@ -59,6 +66,32 @@ class Points(eqx.Module):
     def layers(self, params: Params) -> tuple[Layer, ...] | None:
         """The layers of a fully connected network, `None` for any other."""
         return as_layers(self.apply, params, self.x_train[0])
+
+
+def points_of(
+    network: Callable[..., Any], problem: Problem, filter_spec: PyTree, rows: Any = None
+) -> Points:
+    """The network at the points of `problem`; `rows` are those of the first slot."""
+    apply, params, problem = parametrize(network, problem, filter_spec)
+    x = (problem.x_train, problem.x_test)
+    if rows is not None:
+        x = (problem.x_train, problem.x[_checked_rows(rows, len(problem.x))])
+    return Points(apply, params, *x, with_train=rows is None)
+
+
+def _checked_rows(rows: Any, m: int) -> np.ndarray:
+    indices = np.asarray(rows)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"rows must be a sequence of indices of points; got {rows!r} (a mask "
+            "becomes indices by numpy.flatnonzero)."
+        )
+    if indices.size == 0 or indices.min() < 0 or indices.max() >= m:
+        raise ValueError(
+            f"rows must be at least one index from 0 to {m - 1}, of the m = {m} points "
+            f"of problem.x; got {rows!r}."
+        )
+    return indices
 
 
 def form(
@@ -76,15 +109,24 @@ def form(
             out = _of_chains(chains, out, block_size, progress)
         else:
             size = block_size or (
-                _directions_at_once(points, r)
+                directions_at_once(points, r)
                 if layers is None
                 else max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
             )
             depth = r - (1 if layers is None else max(_OF_CHAIN))
-            *inner, last = _split_block(size, n_slots, depth)
+            *inner, last = split_block(size, n_slots, depth)
             out = _fill(_Lifted(tuple(inner)), points, out, 0, last, progress)
         tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
     return tuple(tensors)
+
+
+def held_bytes(points: Points, order: int) -> int:
+    """Bytes that forming kernels holds beside them: the changes of K⁽⁴⁾."""
+    layers = points.layers(points.params)
+    if layers is None or order < 4:
+        return 0
+    n_slots = len(points.x_train) * points.output.size
+    return 4 * n_slots**2 * _changed_bytes(layers)
 
 
 def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]]:
@@ -157,29 +199,29 @@ class _Lifted(eqx.Module):
     ) -> Float[Array, "rows ..."]:
         gradient = slot_gradient(points.apply, points.x_train)
         n_slots = len(points.x_train) * points.output.size
-        fourth_of = _fourth_of(points, n_slots)
-        tensor = fourth_of or partial(points.apply.over, xs=points.x)
+        closed = closed_form(points, max(_OF_CHAIN))
+        tensor = closed or partial(points.apply.over, xs=points.x)
         for block in self.inner:
             tensor = lift(tensor, gradient, n_slots, block)
         column = partial(along, tensor, gradient, points.params)
         columns = jax.vmap(column, out_axes=-1)(start + jnp.arange(size))
-        later = len(self.inner) + (3 if fourth_of else 0)
+        later = len(self.inner) + (3 if closed else 0)
         return columns.reshape(-1, *[n_slots] * later, size)
 
 
-def _fourth_of(points: Points, n_slots: int) -> TensorFunction | None:
-    """θ ↦ K⁽⁴⁾ of a chain; `None` for any other network."""
+def closed_form(points: Points, r: int) -> TensorFunction | None:
+    """θ ↦ K⁽ʳ⁾ of a chain of layers, r = 2, 3, 4; `None` for any other network."""
     if points.layers(points.params) is None:
         return None
+    size = points.output.size
+    x = (points.x_train, points.x_extra)
 
-    def tensor(params: Params) -> Float[Array, "rows b c d"]:
+    def tensor(params: Params) -> Float[Array, "rows ..."]:
         layers = points.layers(params)
         assert layers is not None
-        size = points.output.size
-        chain = chain_at(
-            layers, points.x_train, points.x_extra, size, points.with_train
-        )
-        return fourth(chain.with_changes(), 0, n_slots)
+        chain = chain_at(layers, *x, size, points.with_train)
+        chain = chain.with_changes() if r == 4 else chain
+        return _OF_CHAIN[r](chain, 0, len(points.x_train) * size)
 
     return tensor
 
@@ -215,7 +257,7 @@ def _fill_block(inputs: Any, out: Array, size: int) -> Array:
 _fill_block_in_place = eqx.filter_jit(_fill_block, donate="all-except-first")
 
 
-def _split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
+def split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
     """How many slots of each later index go together, the innermost first."""
     sizes = []
     for _ in range(depth):
@@ -224,7 +266,7 @@ def _split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _directions_at_once(points: Points, order: int) -> int:
+def directions_at_once(points: Points, order: int) -> int:
     """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
     activations of its own, and each further derivative doubles them."""
     apply, params, x = points.apply, points.params, points.x

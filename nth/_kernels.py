@@ -1,16 +1,17 @@
 """The kernels K⁽¹⁾ … K⁽ᵖ⁾ of a network at its parameters."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
-from jaxtyping import Array, Float, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ._checkpoint import Checkpoint, fingerprint
 from ._errors import require_integer
-from ._form import Points, form
+from ._form import Points, form, held_bytes, points_of
 from ._memory import available_bytes
-from ._network import parametrize
 from ._problem import Problem
 
 
@@ -23,6 +24,9 @@ class Kernels(eqx.Module):
     """
 
     tensors: tuple[Float[Array, "m ..."], ...]
+    complete: bool = eqx.field(static=True, default=True)
+    """Whether the first slot runs over all m points, as solving takes; not if `rows`
+    were asked for."""
 
     @property
     def order(self) -> int:
@@ -45,6 +49,68 @@ class Kernels(eqx.Module):
             raise IndexError(f"these kernels go up to r = {self.order}; got r = {r}.")
         return self.tensors[r - 1]
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        network: Callable[..., Any],
+        problem: Problem,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+    ) -> None:
+        """Write the kernels to a file, whole or not at all, with what made them.
+
+        **Arguments:** `path`, a file in a folder that exists; `network`, `problem` and
+        `filter_spec` as the kernels were formed with, whose digest goes into the file
+        (targets and loss do not count).
+
+        **Raises:** `ValueError` if the kernels are visibly of another network or of
+        other points.
+        """
+        points = points_of(network, problem, filter_spec)
+        outputs = points.apply.over(points.params, points.x)
+        own = self.complete and outputs.shape == self[1].shape
+        own = own and outputs.dtype == self[1].dtype
+        if not own or not bool(jnp.allclose(outputs, self[1], rtol=1e-4, atol=1e-4)):
+            raise ValueError(
+                "kernels are not of this network at all points of this problem: save "
+                "them with the network, problem and filter_spec that they were formed "
+                "with."
+            )
+        _file(path, points).write(self.tensors)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        network: Callable[..., Any],
+        problem: Problem,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+    ) -> "Kernels":
+        """Read kernels that [`save`][nth.Kernels.save] wrote.
+
+        **Arguments:** as for `save`; targets and loss of `problem` may be others.
+
+        **Raises:** `ValueError` if there is no file, or one that is damaged or was
+        written for another network, other points or another `filter_spec`.
+        """
+        file = _file(path, points_of(network, problem, filter_spec))
+        tensors = file.read_leaves()
+        if tensors is None:
+            raise ValueError(f"path: there is no file {file.path}.")
+        return cls(tuple(map(jnp.asarray, tensors)))
+
+
+def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
+    # A lambda is known by what it computes: its name says nothing.
+    traced = eqx.filter_make_jaxpr(points.apply)(points.params, points.x[0])
+    return Checkpoint(
+        path,
+        fingerprint(points, str(traced[0]), traced[0].consts),
+        argument="path",
+        foreign="holds kernels of another network, other points or another filter_spec",
+    )
+
 
 def kernels(
     network: Callable[..., Any],
@@ -52,12 +118,16 @@ def kernels(
     order: int,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    rows: ArrayLike | Sequence[int] | None = None,
     block_size: int | None = None,
     progress: bool = True,
 ) -> Kernels:
     """Form K⁽¹⁾ … K⁽ᵖ⁾, p = `order`, by K⁽ʳ⁺¹⁾ = D K⁽ʳ⁾ (Huang & Yau, eqs. 9, 10).
 
-    The kernels depend on the network and the points, not on targets or loss.
+    The kernels depend on the network and the points, not on targets or loss. For a
+    fully connected network ([`nth.MLP`][] or `eqx.nn.MLP`) K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ are
+    formed layer by layer, from products of matrices; for any other, and beyond, by
+    forward-mode derivatives.
 
     **Arguments:**
 
@@ -65,6 +135,8 @@ def kernels(
     - `problem`: the points, m = n + q.
     - `order`: the highest r, at least 2.
     - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `rows`: the points of the first slot, as indices into the m points of
+        `problem.x`; all of them if left out. Kernels of some rows cannot be solved.
     - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
         kernels themselves grows in proportion; if left out, it stays near 256 MiB.
     - `progress`: whether to show a bar once the work has lasted for 5 seconds.
@@ -75,19 +147,18 @@ def kernels(
     kernels that would not fit in memory; that is found before anything is allocated.
     """
     order = require_integer("order", order, 2)
-    apply, params, problem = parametrize(network, problem, filter_spec)
-    output = jax.eval_shape(apply, params, problem.x_train[0])
-    n_slots = problem.n_train * output.size
-    rows = (problem.n_train + problem.n_test) * output.size
-    _refuse_if_too_large(rows, n_slots, order, output.dtype.itemsize)
+    points = points_of(network, problem, filter_spec, rows)
+    _refuse_if_too_large(points, order)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
-    points = Points(apply, params, problem.x_train, problem.x_test, with_train=True)
-    return Kernels(form(points, order, block_size, progress))
+    return Kernels(form(points, order, block_size, progress), rows is None)
 
 
-def _refuse_if_too_large(rows: int, n_slots: int, order: int, itemsize: int) -> None:
-    needed = kernel_bytes(rows, n_slots, order, itemsize)
+def _refuse_if_too_large(points: Points, order: int) -> None:
+    output = points.output
+    rows, n_slots = (len(x) * output.size for x in (points.x, points.x_train))
+    needed = kernel_bytes(rows, n_slots, order, output.dtype.itemsize)
+    needed += held_bytes(points, order)
     available = available_bytes()
     if needed > available:
         raise ValueError(

@@ -80,8 +80,10 @@ def as_layers(
         return None
     if layers[0].activation is None:  # an affine function: nothing beyond K⁽²⁾
         return None
-    plain = all(_is_plain(layer, x.dtype) for layer in layers)
-    return layers if plain else None
+    if not all(_has_dtype(layer, x.dtype) for layer in layers):
+        return None
+    kinds = {(layer.activation, len(layer.weight)): layer for layer in layers}
+    return layers if all(map(_acts_on_each_neuron, kinds.values())) else None
 
 
 def _of_mlp(network: MLP, params: Any) -> tuple[Layer, ...]:
@@ -134,26 +136,23 @@ def _without_last_identity(layers: list[Layer]) -> tuple[Layer, ...]:
     return (*lower, last)
 
 
-def _is_plain(layer: Layer, dtype: Any) -> bool:
-    """Whether W is a matrix and b a vector of `dtype`, and σ acts neuron by neuron."""
+def _has_dtype(layer: Layer, dtype: Any) -> bool:
+    """Whether W is a matrix and b a vector, of `dtype` both."""
     arrays = [array for array in (layer.weight, layer.bias) if array is not None]
     shapes = [layer.weight.shape, layer.weight.shape[:1]]
     fits = [array.shape for array in arrays] == shapes[: len(arrays)]
-    if not fits or any(array.dtype != dtype for array in arrays):
-        return False
-    return layer.activation is None or _acts_on_each_neuron(layer)
+    return fits and all(array.dtype == dtype for array in arrays)
 
 
 def _acts_on_each_neuron(layer: Layer) -> bool:
     """Asked of σ‴ along a direction: σ, σ′ and σ″ are in it, and any `custom_jvp`."""
 
-    def curve(z: Array, direction: Array) -> Array:
-        assert layer.activation is not None
-        return layer.activation(z)
-
+    if layer.activation is None:
+        return True
+    function = layer.activation
     z = _neurons(layer)
     try:
-        traced = jax.make_jaxpr(_slope(_slope(_slope(curve))))(z, z)
+        traced = jax.make_jaxpr(_slope(_slope(_slope(lambda z, _: function(z)))))(z, z)
     except Exception:  # whatever it is, the generic way says it better
         return False
     keeps_shape = [aval.shape for aval in traced.out_avals] == [z.shape]

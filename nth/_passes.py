@@ -56,6 +56,22 @@ def _slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda z: jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
 
 
+def forward(
+    layers: Sequence[Layer], x: Shaped[Array, "points *in"]
+) -> list[Float[Array, "points fan_in"]]:
+    """The inputs of each layer at every point of `x`."""
+    inputs = [x.reshape(len(x), layers[0].weight.shape[1])]
+    for layer in layers[:-1]:
+        assert layer.activation is not None
+        inputs.append(jax.vmap(layer.activation)(_affine(layer, inputs[-1])))
+    return inputs
+
+
+def _affine(layer: Layer, inputs: Float[Array, "points fan_in"]) -> Array:
+    z = inputs @ layer.weight.T
+    return z if layer.bias is None else z + layer.bias[None]
+
+
 def at_slots(
     layers: Sequence[Layer], x: Shaped[Array, "points *in"], size: int
 ) -> Slots:
@@ -64,17 +80,13 @@ def at_slots(
     def of_slots(array: Float[Array, "points k"]) -> Float[Array, "slots k"]:
         return array if size == 1 else jnp.repeat(array, size, axis=0)
 
-    x = x.reshape(len(x), layers[0].weight.shape[1])
-    forward = []
-    for layer in layers:
-        z = x @ layer.weight.T
-        z = z if layer.bias is None else z + layer.bias[None]
-        values = derivatives(layer.activation, z)
-        forward.append([of_slots(array) for array in (x, *values[1:])])
-        x = values[0]
-    load = jnp.tile(jnp.eye(size, dtype=x.dtype), (len(x), 1))
+    there = []
+    for layer, inputs in zip(layers, forward(layers, x), strict=True):
+        values = derivatives(layer.activation, _affine(layer, inputs))
+        there.append([of_slots(array) for array in (inputs, *values[1:])])
+    load = jnp.tile(jnp.eye(size, dtype=layers[0].weight.dtype), (len(x), 1))
     found = []
-    for layer, (inputs, *values) in zip(layers[::-1], forward[::-1], strict=True):
+    for layer, (inputs, *values) in zip(layers[::-1], there[::-1], strict=True):
         if layer.activation is None:
             found.append(At(inputs, load, None, None, None, None))
         else:
@@ -95,7 +107,7 @@ def pairs(
 
 def changes(layers: Sequence[Layer], rows: Slots, along: Slots) -> Changes:
     """ẋ and λ̇ of `rows` along ∇f_c, c of `along`, of which W's part is s λ_c x_cᵀ."""
-    forward: list[tuple[Part, Part]] = []
+    there: list[tuple[Part, Part]] = []
     moved: Part = None
     products = [pairs(*each) for each in zip(layers, rows, along, strict=True)]
     for layer, row, c, (_, q) in zip(layers, rows, along, products, strict=True):
@@ -104,11 +116,11 @@ def changes(layers: Sequence[Layer], rows: Slots, along: Slots) -> Changes:
             z = q[:, :, None] * c.deltas[None]
             z = z if inputs is None else z + inputs @ layer.weight.T
             moved = row.slope[:, None] * z
-        forward.append((inputs, z))
+        there.append((inputs, z))
     found: list[Change] = []
     load: Part = None
     for layer, row, c, (p, _), (inputs, z) in zip(
-        *(part[::-1] for part in (layers, rows, along, products, forward)), strict=True
+        *(part[::-1] for part in (layers, rows, along, products, there)), strict=True
     ):
         deltas, bent = load, None
         if z is not None:
