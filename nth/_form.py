@@ -59,6 +59,11 @@ class Points(eqx.Module):
         return len(self.x_train) * self.output.size
 
     @property
+    def n_params(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
     def output(self) -> jax.ShapeDtypeStruct:
         """The shape and dtype of one output."""
         return jax.eval_shape(self.apply, self.params, self.x_train[0])
@@ -118,6 +123,27 @@ def form(
             out = _fill(_Lifted(tuple(inner)), points, out, 0, last, progress)
         tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
     return tuple(tensors)
+
+
+def forming_cost(points: Points, order: int) -> float:
+    """Multiplications that K⁽²⁾ … K⁽ᵖ⁾ take, those that do not run as products of
+    matrices counted twice.
+
+    For a chain of layers with P parameters and N neurons, 2P for each pair of slots
+    forth and back, and about (2, 2, 3)·N for each entry of K⁽²⁾, K⁽³⁾, K⁽⁴⁾, doubled by
+    each D beyond. For any other network, 2^r P for each entry of K⁽ʳ⁾.
+    """
+    slots = points.n_slots
+    rows = slots + len(points.x_extra) * points.output.size
+    entries = rows * slots ** (order - 1)
+    layers = points.layers(points.params)
+    if layers is None:
+        return 2**order * points.n_params * entries
+    neurons = sum(len(layer.weight) for layer in layers)
+    passes = 2 * points.n_params * (rows * slots if order > 2 else rows)
+    return passes + (2, 2, 3)[min(order, 4) - 2] * neurons * entries * 2 ** max(
+        0, order - 4
+    )
 
 
 def held_bytes(points: Points, order: int) -> int:

@@ -167,18 +167,20 @@ def _of_neurons(
     half with b and c exchanged.
     """
 
-    def half(first: Change, second: Change) -> Float[Array, "rows first d second"]:
-        left = first.bent[:, :, None] * d.z[:, None]
-        left += 0.5 * first.z[:, :, None] * d.bent[:, None]
-        rows, b, d_size, width = left.shape
-        flat = left.reshape(rows, b * d_size, width)
-        product = flat @ jnp.swapaxes(second.z, 1, 2)
-        return product.reshape(rows, b, d_size, second.z.shape[1])
+    def half(first: Change, second: Change) -> Float[Array, "rows first second d"]:
+        def of_row(row: tuple[Change, Change, Change]) -> Array:
+            one, other, last = row
+            left = one.bent[:, None] * last.z[None]
+            left += 0.5 * one.z[:, None] * last.bent[None]
+            return jnp.einsum("bdw,cw->bcd", left, other.z)
 
-    bc = jnp.swapaxes(half(b, c), 2, 3)
+        # Row by row, so that what a row takes stays in the cache.
+        return jax.lax.map(of_row, (first, second, d))
+
+    bc = half(b, c)
     if symmetric:
         return bc + jnp.swapaxes(bc, 1, 2)
-    return bc + jnp.moveaxis(half(c, b), 3, 1)
+    return bc + jnp.swapaxes(half(c, b), 1, 2)
 
 
 def _columns(slots: Any, start: Any, size: int, axis: int) -> Any:

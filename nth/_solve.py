@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from ._dynamics import AbstractDynamics
 from ._errors import require_integer, require_name, require_times
 from ._flow import GradientFlow
+from ._form import forming_cost, points_of
 from ._hierarchy import DenseHierarchy
 from ._integrate import (
     IntegrateOptions,
@@ -20,7 +20,6 @@ from ._integrate import (
 from ._kernels import kernel_bytes, kernels
 from ._matrix_free import MatrixFreeHierarchy
 from ._memory import available_bytes
-from ._network import parametrize
 from ._problem import Problem
 from ._solution import Solution
 
@@ -106,25 +105,26 @@ def cheaper_method(
 ) -> Literal["dense", "matrix-free"]:
     """Which form of the level-p hierarchy costs less, by counting multiplications.
 
-    With P parameters, m points of which n train, and C outputs, forming K⁽ᵖ⁾ takes
-    2^p P for each of its m·C·(n·C)^{p−1} entries, at about half the speed of matrix
-    products, so it is counted twice. A matrix-free solve takes about 300 evaluations,
-    each of c_p gradients of 6 n P, with c_p = (3p² − p − 2)/6 by counting matrix
+    Forming the kernels is counted by the way that it takes; then the dense form reads
+    K⁽ᵖ⁾ at each of about 300 evaluations of a solve, a number in the time of twenty
+    multiplications. A matrix-free evaluation takes, with P parameters and n training
+    points, c_p gradients of 3 n P, with c_p = (3p² − p − 2)/6 by counting matrix
     products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), and a third more for what is
     constant and computed again. `"dense"` is the answer if it takes fewer, and if its
     kernels fit into a quarter of the memory. `benchmarks/cheaper_method.py` checks it.
     """
     order = require_integer("order", order, 2)
-    apply, params, problem = parametrize(network, problem, filter_spec)
-    output = jax.eval_shape(apply, params, problem.x_train[0])
-    n = problem.n_train
-    slots, rows = n * output.size, (n + problem.n_test) * output.size
-    forming = 2 ** (order + 1) * rows * slots ** (order - 1)
+    points = points_of(network, problem, filter_spec)
+    output = points.output
+    n, slots = problem.n_train, points.n_slots
+    rows = (n + problem.n_test) * output.size
+    reading = 20 * _EVALUATIONS * rows * slots ** (order - 1)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
-    solving = _EVALUATIONS * gradients * 6 * n
+    solving = _EVALUATIONS * gradients * 3 * n * points.n_params
     itemsize = output.dtype.itemsize
     fits = kernel_bytes(rows, slots, order, itemsize) < available_bytes() / 4
-    return "dense" if forming < solving and fits else "matrix-free"
+    cheaper = forming_cost(points, order) + reading < solving
+    return "dense" if cheaper and fits else "matrix-free"
 
 
 def gradient_flow(
