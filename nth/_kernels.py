@@ -15,6 +15,7 @@ from ._lift import along, lift, slot_gradient
 from ._memory import activation_bytes, available_bytes, parameter_bytes
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
+from ._rates import rates_of
 from ._types import Params
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
@@ -59,6 +60,7 @@ def kernels(
     order: int,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
     block_size: int | None = None,
     progress: bool = True,
 ) -> Kernels:
@@ -72,6 +74,9 @@ def kernels(
     - `problem`: the points, m = n + q.
     - `order`: the highest r, at least 2.
     - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
+        network: the rate of each parameter, 1 if left out. With M their diagonal
+        matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.
     - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
         kernels themselves grows in proportion; if left out, it stays near 256 MiB.
     - `progress`: whether to show a bar once the work has lasted for 5 seconds.
@@ -91,7 +96,8 @@ def kernels(
         block_size = _directions_at_once(apply, params, problem.x, order)
     block_size = require_integer("block_size", block_size, 1)
     tensors = [apply.over(params, problem.x)]
-    data = (apply, params, problem.x_train, problem.x)
+    rates = rates_of(learning_rates, network, params)
+    data = (apply, params, rates, problem.x_train, problem.x)
     for r in range(2, order + 1):
         # The innermost slots are worked on together first, the new one last.
         sizes = _split_block(block_size, n_slots, r - 1)
@@ -123,9 +129,9 @@ def _fill(data: Any, out: Array, sizes: tuple[int, ...], progress: bool) -> Arra
 
 
 def _fill_block(inputs: Any, out: Array, sizes: tuple[int, ...]) -> Array:
-    (apply, params, x_train, x), start = inputs
+    (apply, params, rates, x_train, x), start = inputs
     n_slots = out.shape[-1]
-    gradient = slot_gradient(apply, x_train)
+    gradient = slot_gradient(apply, x_train, rates)
     tensor = partial(apply.over, xs=x)
     for block in sizes[:-1]:
         tensor = lift(tensor, gradient, n_slots, block)
