@@ -36,6 +36,7 @@ ROWS = [
     "_steps",
     "_discrete",
     "_catapult",
+    "_table",
     "_compare",
     "_plot",
     "__init__",
