@@ -16,13 +16,13 @@ Phase = Literal["lazy", "catapult", "divergent"]
 class Catapult(eqx.Module):
     """Output and NTK at each step: see [`nth.catapult`][]."""
 
-    outputs: Float[Array, " N+1"]
+    outputs: Float[Array, " S"]
     """f at step 0 … N."""
 
-    ntk: Float[Array, " N+1"]
+    ntk: Float[Array, " S"]
     """λ = K⁽²⁾ at step 0 … N."""
 
-    loss: Float[Array, " N+1"]
+    loss: Float[Array, " S"]
     """½(f − y)²."""
 
     learning_rate: Scalar
@@ -82,7 +82,7 @@ def catapult(
 @eqx.filter_jit
 def _iterate(
     f: Scalar, ntk: Scalar, rate: Scalar, y: Scalar, width: Scalar, steps: int
-) -> tuple[Float[Array, " N+1"], Float[Array, " N+1"]]:
+) -> tuple[Float[Array, " S"], Float[Array, " S"]]:
     def step(carry: tuple[Scalar, Scalar], _: None) -> Any:
         f, ntk = carry
         push = rate * (f - y)

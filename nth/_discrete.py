@@ -45,9 +45,13 @@ def solve_discrete(
 
     **Returns:** [`nth.Solution`][], `ts` the steps asked for. `state` is that of
     [`nth.MatrixFreeHierarchy`][], whose `predict` takes new points. `valid_until` is
-    the first step asked for at which f̃ and the network at θ₀ + Σ_k u_k, two predictions
-    that are equal up to the order of the level, part on the training points by more
-    than half of the greatest change predicted up to there; ∞ if there is none.
+    the first step asked for, or ∞, at which one of two things shows:
+
+    - f̃ and the network at θ₀ + Σ_k u_k, two predictions that are equal up to the order
+        of the level, part on the training points by more than half of the greatest
+        change predicted up to there;
+    - the predicted loss, with λ/2 ‖θ‖², has risen by more than all the loss that there
+        was at step 0. With momentum and batches it may well rise by less.
 
     Beyond [`nth.max_learning_rate`][] a warning is given, [`nth.WindowWarning`][].
 

@@ -102,7 +102,7 @@ class Plan(eqx.Module):
     steps: Int[Array, " T"]
     """The steps that are asked for, counted from 0, where nothing has been trained."""
 
-    slots: Int[Array, " N+1"]
+    slots: Int[Array, " S"]
     """Where each step's outputs are saved: its place in `steps`, or T for nowhere."""
 
     rates: Float[Array, " N"]
@@ -160,7 +160,8 @@ def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
     if not callable(learning_rate):
         return jnp.full(number, jnp.asarray(learning_rate, dtype))
     try:
-        rates = jax.vmap(lambda s: jnp.asarray(learning_rate(s)))(jnp.arange(number))
+        counted = jnp.arange(number, dtype=jnp.int32)  # as optax counts
+        rates = jax.vmap(lambda s: jnp.asarray(learning_rate(s)))(counted)
     except (jax.errors.JAXTypeError, TypeError):
         rates = jnp.asarray([learning_rate(s) for s in range(number)])
     if rates.shape != (number,):

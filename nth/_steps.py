@@ -19,7 +19,8 @@ from ._types import Scalar, State
 from ._window import largest_outputs, warn
 
 # A level is out of its window where two predictions of its own, equal up to its order,
-# part by more than this share of the change that it predicts.
+# part by more than this share of the change that it predicts, or where it predicts that
+# training doubles the loss.
 _SHARE = 0.5
 
 # Lanczos iterations for the warning of a rate: κ comes from below, so none is false.
@@ -67,6 +68,7 @@ class _Seen(NamedTuple):
 
     outputs: Float[Array, "m ..."]
     parted: Float[Array, "..."]
+    lowered: Float[Array, "..."]
 
 
 class _Run(NamedTuple):
@@ -133,30 +135,30 @@ def _step(
 
 
 def _look(dynamics: AbstractDescent, state: State) -> _Seen:
-    """The outputs, and how far they are from the network at the state's parameters."""
+    """The outputs, how far they are from the network at the state's parameters, and
+    what training lowers: the loss and the penalty."""
     outputs = dynamics.outputs(state)
     if not dynamics.truncated:
-        return _Seen(outputs, jnp.zeros((), outputs.dtype))
+        zero = jnp.zeros((), outputs.dtype)
+        return _Seen(outputs, zero, zero)
     problem = dynamics.problem
+    train = outputs[: problem.n_train]
     there = dynamics.over(dynamics.parameters(state), problem.x_train)
-    return _Seen(outputs, jnp.linalg.norm((there - outputs[: problem.n_train]).ravel()))
+    parted = jnp.linalg.norm((there - train).ravel())
+    lowered = problem.loss(train, problem.y_train) + dynamics.penalty(state)
+    return _Seen(outputs, parted, lowered)
 
 
 def _judged(dynamics: AbstractDescent, plan: Plan, seen: _Seen, state: State) -> _Run:
     """Where the run was lost, and where a truncation left its window."""
-    start = dynamics.outputs(dynamics.initial_state())
+    start = _look(dynamics, dynamics.initial_state())
     flat = seen.outputs.reshape(len(plan.steps), -1)
     lost = ~jnp.all(jnp.isfinite(flat), axis=1)
     out = jnp.zeros_like(lost)
     if dynamics.truncated:
-        limit = largest_outputs(dynamics, start)
+        limit = largest_outputs(dynamics, start.outputs)
         lost = lost | (jnp.max(jnp.abs(flat), axis=1) > limit)
-        train = slice(0, dynamics.problem.n_train)
-        moved = (seen.outputs[:, train] - start[None, train]).reshape(len(lost), -1)
-        moved = jax.lax.cummax(jnp.linalg.norm(moved, axis=1))
-        # Differences that are rounding are none.
-        rounding = jnp.finfo(flat.dtype).eps ** 0.5 * jnp.linalg.norm(start.ravel())
-        out = lost | (seen.parted > _SHARE * moved + rounding)
+        out = lost | _out_of_window(dynamics, seen, start)
     lost = jax.lax.cummax(lost.astype(jnp.int32)).astype(bool)
     first = plan.steps[jnp.argmax(out)].astype(flat.dtype)
     kept = jnp.expand_dims(~lost, range(1, seen.outputs.ndim))
@@ -166,6 +168,21 @@ def _judged(dynamics: AbstractDescent, plan: Plan, seen: _Seen, state: State) ->
         valid_until=jnp.where(jnp.any(out), first, jnp.inf),
         state=state,
     )
+
+
+def _out_of_window(
+    dynamics: AbstractDescent, seen: _Seen, start: _Seen
+) -> Bool[Array, " T"]:
+    """At which of the steps asked for a truncation shows that it does not hold."""
+    train = slice(0, dynamics.problem.n_train)
+    moved = seen.outputs[:, train] - start.outputs[None, train]
+    moved = jnp.linalg.norm(moved.reshape(len(moved), -1), axis=1)
+    size = jnp.linalg.norm(start.outputs[train].ravel())
+    rounding = jnp.finfo(size.dtype).eps ** 0.5 * size
+    parted = seen.parted > _SHARE * jax.lax.cummax(moved) + rounding
+    at_start = dynamics.problem.loss(start.outputs[train], dynamics.problem.y_train)
+    risen = seen.lowered - start.lowered > at_start
+    return parted | (risen & (moved > rounding))
 
 
 def _as_solution(dynamics: AbstractDescent, plan: Plan, run: _Run) -> Solution:
@@ -203,7 +220,8 @@ def _say_aloud(
         warn(
             f"the {label} left its window at step {valid_until:.0f}, as far as the "
             f"{asked} steps asked for show: its outputs part from the network at the "
-            "parameters that it predicts. Later values are no predictions"
+            "parameters that it predicts, or double the loss. Later values are no "
+            "predictions"
             f"{f', and {nan}' if lost else ''}; see Solution.valid_until.",
             WindowWarning,
         )
