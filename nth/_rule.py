@@ -162,7 +162,7 @@ def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
     try:
         counted = jnp.arange(number, dtype=jnp.int32)  # as optax counts
         rates = jax.vmap(lambda s: jnp.asarray(learning_rate(s)))(counted)
-    except (jax.errors.JAXTypeError, TypeError):
+    except (TypeError, ValueError):  # JAX's own are of these kinds
         rates = jnp.asarray([learning_rate(s) for s in range(number)])
     if rates.shape != (number,):
         raise ValueError(

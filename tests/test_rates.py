@@ -280,7 +280,7 @@ def test_catapult_map_is_the_network(share, phase, target):
 
 
 def test_catapult_at_infinite_time_and_width():
-    """Diverges where it should; at infinite width nothing but the lazy phase settles."""
+    """Divergence beyond 4/λ; at infinite width the NTK stays, and f is a power."""
     beyond = nth.catapult(1.0, 1.0, 4.5, 100, 200)
     assert beyond.phase == "divergent"
     assert not np.isfinite(beyond.outputs[-1])
