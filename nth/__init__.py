@@ -19,6 +19,14 @@ from ._activation import softplus as softplus
 from ._mlp import MLP as MLP
 from ._network import from_apply as from_apply
 from ._kernels import Kernels as Kernels, kernels as kernels
+from ._contract import contract as contract
+from ._project import Projection as Projection, project as project
+from ._spectrum import (
+    Spectrum as Spectrum,
+    layer_kernels as layer_kernels,
+    nngp as nngp,
+    spectrum as spectrum,
+)
 from ._dynamics import AbstractDynamics as AbstractDynamics
 from ._hierarchy import DenseHierarchy as DenseHierarchy
 from ._matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy

@@ -1,7 +1,7 @@
-"""Checkpoints of long solves: one file, replaced atomically, refused if foreign.
+"""Files of results: one file, replaced atomically, refused if damaged or foreign.
 
 The file is an npz archive, whose parts carry checksums. Beside the arrays it holds a
-fingerprint of what was solved: network, points, targets, times and options.
+fingerprint of what they were made of, such as network, points, times and options.
 """
 
 import hashlib
@@ -50,24 +50,50 @@ def is_spread(tree: PyTree) -> bool:
     return not all(leaf.is_fully_addressable for leaf in leaves)
 
 
-class Checkpoint:
-    """The file of one solve."""
+_OF_A_SOLVE = (
+    "belongs to another solve: its network, points, targets, times, order or options "
+    "differ"
+)
 
-    def __init__(self, path: str | os.PathLike[str], identity: str):
+
+class Checkpoint:
+    """One file, and the identity that its content must have.
+
+    `argument` is what a message calls the path, and `foreign` what it says of a file
+    with another identity.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        identity: str,
+        *,
+        argument: str = "checkpoint",
+        foreign: str = _OF_A_SOLVE,
+    ):
         self.path = Path(path)
         self.identity = identity
+        self.argument, self.foreign = argument, foreign
         if not self.path.parent.is_dir():
-            raise ValueError(f"checkpoint: there is no folder {self.path.parent}.")
+            raise ValueError(f"{argument}: there is no folder {self.path.parent}.")
 
     def read(self, like: PyTree) -> PyTree | None:
         """What was written last, in the structure of `like`; `None` if nothing was.
 
-        **Raises:** `ValueError` for a damaged file or one of another solve; neither is
-        ever overwritten.
+        **Raises:** `ValueError` for a damaged file or a foreign one.
         """
-        if not self.path.exists():
+        found = self.read_leaves()
+        if found is None:
             return None
         leaves, tree = jax.tree.flatten(like)
+        if len(found) != len(leaves):
+            raise self._is_foreign()
+        return jax.tree.unflatten(tree, found)
+
+    def read_leaves(self) -> list[np.ndarray] | None:
+        """The same, whatever its structure."""
+        if not self.path.exists():
+            return None
         try:
             with zipfile.ZipFile(self.path) as archive:
                 if wrong := archive.testzip():  # numpy may stop short of a checksum
@@ -77,16 +103,18 @@ class Checkpoint:
                 found = [file[f"leaf_{i}"] for i in range(len(file.files) - 1)]
         except Exception as error:  # what damage can raise has no end
             raise ValueError(
-                f"checkpoint: {self.path} is damaged, or no checkpoint of nth's "
+                f"{self.argument}: {self.path} is damaged, or no file of nth's "
                 f"({error}). It was left as it is: move it away to begin anew."
             ) from None
-        if identity != self.identity or len(found) != len(leaves):
-            raise ValueError(
-                f"checkpoint: {self.path} belongs to another solve: its network, "
-                "points, targets, times, order or options differ. It was left as it "
-                "is: give another path, or move it away."
-            )
-        return jax.tree.unflatten(tree, found)
+        if identity != self.identity:
+            raise self._is_foreign()
+        return found
+
+    def _is_foreign(self) -> ValueError:
+        return ValueError(
+            f"{self.argument}: {self.path} {self.foreign}. It was left as it is: give "
+            "another path, or move it away."
+        )
 
     def write(self, tree: PyTree) -> None:
         """Put `tree` in the file's place: whole, or not at all."""

@@ -52,6 +52,11 @@ class DenseHierarchy(AbstractDynamics):
                 f"order must be at most {kernels.order}, the order of kernels; got "
                 f"{order}. Form them anew with a higher order."
             )
+        if not kernels.complete:
+            raise ValueError(
+                "kernels were formed with rows=..., and a solve takes all points in "
+                "the first slot: form them anew without rows."
+            )
         ntk = kernels[2].shape
         points = (problem.n_train + problem.n_test, problem.n_train)
         if (ntk[0], ntk[1 + len(kernels.out_shape)]) != points:

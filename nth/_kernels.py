@@ -1,25 +1,18 @@
-"""The kernels K⁽¹⁾ … K⁽ᵖ⁾ of a network at its parameters: D iterated, in blocks."""
+"""The kernels K⁽¹⁾ … K⁽ᵖ⁾ of a network at its parameters."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
-from tqdm.auto import tqdm
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._errors import is_traced, require_integer
-from ._lift import along, lift, slot_gradient
-from ._memory import activation_bytes, available_bytes, parameter_bytes
-from ._network import OutputFunction, parametrize
+from ._checkpoint import Checkpoint, fingerprint
+from ._errors import require_integer
+from ._form import Points, form, held_bytes, points_of
+from ._memory import available_bytes
 from ._problem import Problem
-from ._rates import rates_of
-from ._types import Params
-
-# Bytes that the directions worked on at once may take, unless `block_size` is given.
-_BLOCK_BYTES = 2**28
 
 
 class Kernels(eqx.Module):
@@ -31,6 +24,9 @@ class Kernels(eqx.Module):
     """
 
     tensors: tuple[Float[Array, "m ..."], ...]
+    complete: bool = eqx.field(static=True, default=True)
+    """Whether the first slot runs over all m points, as solving takes; not if `rows`
+    were asked for."""
 
     @property
     def order(self) -> int:
@@ -53,6 +49,71 @@ class Kernels(eqx.Module):
             raise IndexError(f"these kernels go up to r = {self.order}; got r = {r}.")
         return self.tensors[r - 1]
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        network: Callable[..., Any],
+        problem: Problem,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
+    ) -> None:
+        """Write the kernels to a file, whole or not at all, with what made them.
+
+        **Arguments:** `path`, a file in a folder that exists; `network`, `problem`,
+        `filter_spec` and `learning_rates` as the kernels were formed with, whose digest
+        goes into the file (targets and loss do not count).
+
+        **Raises:** `ValueError` if the kernels are visibly of another network or of
+        other points.
+        """
+        points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
+        outputs = points.apply.over(points.params, points.x)
+        own = self.complete and outputs.shape == self[1].shape
+        own = own and outputs.dtype == self[1].dtype
+        if not own or not bool(jnp.allclose(outputs, self[1], rtol=1e-4, atol=1e-4)):
+            raise ValueError(
+                "kernels are not of this network at all points of this problem: save "
+                "them with the network, problem and filter_spec that they were formed "
+                "with."
+            )
+        _file(path, points).write(self.tensors)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        network: Callable[..., Any],
+        problem: Problem,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
+    ) -> "Kernels":
+        """Read kernels that [`save`][nth.Kernels.save] wrote.
+
+        **Arguments:** as for `save`; targets and loss of `problem` may be others.
+
+        **Raises:** `ValueError` if there is no file, or one that is damaged or was
+        written for another network, other points or another `filter_spec`.
+        """
+        points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
+        file = _file(path, points)
+        tensors = file.read_leaves()
+        if tensors is None:
+            raise ValueError(f"path: there is no file {file.path}.")
+        return cls(tuple(map(jnp.asarray, tensors)))
+
+
+def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
+    # A lambda is known by what it computes: its name says nothing.
+    traced = eqx.filter_make_jaxpr(points.apply)(points.params, points.x[0])
+    return Checkpoint(
+        path,
+        fingerprint(points, str(traced[0]), traced[0].consts),
+        argument="path",
+        foreign="holds kernels of another network, other points or another filter_spec",
+    )
+
 
 def kernels(
     network: Callable[..., Any],
@@ -61,12 +122,16 @@ def kernels(
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
+    rows: ArrayLike | Sequence[int] | None = None,
     block_size: int | None = None,
     progress: bool = True,
 ) -> Kernels:
     """Form K⁽¹⁾ … K⁽ᵖ⁾, p = `order`, by K⁽ʳ⁺¹⁾ = D K⁽ʳ⁾ (Huang & Yau, eqs. 9, 10).
 
-    The kernels depend on the network and the points, not on targets or loss.
+    The kernels depend on the network and the points, not on targets or loss. For a
+    fully connected network ([`nth.MLP`][] or `eqx.nn.MLP`) K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ are
+    formed layer by layer, from products of matrices; for any other, and beyond, by
+    forward-mode derivatives.
 
     **Arguments:**
 
@@ -77,6 +142,8 @@ def kernels(
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: the rate of each parameter, 1 if left out. With M their diagonal
         matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.
+    - `rows`: the points of the first slot, as indices into the m points of
+        `problem.x`; all of them if left out. Kernels of some rows cannot be solved.
     - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
         kernels themselves grows in proportion; if left out, it stays near 256 MiB.
     - `progress`: whether to show a bar once the work has lasted for 5 seconds.
@@ -87,84 +154,18 @@ def kernels(
     kernels that would not fit in memory; that is found before anything is allocated.
     """
     order = require_integer("order", order, 2)
-    apply, params, problem = parametrize(network, problem, filter_spec)
-    output = jax.eval_shape(apply, params, problem.x_train[0])
-    n_slots = problem.n_train * output.size
-    rows = (problem.n_train + problem.n_test) * output.size
-    _refuse_if_too_large(rows, n_slots, order, output.dtype.itemsize)
-    if block_size is None:
-        block_size = _directions_at_once(apply, params, problem.x, order)
-    block_size = require_integer("block_size", block_size, 1)
-    tensors = [apply.over(params, problem.x)]
-    rates = rates_of(learning_rates, network, params)
-    data = (apply, params, rates, problem.x_train, problem.x)
-    for r in range(2, order + 1):
-        # The innermost slots are worked on together first, the new one last.
-        sizes = _split_block(block_size, n_slots, r - 1)
-        flat = (*tensors[0].shape, *[n_slots] * (r - 1))
-        out = jnp.zeros(flat, output.dtype)
-        tensor = _fill(data, out, sizes, progress)
-        tensors.append(tensor.reshape(*tensors[-1].shape, -1, *output.shape))
-    return Kernels(tuple(tensors))
+    points = points_of(network, problem, filter_spec, rows, learning_rates)
+    _refuse_if_too_large(points, order)
+    if block_size is not None:
+        block_size = require_integer("block_size", block_size, 1)
+    return Kernels(form(points, order, block_size, progress), rows is None)
 
 
-def _fill(data: Any, out: Array, sizes: tuple[int, ...], progress: bool) -> Array:
-    """K⁽ʳ⁾ into `out`, block after block of its last slot."""
-    n_slots = out.shape[-1]
-    starts = range(0, n_slots, sizes[-1])
-    if is_traced(data, out):
-
-        def step(i: Array, out: Array) -> Array:
-            return _fill_block((data, i * sizes[-1]), out, sizes)
-
-        return jax.lax.fori_loop(0, len(starts), step, out)
-    bar = tqdm(
-        starts, f"K({len(sizes) + 1})", delay=5, leave=False, disable=not progress
-    )
-    for start in bar:
-        out = _fill_block_in_place((data, jnp.asarray(start)), out, sizes)
-        if progress:
-            out.block_until_ready()
-    return out
-
-
-def _fill_block(inputs: Any, out: Array, sizes: tuple[int, ...]) -> Array:
-    (apply, params, rates, x_train, x), start = inputs
-    n_slots = out.shape[-1]
-    gradient = slot_gradient(apply, x_train, rates)
-    tensor = partial(apply.over, xs=x)
-    for block in sizes[:-1]:
-        tensor = lift(tensor, gradient, n_slots, block)
-    start = jnp.minimum(start, n_slots - sizes[-1])  # the last block overlaps
-    slots = start + jnp.arange(sizes[-1])
-    column = partial(along, tensor, gradient, params)
-    block = jax.vmap(column, out_axes=-1)(slots)
-    return jax.lax.dynamic_update_slice_in_dim(out, block, start, axis=-1)
-
-
-_fill_block_in_place = eqx.filter_jit(_fill_block, donate="all-except-first")
-
-
-def _split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
-    """How many slots of each later index go together, the innermost first."""
-    sizes = []
-    for _ in range(depth):
-        sizes.append(max(1, min(n_slots, block_size)))
-        block_size //= sizes[-1]
-    return tuple(sizes)
-
-
-def _directions_at_once(
-    apply: OutputFunction, params: Params, x: Shaped[Array, "m *in"], order: int
-) -> int:
-    """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
-    activations of its own, and each further derivative doubles them."""
-    one = parameter_bytes(params) + len(x) * activation_bytes(apply, params, x[0])
-    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))
-
-
-def _refuse_if_too_large(rows: int, n_slots: int, order: int, itemsize: int) -> None:
-    needed = kernel_bytes(rows, n_slots, order, itemsize)
+def _refuse_if_too_large(points: Points, order: int) -> None:
+    output = points.output
+    rows, n_slots = (len(x) * output.size for x in (points.x, points.x_train))
+    needed = kernel_bytes(rows, n_slots, order, output.dtype.itemsize)
+    needed += held_bytes(points, order)
     available = available_bytes()
     if needed > available:
         raise ValueError(

@@ -82,6 +82,7 @@ class MLP(eqx.Module):
     biases: tuple[Float[Array, " fan_out"], ...] | None
     activation: Callable[[Array], Array] = eqx.field(static=True)
     out_size: int | Literal["scalar"] = eqx.field(static=True)
+    parameterization: Literal["nth", "ntk", "standard"] = eqx.field(static=True)
     # Of each layer in the forward pass: (weight, bias, activation).
     scales: tuple[tuple[float, float, float], ...] = eqx.field(static=True)
 
@@ -129,6 +130,7 @@ class MLP(eqx.Module):
         self.biases = tuple(b for _, b in drawn) if use_bias else None
         self.activation = as_activation(activation)
         self.out_size = out_size
+        self.parameterization = parameterization
         self.scales = tuple((s.weight, s.bias, s.activation) for s in scales)
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "..."]:

@@ -163,3 +163,75 @@ def test_new_data_of_one_shape_compiles_once(problem):
     nth.kernels(network, make_problem(seed=1), 3)
     # Shapes are looked at anew; the block functions, traced at first, are not.
     assert len(traces) - first < first
+
+
+@pytest.mark.parametrize("kind", ["chain", "any network"])
+def test_rows_are_rows(kind, problem):
+    network = make_network(4, 2) if kind == "chain" else Shared(3, jax.random.key(0))
+    whole = nth.kernels(network, problem, 3)
+    rows = [5, 0, 2]
+    part = nth.kernels(network, problem, 3, rows=rows)
+    for r in (1, 2, 3):
+        np.testing.assert_allclose(part[r], whole[r][jnp.array(rows)], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"kernels were formed with rows=\.\.\."):
+        nth.DenseHierarchy(part, problem)
+    with pytest.raises(ValueError, match="rows must be at least one index from 0 to 5"):
+        nth.kernels(network, problem, 2, rows=[6])
+    with pytest.raises(ValueError, match="a mask becomes indices"):
+        nth.kernels(network, problem, 2, rows=np.array([0.5]))
+
+
+def test_saved_kernels_come_back(problem, tmp_path):
+    network, path = make_network(4, 2), tmp_path / "kernels.npz"
+    formed = nth.kernels(network, problem, 3)
+    formed.save(path, network, problem)
+    other_targets = nth.Problem(problem.x_train, -problem.y_train, problem.x_test)
+    found = nth.Kernels.load(path, network, other_targets)
+    assert found.order == 3
+    for one, other in zip(found, formed, strict=True):
+        np.testing.assert_array_equal(one, other)
+    solution = nth.integrate(nth.DenseHierarchy(found, other_targets), [1.0])
+    assert bool(jnp.all(jnp.isfinite(solution.train)))
+
+
+def test_foreign_and_damaged_files_are_refused(problem, tmp_path):
+    network, path = make_network(4, 2), tmp_path / "kernels.npz"
+    formed = nth.kernels(network, problem, 2)
+    with pytest.raises(ValueError, match="are not of this network"):
+        formed.save(path, make_network(4, 2, seed=1), problem)
+    assert not path.exists()
+    formed.save(path, network, problem)
+    frozen = jax.tree.map(lambda _: False, network)
+    frozen = eqx.tree_at(lambda net: net.weights[0], frozen, True)
+    for net, points, spec in (
+        (make_network(4, 2, seed=1), problem, eqx.is_inexact_array),
+        (network, make_problem(seed=1), eqx.is_inexact_array),
+        (network, problem, frozen),
+    ):
+        with pytest.raises(ValueError, match="holds kernels of another network"):
+            nth.Kernels.load(path, net, points, filter_spec=spec)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-9] + b"x" * 9, b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged"):
+            nth.Kernels.load(path, network, problem)
+    with pytest.raises(ValueError, match="there is no file"):
+        nth.Kernels.load(tmp_path / "none.npz", network, problem)
+
+
+def test_one_set_of_kernels_serves_many_targets_at_once(problem):
+    network = make_network(6, 2)
+    formed = nth.kernels(network, problem, 3)
+    ts = jnp.linspace(0.0, 3.0, 4)
+    targets = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, problem.n_train))
+
+    @jax.vmap
+    def predict(y):
+        own = nth.Problem(problem.x_train, y, problem.x_test)
+        return nth.integrate(nth.DenseHierarchy(formed, own), ts).test
+
+    many = predict(jnp.asarray(targets))
+    for y, found in zip(targets, many, strict=True):
+        own = nth.Problem(problem.x_train, y, problem.x_test)
+        one = nth.solve(network, own, ts, order=3, method="matrix-free")
+        np.testing.assert_allclose(found, one.test, atol=1e-6)

@@ -1,0 +1,282 @@
+"""Kernels formed block after block of their last slot: by layers, or by the operator D.
+
+A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices, and D lifts K⁽⁴⁾ to
+what is above it. For any other network D lifts the outputs themselves.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, Shaped
+from tqdm.auto import tqdm
+
+from ._errors import is_traced
+from ._layers import Layer, as_layers, rated
+from ._layerwise import Chain, chain_at, fourth, second, third
+from ._lift import TensorFunction, along, lift, slot_gradient
+from ._memory import activation_bytes, parameter_bytes
+from ._network import OutputFunction, parametrize
+from ._problem import Problem
+from ._rates import rates_of
+from ._types import Params
+
+# Bytes that the directions worked on at once may take, unless `block_size` is given.
+_BLOCK_BYTES = 2**28
+# Bytes that the changes of slots that no direction belongs to may take.
+_EXTRA_BYTES = 2**30
+
+_OF_CHAIN = {2: second, 3: third, 4: fourth}
+
+# (data, the first of them, how many) ↦ columns of the last slot
+Columns = Callable[[Any, Int[Array, ""], int], Float[Array, "rows ..."]]
+
+
+class Points(eqx.Module):
+    """A network and its points.
+
+    The first slot of a kernel runs over `x_train`, if `with_train`, and over `x_extra`;
+    each later one over `x_train`.
+    """
+
+    apply: OutputFunction
+    params: Params
+    x_train: Shaped[Array, "n *in"]
+    x_extra: Shaped[Array, "e *in"]
+    with_train: bool = eqx.field(static=True)
+    rates: Params | None = None
+
+    @property
+    def x(self) -> Shaped[Array, "rows *in"]:
+        """The points of the first slot."""
+        return jnp.concatenate([self.x_train] * self.with_train + [self.x_extra])
+
+    @property
+    def n_slots(self) -> int:
+        """The number of training slots, n·C."""
+        return len(self.x_train) * self.output.size
+
+    @property
+    def output(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of one output."""
+        return jax.eval_shape(self.apply, self.params, self.x_train[0])
+
+    def layers(self, params: Params) -> tuple[Layer, ...] | None:
+        """The layers of a fully connected network, `None` for any other."""
+        layers = as_layers(self.apply, params, self.x_train[0])
+        return None if layers is None else rated(layers, self.rates)
+
+
+def points_of(
+    network: Callable[..., Any],
+    problem: Problem,
+    filter_spec: PyTree,
+    rows: Any = None,
+    learning_rates: PyTree = None,
+) -> Points:
+    """The network at the points of `problem`; `rows` are those of the first slot."""
+    apply, params, problem = parametrize(network, problem, filter_spec)
+    x = (problem.x_train, problem.x_test)
+    if rows is not None:
+        x = (problem.x_train, problem.x[_checked_rows(rows, len(problem.x))])
+    rates = rates_of(learning_rates, network, params)
+    return Points(apply, params, *x, with_train=rows is None, rates=rates)
+
+
+def _checked_rows(rows: Any, m: int) -> np.ndarray:
+    indices = np.asarray(rows)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"rows must be a sequence of indices of points; got {rows!r} (a mask "
+            "becomes indices by numpy.flatnonzero)."
+        )
+    if indices.size == 0 or indices.min() < 0 or indices.max() >= m:
+        raise ValueError(
+            f"rows must be at least one index from 0 to {m - 1}, of the m = {m} points "
+            f"of problem.x; got {rows!r}."
+        )
+    return indices
+
+
+def form(
+    points: Points, order: int, block_size: int | None, progress: bool
+) -> tuple[Float[Array, "rows ..."], ...]:
+    """K⁽¹⁾ … K⁽ᵖ⁾."""
+    output = points.output
+    rows, n_slots = (len(x) * output.size for x in (points.x, points.x_train))
+    layers = points.layers(points.params)
+    chains = [] if layers is None else _chains(layers, points)
+    tensors = [points.apply.over(points.params, points.x)]
+    for r in range(2, order + 1):
+        out = jnp.zeros((rows,) + (n_slots,) * (r - 1), output.dtype)
+        if layers is not None and r in _OF_CHAIN:
+            out = _of_chains(chains, out, block_size, progress)
+        else:
+            size = block_size or (
+                directions_at_once(points, r)
+                if layers is None
+                else max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
+            )
+            depth = r - (1 if layers is None else max(_OF_CHAIN))
+            *inner, last = split_block(size, n_slots, depth)
+            out = _fill(_Lifted(tuple(inner)), points, out, 0, last, progress)
+        tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
+    return tuple(tensors)
+
+
+def held_bytes(points: Points, order: int) -> int:
+    """Bytes that forming kernels holds beside them: the changes of K⁽⁴⁾."""
+    layers = points.layers(points.params)
+    if layers is None or order < 4:
+        return 0
+    n_slots = len(points.x_train) * points.output.size
+    return 4 * n_slots**2 * _changed_bytes(layers)
+
+
+def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]]:
+    """The chain at the points, with the first row of each: in parts, if the changes of
+    extra slots are many."""
+    size, extra = points.output.size, points.x_extra
+    n_slots = len(points.x_train) * size
+    one = 8 * n_slots * size * _changed_bytes(layers)
+    most = max(1, _EXTRA_BYTES // one)
+    count = max(1, -(-len(extra) // most))
+    width = -(-len(extra) // count)
+    chains = []
+    for i in range(count):
+        first = min(i * width, len(extra) - width)  # the last overlaps
+        with_train = points.with_train and i == 0
+        x = extra[first : first + width]
+        chain = _chain_at(layers, points.x_train, x, size, with_train)
+        row = first * size + (n_slots if points.with_train and i else 0)
+        chains.append((row, chain))
+    return chains
+
+
+def _changed_bytes(layers: tuple[Layer, ...]) -> int:
+    """Bytes of one number for each neuron."""
+    return sum(layer.weight.shape[0] * layer.weight.dtype.itemsize for layer in layers)
+
+
+_chain_at = eqx.filter_jit(chain_at)
+
+
+@eqx.filter_jit
+def _with_changes(chain: Chain) -> Chain:
+    return chain.with_changes()
+
+
+def _of_chains(
+    chains: list[tuple[int, Chain]], out: Array, block_size: int | None, progress: bool
+) -> Array:
+    r, n_slots = out.ndim, out.shape[-1]
+    for row, chain in chains:
+        size = block_size or _columns_at_once(chain, r)
+        data = _with_changes(chain) if r == 4 else chain
+        out = _fill(_OF_CHAIN[r], data, out, row, min(size, n_slots), progress)
+    return out
+
+
+def _columns_at_once(chain: Chain, r: int) -> int:
+    """How many columns of K⁽ʳ⁾ keep within `_BLOCK_BYTES`."""
+    n_slots, n_extra = chain.counts
+    rows, itemsize = n_slots + n_extra, chain.layers[0].weight.dtype.itemsize
+    neurons = _changed_bytes(chain.layers) // itemsize
+    numbers = {
+        2: 4 * rows,
+        3: 5 * rows * (neurons + n_slots),
+        4: rows * n_slots * (2 * neurons + 10 * n_slots),
+    }
+    return max(1, _BLOCK_BYTES // (numbers[r] * itemsize))
+
+
+class _Lifted(eqx.Module):
+    """Columns by the operator D, lifting what is known in closed form.
+
+    `inner` holds how many slots of each later index, the innermost first, go together.
+    """
+
+    inner: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(
+        self, points: Points, start: Int[Array, ""], size: int
+    ) -> Float[Array, "rows ..."]:
+        gradient = slot_gradient(points.apply, points.x_train, points.rates)
+        n_slots = len(points.x_train) * points.output.size
+        closed = closed_form(points, max(_OF_CHAIN))
+        tensor = closed or partial(points.apply.over, xs=points.x)
+        for block in self.inner:
+            tensor = lift(tensor, gradient, n_slots, block)
+        column = partial(along, tensor, gradient, points.params)
+        columns = jax.vmap(column, out_axes=-1)(start + jnp.arange(size))
+        later = len(self.inner) + (3 if closed else 0)
+        return columns.reshape(-1, *[n_slots] * later, size)
+
+
+def closed_form(points: Points, r: int) -> TensorFunction | None:
+    """θ ↦ K⁽ʳ⁾ of a chain of layers, r = 2, 3, 4; `None` for any other network."""
+    if points.layers(points.params) is None:
+        return None
+    size = points.output.size
+    x = (points.x_train, points.x_extra)
+
+    def tensor(params: Params) -> Float[Array, "rows ..."]:
+        layers = points.layers(params)
+        assert layers is not None
+        chain = chain_at(layers, *x, size, points.with_train)
+        chain = chain.with_changes() if r == 4 else chain
+        return _OF_CHAIN[r](chain, 0, len(points.x_train) * size)
+
+    return tensor
+
+
+def _fill(
+    columns: Columns, data: Any, out: Array, row: int, size: int, progress: bool
+) -> Array:
+    """Columns into `out` from `row` on, block after block of its last slot."""
+    starts = range(0, out.shape[-1], size)
+    if is_traced(data, out):
+
+        def step(i: Array, out: Array) -> Array:
+            return _fill_block((columns, data, row, i * size), out, size)
+
+        return jax.lax.fori_loop(0, len(starts), step, out)
+    bar = tqdm(starts, f"K({out.ndim})", delay=5, leave=False, disable=not progress)
+    for start in bar:
+        inputs = (columns, data, jnp.asarray(row), jnp.asarray(start))
+        out = _fill_block_in_place(inputs, out, size)
+        if progress:
+            out.block_until_ready()
+    return out
+
+
+def _fill_block(inputs: Any, out: Array, size: int) -> Array:
+    columns, data, row, start = inputs
+    start = jnp.minimum(start, out.shape[-1] - size)  # the last block overlaps
+    block = columns(data, start, size)
+    corner = (row, *[0] * (out.ndim - 2), start)
+    return jax.lax.dynamic_update_slice(out, block, corner)
+
+
+_fill_block_in_place = eqx.filter_jit(_fill_block, donate="all-except-first")
+
+
+def split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
+    """How many slots of each later index go together, the innermost first."""
+    sizes = []
+    for _ in range(depth):
+        sizes.append(max(1, min(n_slots, block_size)))
+        block_size //= sizes[-1]
+    return tuple(sizes)
+
+
+def directions_at_once(points: Points, order: int) -> int:
+    """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
+    activations of its own, and each further derivative doubles them."""
+    apply, params, x = points.apply, points.params, points.x
+    one = parameter_bytes(params) + len(x) * activation_bytes(apply, params, x[0])
+    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))

@@ -1,0 +1,292 @@
+"""Kernels along a few modes, such as the leading eigenvectors of the NTK.
+
+The kernels of q modes e_i are those of the q functions F_i = Σ_β e_i[β] f_β, which have
+q gradients and no more. All that is needed of them is a sum over points.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations_with_replacement, permutations
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from ._contract import checked_slots
+from ._errors import is_traced, require_integer
+from ._form import Points, form, points_of
+from ._lift import lift
+from ._memory import activation_bytes
+from ._network import OutputFunction
+from ._problem import Problem
+from ._types import Params
+
+# Training slots up to which eigenvectors are those of the whole matrix.
+_DENSE = 4096
+# Bytes that one block of points may hold.
+_BLOCK_BYTES = 2**28
+
+Tree = TypeVar("Tree")
+
+
+class Projection(eqx.Module):
+    """K⁽¹⁾ … K⁽ᵖ⁾ along q modes: see [`nth.project`][].
+
+    `projection[r]` is Σ e_i[a] e_j[b] … K⁽ʳ⁾[a, b, …], of shape `(q,) * r`.
+    """
+
+    modes: Float[Array, "q n *out"]
+    """The modes e_i."""
+
+    tensors: tuple[Float[Array, "..."], ...]
+
+    @property
+    def order(self) -> int:
+        """The highest r held."""
+        return len(self.tensors)
+
+    @property
+    def eigenvalues(self) -> Float[Array, " q"]:
+        """⟨e_i, K⁽²⁾ e_i⟩, the NTK's eigenvalues if the modes are its eigenvectors."""
+        return jnp.diagonal(self[2])
+
+    def __getitem__(self, r: int) -> Float[Array, "..."]:
+        """K⁽ʳ⁾ along the modes, r = 1 … order."""
+        r = require_integer("r", r, 1)
+        if r > self.order:
+            raise IndexError(f"this projection goes up to r = {self.order}; got {r}.")
+        return self.tensors[r - 1]
+
+
+def project(
+    network: Callable[..., Any],
+    problem: Problem,
+    order: int,
+    modes: int | ArrayLike,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+) -> Projection:
+    """K⁽¹⁾ … K⁽ᵖ⁾ along modes in every slot: q^r numbers, and no tensor over n².
+
+    They are the kernels of the q functions F_i = Σ_β e_i[β] f_β. With u_i = ∇F_i,
+    v_ik the derivative of u_i along u_k and T_i the third derivative of F_i,
+
+        K⁽³⁾[i, j, k]    = v_ik·u_j + u_i·v_jk,
+        K⁽⁴⁾[i, j, k, l] = v_ik·v_jl + v_il·v_jk + (v_ij + v_ji)·v_kl
+                           + T_i[j, k, l] + T_j[i, k, l].
+
+    Time is linear in n: q gradients for K⁽²⁾, q² for K⁽³⁾ and q³/6 third derivatives
+    for K⁽⁴⁾. Memory is that of q² copies of the parameters.
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]. Only the training
+        points count.
+    - `order`: the highest r, at least 2.
+    - `modes`: q, for the q leading eigenvectors of the NTK on the training points, or
+        vectors of your own, shape `(q, n, *out)`. Up to n·C = 4,096 the eigenvectors
+        are those of the matrix, beyond by Lanczos' method (SciPy's `eigsh`).
+
+    **Returns:** [`nth.Projection`][].
+
+    **Raises:** `ValueError` for an order below 2, more modes than slots, or modes that
+    do not fit.
+    """
+    order = require_integer("order", order, 2)
+    points = points_of(network, problem, filter_spec)
+    points = Points(
+        points.apply, points.params, points.x_train, points.x_train[:0], with_train=True
+    )
+    if isinstance(modes, int | np.integer):
+        vectors = _leading_modes(points, require_integer("modes", modes, 1))
+    else:
+        vectors = checked_slots("modes", modes, points, np.shape(modes)[:1])
+    return Projection(vectors, _projected(points, vectors, order))
+
+
+def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:
+    """The q leading eigenvectors of K⁽²⁾, each with its largest entry positive."""
+    n_slots, output = points.n_slots, points.output
+    if q > n_slots:
+        raise ValueError(
+            f"modes must be at most {n_slots}, the number of training slots; got {q}."
+        )
+    if n_slots <= max(_DENSE, 2 * q) or is_traced(points):
+        ntk = form(points, 2, None, progress=False)[1].reshape(n_slots, n_slots)
+        vectors = jnp.linalg.eigh(ntk)[1][:, ::-1][:, :q].T
+    else:
+        shape = (len(points.x_train), *output.shape)
+
+        def times(v: np.ndarray) -> np.ndarray:
+            slots = jnp.asarray(v, output.dtype).reshape(shape)
+            return np.asarray(_ntk_times(points, slots)).ravel()
+
+        ntk = LinearOperator((n_slots, n_slots), times, dtype=output.dtype)  # pyright: ignore[reportCallIssue]
+        start = np.ones(n_slots, output.dtype)
+        vectors = jnp.asarray(eigsh(ntk, q, v0=start)[1][:, ::-1].T, output.dtype)
+    largest = jnp.argmax(jnp.abs(vectors), axis=1)[:, None]
+    signs = jnp.sign(jnp.take_along_axis(vectors, largest, axis=1))
+    return (vectors * signs).reshape(q, -1, *output.shape)
+
+
+@eqx.filter_jit
+def _ntk_times(points: Points, v: Float[Array, "n *out"]) -> Float[Array, "n *out"]:
+    def outputs(params: Params) -> Float[Array, "n *out"]:
+        return points.apply.over(params, points.x_train)
+
+    pulled = jax.vjp(outputs, points.params)[1](v)
+    return jax.jvp(outputs, (points.params,), pulled)[1]
+
+
+@eqx.filter_jit
+def _projected(
+    points: Points, modes: Float[Array, "q n *out"], order: int
+) -> tuple[Float[Array, "..."], ...]:
+    parts = _Modes(points.apply, *_blocks(points, modes))
+    tensors = []
+    for r in range(1, order + 1):
+        tensor = (parts.first, parts.second, parts.third, parts.fourth)[min(r, 4) - 1]
+        for _ in range(4, r):
+            tensor = lift(tensor, parts.gradient, len(modes), 1)
+        tensors.append(tensor(points.params))
+    return tuple(tensors)
+
+
+def _blocks(
+    points: Points, modes: Float[Array, "q n *out"]
+) -> tuple[Shaped[Array, "k b *in"], Float[Array, "k q b *out"]]:
+    """Points and modes in blocks; what fills up the last has no weight."""
+    n, q = len(points.x_train), len(modes)
+    one = activation_bytes(points.apply, points.params, points.x_train[0])
+    size = min(n, max(1, _BLOCK_BYTES // (8 * q * one)))
+    count = -(-n // size)
+    size = -(-n // count)
+    spare = count * size - n
+
+    def filled(array: Array, axis: int, mode: str) -> Array:
+        widths = [(0, spare if k == axis else 0) for k in range(array.ndim)]
+        array = jnp.pad(array, widths, mode)
+        shape = (*array.shape[:axis], count, size, *array.shape[axis + 1 :])
+        return jnp.moveaxis(array.reshape(shape), axis, 0)
+
+    return filled(points.x_train, 0, "edge"), filled(modes, 1, "constant")
+
+
+class _Modes(eqx.Module):
+    """F_i = Σ_β e_i[β] f_β, in blocks of points, and their kernels, functions of θ."""
+
+    apply: OutputFunction
+    x: Shaped[Array, "k b *in"]
+    modes: Float[Array, "k q b *out"]
+
+    def first(self, params: Params) -> Float[Array, " q"]:
+        return self._summed(lambda functions: functions(params))
+
+    def second(self, params: Params) -> Float[Array, "q q"]:
+        u = self._gradients(params)
+        return _inner(u, u, (1, 1))
+
+    def third(self, params: Params) -> Float[Array, "q q q"]:
+        u = self._gradients(params)
+        vu = _inner(self._changes(params, u), u, (2, 1))  # i k j
+        return jnp.swapaxes(vu, 1, 2) + jnp.moveaxis(vu, 2, 0)
+
+    def fourth(self, params: Params) -> Float[Array, "q q q q"]:
+        u = self._gradients(params)
+        v = self._changes(params, u)
+        vv, t = _inner(v, v, (2, 2)), self._third_derivatives(params, u)
+        return (
+            jnp.swapaxes(vv, 1, 2)
+            + jnp.moveaxis(vv, 2, 0)
+            + vv
+            + jnp.swapaxes(vv, 0, 1)
+            + t
+            + jnp.swapaxes(t, 0, 1)
+        )
+
+    def gradient(self, params: Params, i: Int[Array, ""]) -> Params:
+        """∇F_i."""
+        return jax.tree.map(lambda leaf: leaf[i], self._gradients(params))
+
+    def _summed(self, quantity: Callable[[Callable[..., Any]], Tree]) -> Tree:
+        """The sum over blocks of a quantity of θ ↦ (F_1, …, F_q)."""
+
+        def of_block(block: Any) -> Tree:
+            x, modes = block
+
+            def functions(params: Params) -> Float[Array, " q"]:
+                outputs = self.apply.over(params, x)
+                return jnp.tensordot(modes, outputs, axes=outputs.ndim)
+
+            return quantity(functions)
+
+        if len(self.x) == 1:
+            return of_block((self.x[0], self.modes[0]))
+        shapes = jax.eval_shape(of_block, (self.x[0], self.modes[0]))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def add(total: Tree, block: Any) -> tuple[Tree, None]:
+            return jax.tree.map(jnp.add, total, of_block(block)), None
+
+        return jax.lax.scan(add, zeros, (self.x, self.modes))[0]
+
+    def _gradients(self, params: Params) -> Params:
+        """u_i, stacked."""
+        return self._summed(lambda functions: jax.jacrev(functions)(params))
+
+    def _changes(self, params: Params, u: Params) -> Params:
+        """v_ik, the derivative of u_i along u_k, stacked by i and k."""
+
+        def quantity(functions: Callable[..., Any]) -> Params:
+            def change(u_k: Params) -> Params:
+                return jax.jvp(jax.jacrev(functions), (params,), (u_k,))[1]
+
+            by_k = jax.lax.map(change, u)
+            return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), by_k)
+
+        return self._summed(quantity)
+
+    def _third_derivatives(self, params: Params, u: Params) -> Float[Array, "q q q q"]:
+        """T_i[j, k, l], from one derivative for each choice of three modes."""
+        q = self.modes.shape[1]
+        chosen = np.array(list(combinations_with_replacement(range(q), 3)))
+        place = np.zeros((q, q, q), int)
+        for number, modes in enumerate(chosen):
+            for slots in permutations(modes):
+                place[slots] = number
+
+        def quantity(functions: Callable[..., Any]) -> Float[Array, "choices q"]:
+            def along_three(modes: Int[Array, "3"]) -> Float[Array, " q"]:
+                derivative = functions
+                for m in modes:
+                    direction = jax.tree.map(partial(jnp.take, indices=m, axis=0), u)
+                    derivative = _derivative(derivative, direction)
+                return derivative(params)
+
+            return jax.lax.map(along_three, jnp.asarray(chosen))
+
+        return jnp.moveaxis(self._summed(quantity)[place], 3, 0)
+
+
+def _derivative(
+    function: Callable[[Params], Array], direction: Params
+) -> Callable[[Params], Array]:
+    return lambda params: jax.jvp(function, (params,), (direction,))[1]
+
+
+def _inner(first: Params, second: Params, axes: tuple[int, int]) -> Float[Array, "..."]:
+    """Inner products over parameters, of stacks with that many axes in front."""
+
+    def of_leaves(a: Array, b: Array) -> Array:
+        a, b = (
+            leaf.reshape(*leaf.shape[:k], -1)
+            for leaf, k in zip((a, b), axes, strict=True)
+        )
+        return jnp.tensordot(a, b, axes=(-1, -1))
+
+    products = jax.tree.leaves(jax.tree.map(of_leaves, first, second))
+    return jax.tree.reduce(jnp.add, products)

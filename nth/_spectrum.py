@@ -1,0 +1,137 @@
+"""What the NTK is made of, and what it sets: parts, features, eigenvalues, times."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from ._errors import require_instance, require_scale
+from ._form import Points, form, points_of
+from ._kernels import Kernels
+from ._layers import as_layers
+from ._mlp import MLP
+from ._passes import forward
+from ._problem import Problem
+
+
+class Spectrum(eqx.Module):
+    """Eigenvalues of the NTK on the training points: see [`nth.spectrum`][].
+
+    In order of falling eigenvalue; s = n·C is the number of slots.
+    """
+
+    eigenvalues: Float[Array, " s"]
+    """λ_i of K⁽²⁾ on the training points."""
+
+    modes: Float[Array, "s n *out"]
+    """Eigenvectors e_i, of norm one."""
+
+    time_scales: Float[Array, " s"]
+    """n/λ_i, in units of 1/(learning rate): the time in which ⟨e_i, f − y⟩ falls by a
+    factor e at level p = 2 with squared error. ∞ where λ_i is zero to rounding."""
+
+
+def spectrum(kernels: Kernels) -> Spectrum:
+    """Eigenvalues of the NTK on the training points, and the times that they set.
+
+    With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
+    eq. 6), so that each eigenvector relaxes by itself.
+
+    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points.
+    """
+    require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+    if not kernels.complete:
+        raise ValueError(
+            "kernels were formed with rows=..., and a spectrum takes all training "
+            "points: form them anew without rows."
+        )
+    out = kernels.out_shape
+    n = kernels[2].shape[1 + len(out)]
+    slots = n * int(np.prod(out))
+    values, vectors = jnp.linalg.eigh(kernels[2][:n].reshape(slots, slots))
+    values, modes = values[::-1], vectors[:, ::-1].T.reshape(slots, n, *out)
+    above = values > slots * jnp.finfo(values.dtype).eps * values[0]
+    times = jnp.where(above, n / jnp.where(above, values, 1.0), jnp.inf)
+    return Spectrum(values, modes, times)
+
+
+def layer_kernels(
+    network: Callable[..., Any],
+    problem: Problem,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+) -> dict[str, Float[Array, "m ..."]]:
+    """The NTK's parts by parameter array, G⁽ˡ⁾ (Huang & Yau, eq. 7): K⁽²⁾ is their sum.
+
+        G⁽ˡ⁾[a, b] = ⟨∂f_a/∂W⁽ˡ⁾, ∂f_b/∂W⁽ˡ⁾⟩
+
+    **Arguments:** as for [`nth.kernels`][].
+
+    **Returns:** one kernel for each trained array, by its path in the network:
+    `".weights[0]"`, `".weights[1]"` and so on for an [`nth.MLP`][] with no biases.
+    """
+    points = points_of(network, problem, filter_spec)
+    leaves = jax.tree_util.tree_leaves_with_path(points.params)
+    parts = {}
+    for path, _ in leaves:
+        one = _training_only(points, path)
+        parts[jax.tree_util.keystr(path)] = form(one, 2, None, progress=False)[1]
+    return parts
+
+
+def _training_only(points: Points, path: Any) -> Points:
+    """`points` with all parameters but one frozen."""
+    where = jax.tree_util.tree_map_with_path(lambda p, _: p == path, points.params)
+    params, others = eqx.partition(points.params, where)
+    frozen = eqx.combine(others, points.apply.frozen)
+    return eqx.tree_at(
+        lambda points: (points.apply.frozen, points.params), points, (frozen, params)
+    )
+
+
+def nngp(
+    network: Callable[..., Any],
+    problem: Problem,
+    *,
+    sigma_a: float = 1.0,
+    sigma_b: float = 1.0,
+) -> Float[Array, "m n"]:
+    """The NNGP kernel of the last layer: what its features make of a fresh last layer.
+
+    With x_a the inputs of the last layer at point a, f = aᵀx + b drawn anew has mean 0
+    and, at every output, covariance
+
+        Σ[a, b] = σ_a² x_a·x_b (+ σ_b²),
+
+    over fan_in in the parameterisations "ntk" and "standard"; σ_b² where there is a
+    bias. As the width grows it tends to the NNGP kernel (Lee et al. 2018).
+
+    **Arguments:**
+
+    - `network`: an [`nth.MLP`][] or `eqx.nn.MLP` (taken as "standard", with no final
+        activation).
+    - `problem`: the points.
+    - `sigma_a`, `sigma_b`: scales of the last layer's weights and bias, as for
+        [`nth.MLP`][].
+
+    **Raises:** `ValueError` if `network` is no such network.
+    """
+    sigma_a = require_scale("sigma_a", sigma_a)
+    sigma_b = require_scale("sigma_b", sigma_b)
+    points = points_of(network, problem, eqx.is_inexact_array)
+    layers = as_layers(points.apply, points.params, points.x_train[0])
+    if layers is None or layers[-1].activation is not None:
+        raise ValueError(
+            "network must be an nth.MLP or eqx.nn.MLP with an affine last layer: the "
+            f"NNGP kernel is of that layer's inputs; got {type(network).__name__}."
+        )
+    features = forward(layers, points.x)[-1]
+    fan_in = features.shape[1]
+    paper = isinstance(network, MLP) and network.parameterization == "nth"
+    weight = sigma_a**2 / (1 if paper else fan_in)
+    bias = 0.0 if layers[-1].bias is None else sigma_b**2
+    return weight * (features @ features[: len(points.x_train)].T) + bias
