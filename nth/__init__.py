@@ -39,6 +39,13 @@ from ._solve import (
     gradient_flow as gradient_flow,
     solve as solve,
 )
+from ._rule import GradientDescent as GradientDescent
+from ._curvature import max_learning_rate as max_learning_rate
+from ._discrete import (
+    gradient_descent as gradient_descent,
+    solve_discrete as solve_discrete,
+)
+from ._catapult import Catapult as Catapult, catapult as catapult
 from ._compare import Comparison as Comparison, compare as compare
 
 __version__ = _version("nth")

@@ -1,16 +1,16 @@
 """Levels beside the truth: errors over time, as a table, a figure, a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
-from tabulate import tabulate
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from typing_extensions import Unpack
 
+from ._discrete import gradient_descent, levels_by_steps
 from ._errors import (
     as_array,
     require_finite,
@@ -25,8 +25,10 @@ from ._integrate import (
 )
 from ._loss import SoftmaxCrossEntropy
 from ._problem import Problem
+from ._rule import GradientDescent
 from ._solution import Solution
 from ._solve import Method, gradient_flow, hierarchies
+from ._table import table
 
 if TYPE_CHECKING:
     import xarray
@@ -54,9 +56,15 @@ class Comparison(eqx.Module):
     """Test targets, used for test accuracy alone."""
 
     @property
-    def ts(self) -> Float[Array, " T"]:
-        """The requested times."""
+    def ts(self) -> Float[Array, " T"] | Int[Array, " T"]:
+        """The requested times, or steps."""
         return self.truth.ts
+
+    @property
+    def clock(self) -> Literal["time", "step"]:
+        """What `ts` counts: time, or the steps of a rule."""
+        discrete = jnp.issubdtype(self.ts.dtype, jnp.integer)
+        return "step" if discrete else "time"
 
     def error(self, order: int, points: Points = "test") -> Float[Array, " T"]:
         """Root-mean-square error of level `order` against the truth at each time, over
@@ -98,7 +106,7 @@ class Comparison(eqx.Module):
         return self.solutions[order]
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self)
 
     def plot(self) -> "Figure":
         """A figure: loss, errors and, for labels, accuracy over time.
@@ -148,35 +156,82 @@ def compare(
     y_test: Any = None,
     method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
+    weight_decay: Any = 0.0,
+    rule: GradientDescent | None = None,
     **options: Unpack[IntegrateOptions],
 ) -> Comparison:
     """Solve several levels of the hierarchy and train the network, side by side.
 
     **Arguments:**
 
-    - `network`, `problem`, `ts`, `method`, `filter_spec`, `options`: as for
-        [`nth.solve`][]; from `checkpoint="run.npz"` each model has a file of its own,
-        `run-truth.npz`, `run-p2.npz` and so on.
+    - `network`, `problem`, `ts`, `method`, `filter_spec`, `learning_rates`,
+        `weight_decay`, `options`: as for [`nth.solve`][]; from
+        `checkpoint="run.npz"` each model has a file of its own, `run-truth.npz`,
+        `run-p2.npz` and so on.
     - `orders`: the levels p, each at least 2. Kernels are formed once for all levels
         that are solved in their dense form.
     - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
+    - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
+        of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
+        flow are refused.
 
     **Returns:** [`nth.Comparison`][].
 
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
     levels = _check_orders(orders)
+    known = None if y_test is None else _check_y_test(y_test, problem)
+    how = (filter_spec, learning_rates)
+    if rule is not None:
+        _refuse_with_rule(method, weight_decay, options)
+        solutions = levels_by_steps(network, problem, ts, levels, rule, *how)
+        truth = gradient_descent(
+            network,
+            problem,
+            ts,
+            rule,
+            filter_spec=filter_spec,
+            learning_rates=learning_rates,
+        )
+        return Comparison(truth, solutions, problem, known)
     check_options(options)
     require_times(ts, problem.x_train.dtype)
-    known = None if y_test is None else _check_y_test(y_test, problem)
-    hierarchy = hierarchies(network, problem, levels, method, filter_spec)
+    hierarchy = hierarchies(network, problem, levels, method, *how, weight_decay)
     truth = gradient_flow(
-        network, problem, ts, filter_spec=filter_spec, **_own_file(options, "truth")
+        network,
+        problem,
+        ts,
+        filter_spec=filter_spec,
+        learning_rates=learning_rates,
+        weight_decay=weight_decay,
+        **_own_file(options, "truth"),
     )
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
     }
     return Comparison(truth, solutions, problem, known)
+
+
+def _refuse_with_rule(
+    method: Method, weight_decay: Any, options: IntegrateOptions
+) -> None:
+    """Nothing, if no option of the flow is given beside a rule."""
+    if method not in ("auto", "matrix-free"):
+        raise ValueError(
+            f"rule: discrete training has no method {method!r}; leave out method, "
+            'or give "matrix-free".'
+        )
+    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        raise ValueError(
+            "weight_decay: give it to the rule, nth.GradientDescent(..., "
+            f"weight_decay={weight_decay})."
+        )
+    if options:
+        raise ValueError(
+            f"{sorted(options)[0]} is an option of the flow: with a rule there is "
+            "nothing to integrate. Leave it out."
+        )
 
 
 def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
@@ -231,58 +286,3 @@ def _is_right(
 
 def _stack(solutions: Sequence[Solution], name: str) -> np.ndarray:
     return np.stack([np.asarray(getattr(solution, name)) for solution in solutions])
-
-
-def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
-    """Which times a table shows: all, or `most` at even ratios, the last included."""
-    ts = ts.astype(np.float64)  # so that a time of 0 can be clipped, not lost
-    if len(ts) <= most:
-        return list(range(len(ts)))
-    positive = ts[ts > 0]
-    wanted = np.geomspace(max(positive[0], ts[-1] / 1e3), ts[-1], most)
-    return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in wanted})
-
-
-def _table(comparison: Comparison) -> str:
-    orders = list(comparison.solutions)
-    kinds: list[Points] = ["train"]
-    if comparison.problem.n_test:
-        kinds.append("test")
-    ts = np.asarray(comparison.ts)
-    columns: dict[str, Any] = {"t": ts, "true loss": np.asarray(comparison.truth.loss)}
-    for kind in kinds:
-        for p in orders:
-            columns[f"{kind}\np = {p}"] = np.asarray(comparison.error(p, kind))
-    rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
-    formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
-    lines = [
-        "Root-mean-square error of the outputs against the network really trained",
-        "",
-        tabulate(rows, headers=list(columns), floatfmt=formats, missingval=""),
-        *_window_lines(comparison.solutions),
-        *_accuracy_lines(comparison, kinds),
-    ]
-    return "\n".join(lines)
-
-
-def _window_lines(solutions: Mapping[int, Solution]) -> list[str]:
-    return [
-        f"p = {p} left its window at t = {float(s.valid_until):.4g}."
-        for p, s in solutions.items()
-        if np.isfinite(s.valid_until)
-    ]
-
-
-def _accuracy_lines(comparison: Comparison, kinds: Sequence[Points]) -> list[str]:
-    lines = []
-    for kind in kinds:
-        shares = {"truth": comparison.accuracy("truth", kind)}
-        for p in comparison.solutions:
-            shares[f"p = {p}"] = comparison.accuracy(p, kind)
-        known = [
-            f"{name} {100 * s[-1]:.1f} %" for name, s in shares.items() if s is not None
-        ]
-        if known:
-            last = float(comparison.ts[-1])
-            lines.append(f"{kind} accuracy at t = {last:.4g}: " + ", ".join(known))
-    return ["", *lines] if lines else []

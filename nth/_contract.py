@@ -92,7 +92,7 @@ def _contracted(
     sizes = list(split_block(size, n_slots, sum(v is None for v in rest)))
     for v in rest:
         if v is None:
-            gradient = slot_gradient(points.apply, points.x_train)
+            gradient = slot_gradient(points.apply, points.x_train, points.rates)
             tensor = lift(tensor, gradient, n_slots, sizes.pop(0))
         else:
             tensor = _against(tensor, points, v)

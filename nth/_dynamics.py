@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._problem import Problem
@@ -50,6 +51,10 @@ class AbstractDynamics(eqx.Module):
         train = self.outputs(state)[: self.problem.n_train]
         return self.problem.loss(train, self.problem.y_train)
 
+    def penalty(self, state: State) -> Scalar:
+        """What training lowers beside L: λ/2 ‖θ‖² for a weight decay λ, else 0."""
+        return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+
     def output_gradient(
         self, outputs: Float[Array, "m *out"]
     ) -> Float[Array, "n *out"]:
@@ -59,8 +64,12 @@ class AbstractDynamics(eqx.Module):
 
     def output_rates(
         self, t: Scalar, state: State
-    ) -> tuple[Float[Array, "n *out"], Float[Array, "n *out"]]:
-        """g and df̃/dt on the training points; ⟨g, df̃/dt⟩ is the loss's rate."""
+    ) -> tuple[Float[Array, "n *out"], Float[Array, "n *out"], Scalar]:
+        """g and df̃/dt on the training points, whose product is the loss's rate, and
+        the rate of the penalty.
+        """
         rate = self.vector_field(t, state, None)
         outputs, velocity = jax.jvp(self.outputs, (state,), (rate,))
-        return self.output_gradient(outputs), velocity[: self.problem.n_train]
+        penalty = jax.jvp(self.penalty, (state,), (rate,))[1]
+        g = self.output_gradient(outputs)
+        return g, velocity[: self.problem.n_train], penalty

@@ -6,25 +6,32 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._dynamics import AbstractDynamics
+from ._descent import AbstractDescent
+from ._errors import require_scale
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
+from ._rates import as_decay, by_rates, rates_of
 from ._types import Params, Scalar
 
 
-class GradientFlow(AbstractDynamics):
+class GradientFlow(AbstractDescent):
     """The network really trained, in continuous time (Huang & Yau, eq. 3):
 
-        dθ/dt = −∇_θ L(θ) = −J(θ)ᵀ g.
+        dθ/dt = −M (∇_θ L(θ) + λ θ),        ∇_θ L(θ) = J(θ)ᵀ g,
 
-    **Arguments:** `network`, `problem` and `filter_spec` as for [`nth.kernels`][].
+    with learning rates M = 1 and a weight decay λ = 0 unless they are given.
+
+    **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
+    [`nth.kernels`][]; `weight_decay` is λ ≥ 0.
     """
 
     problem: Problem
     apply: OutputFunction
     params: Params
+    rates: Params | None
+    weight_decay: Scalar | None
     label: str = eqx.field(static=True)
     method: ClassVar[str] = "gradient flow"
     truncated: ClassVar[bool] = False
@@ -35,21 +42,40 @@ class GradientFlow(AbstractDynamics):
         problem: Problem,
         *,
         filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
+        weight_decay: Any = 0.0,
     ):
         self.apply, self.params, self.problem = parametrize(
             network, problem, filter_spec
         )
+        self.rates = rates_of(learning_rates, network, self.params)
+        decay = require_scale("weight_decay", weight_decay)
+        self.weight_decay = as_decay(decay, self.params)
         self.label = "network"
 
     def initial_state(self) -> Params:
         return self.params
 
-    def vector_field(self, t: Scalar, state: Params, args: Any) -> Params:
-        def loss(params: Params) -> Scalar:
-            outputs = self.apply.over(params, self.problem.x_train)
-            return self.problem.loss(outputs, self.problem.y_train)
+    def gradient(
+        self, state: Params, x: Shaped[Array, "b *in"], y: Shaped[Array, "b ..."]
+    ) -> Params:
+        """∇_θ of the mean loss over the points `x`, `y`."""
 
-        return jax.tree.map(jnp.negative, jax.grad(loss)(state))
+        def loss(params: Params) -> Scalar:
+            return self.problem.loss(self.apply.over(params, x), y)
+
+        return jax.grad(loss)(state)
+
+    def scaled(self, direction: Params) -> Params:
+        return by_rates(self.rates, direction)
+
+    def parameters(self, state: Params) -> Params:
+        return state
+
+    def over(
+        self, params: Params, x: Shaped[Array, "points *in"]
+    ) -> Float[Array, "points *out"]:
+        return self.apply.over(params, x)
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
         return self.apply.over(state, self.problem.x)

@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from tqdm.auto import tqdm
 
 from ._errors import is_traced
-from ._layers import Layer, as_layers
+from ._layers import Layer, as_layers, rated
 from ._layerwise import Chain, chain_at, fourth, second, third
 from ._lift import TensorFunction, along, lift, slot_gradient
 from ._memory import activation_bytes, parameter_bytes
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
+from ._rates import rates_of
 from ._types import Params
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
@@ -47,6 +48,7 @@ class Points(eqx.Module):
     x_train: Shaped[Array, "n *in"]
     x_extra: Shaped[Array, "e *in"]
     with_train: bool = eqx.field(static=True)
+    rates: Params | None = None
 
     @property
     def x(self) -> Shaped[Array, "rows *in"]:
@@ -70,18 +72,24 @@ class Points(eqx.Module):
 
     def layers(self, params: Params) -> tuple[Layer, ...] | None:
         """The layers of a fully connected network, `None` for any other."""
-        return as_layers(self.apply, params, self.x_train[0])
+        layers = as_layers(self.apply, params, self.x_train[0])
+        return None if layers is None else rated(layers, self.rates)
 
 
 def points_of(
-    network: Callable[..., Any], problem: Problem, filter_spec: PyTree, rows: Any = None
+    network: Callable[..., Any],
+    problem: Problem,
+    filter_spec: PyTree,
+    rows: Any = None,
+    learning_rates: PyTree = None,
 ) -> Points:
     """The network at the points of `problem`; `rows` are those of the first slot."""
     apply, params, problem = parametrize(network, problem, filter_spec)
     x = (problem.x_train, problem.x_test)
     if rows is not None:
         x = (problem.x_train, problem.x[_checked_rows(rows, len(problem.x))])
-    return Points(apply, params, *x, with_train=rows is None)
+    rates = rates_of(learning_rates, network, params)
+    return Points(apply, params, *x, with_train=rows is None, rates=rates)
 
 
 def _checked_rows(rows: Any, m: int) -> np.ndarray:
@@ -223,7 +231,7 @@ class _Lifted(eqx.Module):
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows ..."]:
-        gradient = slot_gradient(points.apply, points.x_train)
+        gradient = slot_gradient(points.apply, points.x_train, points.rates)
         n_slots = len(points.x_train) * points.output.size
         closed = closed_form(points, max(_OF_CHAIN))
         tensor = closed or partial(points.apply.over, xs=points.x)

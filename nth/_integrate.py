@@ -26,6 +26,9 @@ from ._solution import Solution
 from ._types import Scalar, State
 from ._window import blow_up, first_rise, loss_rate, warn_of_window
 
+# How a solve can end: `Solution.result` is one of them, in either clock.
+RESULTS = diffrax.RESULTS
+
 
 class IntegrateOptions(TypedDict, total=False):
     """The options of [`nth.integrate`][], which every solving function takes too."""

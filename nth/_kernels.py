@@ -56,17 +56,18 @@ class Kernels(eqx.Module):
         problem: Problem,
         *,
         filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
     ) -> None:
         """Write the kernels to a file, whole or not at all, with what made them.
 
-        **Arguments:** `path`, a file in a folder that exists; `network`, `problem` and
-        `filter_spec` as the kernels were formed with, whose digest goes into the file
-        (targets and loss do not count).
+        **Arguments:** `path`, a file in a folder that exists; `network`, `problem`,
+        `filter_spec` and `learning_rates` as the kernels were formed with, whose digest
+        goes into the file (targets and loss do not count).
 
         **Raises:** `ValueError` if the kernels are visibly of another network or of
         other points.
         """
-        points = points_of(network, problem, filter_spec)
+        points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
         outputs = points.apply.over(points.params, points.x)
         own = self.complete and outputs.shape == self[1].shape
         own = own and outputs.dtype == self[1].dtype
@@ -86,6 +87,7 @@ class Kernels(eqx.Module):
         problem: Problem,
         *,
         filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
     ) -> "Kernels":
         """Read kernels that [`save`][nth.Kernels.save] wrote.
 
@@ -94,7 +96,8 @@ class Kernels(eqx.Module):
         **Raises:** `ValueError` if there is no file, or one that is damaged or was
         written for another network, other points or another `filter_spec`.
         """
-        file = _file(path, points_of(network, problem, filter_spec))
+        points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
+        file = _file(path, points)
         tensors = file.read_leaves()
         if tensors is None:
             raise ValueError(f"path: there is no file {file.path}.")
@@ -118,6 +121,7 @@ def kernels(
     order: int,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
     rows: ArrayLike | Sequence[int] | None = None,
     block_size: int | None = None,
     progress: bool = True,
@@ -135,6 +139,9 @@ def kernels(
     - `problem`: the points, m = n + q.
     - `order`: the highest r, at least 2.
     - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
+        network: the rate of each parameter, 1 if left out. With M their diagonal
+        matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.
     - `rows`: the points of the first slot, as indices into the m points of
         `problem.x`; all of them if left out. Kernels of some rows cannot be solved.
     - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
@@ -147,7 +154,7 @@ def kernels(
     kernels that would not fit in memory; that is found before anything is allocated.
     """
     order = require_integer("order", order, 2)
-    points = points_of(network, problem, filter_spec, rows)
+    points = points_of(network, problem, filter_spec, rows, learning_rates)
     _refuse_if_too_large(points, order)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)

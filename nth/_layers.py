@@ -86,6 +86,28 @@ def as_layers(
     return layers if all(map(_acts_on_each_neuron, kinds.values())) else None
 
 
+def rated(layers: tuple[Layer, ...], rates: Params | None) -> tuple[Layer, ...] | None:
+    """`layers` at the learning rates of their parameters; `None` if one has several."""
+    if rates is None:
+        return layers
+    if any(rate.ndim for rate in jax.tree.leaves(rates)):
+        return None
+    if type(rates) is MLP:
+        pairs = zip(rates.weights, rates.biases or (None,) * len(layers), strict=True)
+    else:
+        pairs = [(layer.weight, layer.bias) for layer in rates.layers]
+    return tuple(
+        Layer(
+            layer.weight,
+            layer.bias,
+            layer.weight_rate * (1.0 if weight is None else weight),
+            layer.bias_rate * (1.0 if bias is None else bias),
+            layer.activation,
+        )
+        for layer, (weight, bias) in zip(layers, pairs, strict=True)
+    )
+
+
 def _of_mlp(network: MLP, params: Any) -> tuple[Layer, ...]:
     count = len(network.weights)
     biases: Any = network.biases or (None,) * count

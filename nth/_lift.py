@@ -2,7 +2,9 @@
 
 For T a function of θ and β a training slot (a point, and one of its outputs),
 
-    (D T)(θ)[…, β] = ⟨∇T(θ)[…], ∇f_β(θ)⟩,        K⁽¹⁾ = f,   K⁽ʳ⁺¹⁾ = D K⁽ʳ⁾.
+    (D T)(θ)[…, β] = ⟨∇T(θ)[…], M ∇f_β(θ)⟩,      K⁽¹⁾ = f,   K⁽ʳ⁺¹⁾ = D K⁽ʳ⁾,
+
+with M the learning rate of each parameter, 1 unless it is given.
 
 It is a derivative of T along ∇f_β, so one `jvp`; and since ∇f_β is itself a function of
 θ, a further D differentiates it too. The kernel side's autodiff lives here alone.
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
 from ._network import OutputFunction
+from ._rates import by_rates
 from ._types import Params
 
 TensorFunction = Callable[[Params], Float[Array, "..."]]
@@ -23,16 +26,16 @@ SlotGradient = Callable[[Params, Int[Array, ""]], Params]
 
 
 def slot_gradient(
-    apply: OutputFunction, x_train: Shaped[Array, "n *in"]
+    apply: OutputFunction, x_train: Shaped[Array, "n *in"], rates: Params | None = None
 ) -> SlotGradient:
-    """(θ, β) ↦ ∇f_β(θ), the slots counted in row order of `(n, *out)`."""
+    """(θ, β) ↦ M ∇f_β(θ), the slots counted in row order of `(n, *out)`."""
 
     def gradient(params: Params, slot: Int[Array, ""]) -> Params:
         def f_slot(params: Params) -> Float[Array, ""]:
             size = jax.eval_shape(apply, params, x_train[0]).size
             return apply(params, x_train[slot // size]).reshape(size)[slot % size]
 
-        return jax.grad(f_slot)(params)
+        return by_rates(rates, jax.grad(f_slot)(params))
 
     return gradient
 

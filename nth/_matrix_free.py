@@ -8,11 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
-from ._dynamics import AbstractDynamics
-from ._errors import as_array, is_traced, require_finite, require_integer
+from ._descent import AbstractDescent
+from ._errors import (
+    as_array,
+    is_traced,
+    require_finite,
+    require_integer,
+    require_scale,
+)
 from ._memory import activation_bytes
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
+from ._rates import as_decay, by_rates, rates_of
 from ._taylor import Coefficients, best_coefficients
 from ._types import Params, Scalar
 
@@ -24,7 +31,7 @@ _BLOCK_BYTES_ELSEWHERE = 2**30
 Steps = tuple[Params, ...]
 
 
-class MatrixFreeHierarchy(AbstractDynamics):
+class MatrixFreeHierarchy(AbstractDescent):
     """The truncated hierarchy as a series in ε, at the price of a few gradients.
 
     Give each application of the operator D a weight ε: θ_ε = θ₀ + Σ_k ε^k u_k solves
@@ -39,20 +46,27 @@ class MatrixFreeHierarchy(AbstractDynamics):
     The state is (u_1, …, u_{p−1}): p − 1 copies of the parameters. An evaluation costs
     a few gradients of the loss, in time linear in n, in memory of one block of points.
 
+    With learning rates M and a weight decay λ, which bears no ε,
+    dθ/dt = −M (ε J(θ)ᵀ g + λ θ). Then θ₀ decays too: it is the coefficient u_0, which
+    stands first in the state, and du_k/dt = −M ([J(θ_ε)ᵀ g]_{k−1} + λ u_k).
+
     **Arguments:**
 
-    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
+    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
     - `order`: the level p ≥ 2.
+    - `weight_decay`: λ ≥ 0; it adds λ/2 ‖θ‖² to the loss that is trained on.
     - `block_size`: how many points to work on at once; if left out, as many as hold
         about 64 MiB on a CPU, 1 GiB elsewhere. With points sharded over several
         devices, give a multiple of their number.
 
-    **Raises:** `ValueError` for an order below 2 or a network that does not fit.
+    **Raises:** `ValueError` for an order below 2, a network or rates that do not fit.
     """
 
     problem: Problem
     apply: OutputFunction
     params: Params
+    rates: Params | None
+    weight_decay: Scalar | None
     order: int = eqx.field(static=True)
     block_size: int = eqx.field(static=True)
     coefficients: Coefficients = eqx.field(static=True)
@@ -67,12 +81,17 @@ class MatrixFreeHierarchy(AbstractDynamics):
         order: int,
         *,
         filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
+        weight_decay: Any = 0.0,
         block_size: int | None = None,
     ):
         self.order = require_integer("order", order, 2)
         self.apply, self.params, self.problem = parametrize(
             network, problem, filter_spec
         )
+        self.rates = rates_of(learning_rates, network, self.params)
+        decay = require_scale("weight_decay", weight_decay)
+        self.weight_decay = as_decay(decay, self.params)
         if block_size is None:
             block_size = _default_block(self.apply, self.params, problem, order)
         self.block_size = require_integer("block_size", block_size, 1)
@@ -83,20 +102,51 @@ class MatrixFreeHierarchy(AbstractDynamics):
 
     def initial_state(self) -> Steps:
         zeros = jax.tree.map(jnp.zeros_like, self.params)
-        return (zeros,) * (self.order - 1)
+        steps = (zeros,) * (self.order - 1)
+        return steps if self.weight_decay is None else (self.params, *steps)
 
-    def vector_field(self, t: Scalar, state: Steps, args: Any) -> Steps:
-        x, y, n = self.problem.x_train, self.problem.y_train, self.problem.n_train
+    def gradient(
+        self, state: Steps, x: Shaped[Array, "b *in"], y: Shaped[Array, "b ..."]
+    ) -> Steps:
+        """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, where it is there."""
+        base, steps = self._series(state)
 
         def add(total: Steps, block: Any) -> tuple[Steps, None]:
-            part = self._pull_back(state, *block)
-            return jax.tree.map(jnp.subtract, total, part), None
+            part = self._pull_back(base, steps, len(x), *block)
+            return jax.tree.map(jnp.add, total, part), None
 
-        blocks = (self._blocks(x), self._blocks(y), self._counted(n))
-        zeros = jax.tree.map(jnp.zeros_like, state)
+        blocks = (self._blocks(x), self._blocks(y), self._counted(len(x)))
         if len(blocks[0]) == 1:
-            return add(zeros, jax.tree.map(lambda leaf: leaf[0], blocks))[0]
-        return jax.lax.scan(add, zeros, blocks)[0]
+            first = jax.tree.map(lambda leaf: leaf[0], blocks)
+            pulled = self._pull_back(base, steps, len(x), *first)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, steps)
+            pulled = jax.lax.scan(add, zeros, blocks)[0]
+        if self.weight_decay is None:
+            return pulled
+        return (jax.tree.map(jnp.zeros_like, base), *pulled)
+
+    def scaled(self, direction: Steps) -> Steps:
+        return tuple(by_rates(self.rates, step) for step in direction)
+
+    def parameters(self, state: Steps) -> Params:
+        """θ₀ + Σ_k u_k."""
+        base, steps = self._series(state)
+        return jax.tree.map(lambda leaf, *terms: sum(terms, leaf), base, *steps)
+
+    def penalty(self, state: Steps) -> Scalar:
+        """λ/2 Σ_{k<p} [‖θ_ε‖²]_k, to the same order as f̃."""
+        if self.weight_decay is None:
+            return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+        products = [
+            jnp.vdot(one, other)
+            for i, step in enumerate(state)
+            for partner in state[: self.order - i]
+            for one, other in zip(
+                jax.tree.leaves(step), jax.tree.leaves(partner), strict=True
+            )
+        ]
+        return self.weight_decay * sum(products) / 2
 
     def outputs(self, state: Steps) -> Float[Array, "m *out"]:
         return self._outputs(state, self.problem.x)
@@ -124,20 +174,30 @@ class MatrixFreeHierarchy(AbstractDynamics):
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return jnp.sqrt(jnp.max(jnp.stack(squares)) / size)
 
+    def _series(self, state: Steps) -> tuple[Params, Steps]:
+        """θ₀ as it is now, and u_1 … u_{p−1}."""
+        if len(state) == self.order:
+            return state[0], state[1:]
+        return self.params, state
+
     def _pull_back(
         self,
-        state: Steps,
+        base: Params,
+        steps: Steps,
+        points: int,
         x: Shaped[Array, "b *in"],
         y: Shaped[Array, "b ..."],
         counted: Bool[Array, " b"],
     ) -> Steps:
         """[J(θ_ε)ᵀ g]_0, …, [J(θ_ε)ᵀ g]_{p−2} of one block, by one reverse pass.
 
+        g is that of the mean loss over `points` points, of which the block is a part.
+
         For ∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}: the pull-back of g through the single
         coefficient k = p − 2 holds all of them. The highest, k = p − 1, is needed for f̃
         alone, and is not differentiated.
         """
-        *lower, last = state
+        *lower, last = steps
 
         def series(base: Params, lower: list[Params]) -> tuple[Array, Array]:
             terms = self.coefficients(
@@ -145,8 +205,8 @@ class MatrixFreeHierarchy(AbstractDynamics):
             )
             return terms[-2], sum(terms[1:], terms[0])
 
-        _, pull, outputs = jax.vjp(series, self.params, lower, has_aux=True)
-        g = self.problem.loss.gradient(outputs, y) * (len(x) / self.problem.n_train)
+        _, pull, outputs = jax.vjp(series, base, lower, has_aux=True)
+        g = self.problem.loss.gradient(outputs, y) * (len(x) / points)
         counted = jnp.expand_dims(counted, range(1, g.ndim))
         base, lower = pull(jnp.where(counted, g, 0))
         return (*reversed(lower), base)
@@ -154,12 +214,26 @@ class MatrixFreeHierarchy(AbstractDynamics):
     def _outputs(
         self, state: Steps, x: Shaped[Array, "points *in"]
     ) -> Float[Array, "points *out"]:
+        base, steps = self._series(state)
+
         def block(x: Shaped[Array, "b *in"]) -> Float[Array, "b *out"]:
             terms = self.coefficients(
-                lambda params: self.apply.over(params, x), self.params, state
+                lambda params: self.apply.over(params, x), base, steps
             )
             return sum(terms[1:], terms[0])
 
+        return self._in_blocks(block, x)
+
+    def over(
+        self, params: Params, x: Shaped[Array, "points *in"]
+    ) -> Float[Array, "points *out"]:
+        return self._in_blocks(lambda block: self.apply.over(params, block), x)
+
+    def _in_blocks(
+        self,
+        block: Callable[[Shaped[Array, "b *in"]], Float[Array, "b *out"]],
+        x: Shaped[Array, "points *in"],
+    ) -> Float[Array, "points *out"]:
         if len(x) <= self.block_size:
             return block(x)
         outputs = jnp.moveaxis(jax.lax.map(block, self._blocks(x)), 0, 1)

@@ -34,8 +34,9 @@ def plot_comparison(comparison: "Comparison") -> Figure:
             _plot_accuracy(axes[-1], comparison, scored[-1])
         for axis in axes:
             _mark_windows(axis, comparison)
-            axis.set_xlabel("time $t$")
-            _log_time(axis, comparison)
+            axis.set_xlabel("time $t$" if comparison.clock == "time" else "step")
+            if comparison.clock == "time":
+                _log_time(axis, comparison)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
             handles,

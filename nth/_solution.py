@@ -3,7 +3,7 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ._types import Scalar, State
 
@@ -14,8 +14,8 @@ class Solution(eqx.Module):
     Values at times that the solver did not reach are NaN.
     """
 
-    ts: Float[Array, " T"]
-    """The requested times."""
+    ts: Float[Array, " T"] | Int[Array, " T"]
+    """The requested times; of discrete training the steps, integers."""
 
     train: Float[Array, "T n *out"]
     """Outputs on the training points."""
@@ -29,7 +29,8 @@ class Solution(eqx.Module):
     valid_until: Scalar
     """The first time that the predicted loss rises, which gradient flow's never does:
     past it the truncation has left its window. ∞ if it never rose. Found between two
-    steps of the solver, so as fine as they are."""
+    steps of the solver, so as fine as they are. For discrete training, whose loss may
+    rise, see [`nth.solve_discrete`][]."""
 
     result: Any
     """A `diffrax.RESULTS`: `successful`; `event_occurred` if the outputs of a
@@ -37,7 +38,7 @@ class Solution(eqx.Module):
 
     state: State
     """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] what its
-    `predict` takes, for [`nth.GradientFlow`][] the trained parameters."""
+    `predict` takes, for the network really trained its parameters."""
 
     counts: dict[str, Array]
     """The numbers in `stats`."""
@@ -46,11 +47,12 @@ class Solution(eqx.Module):
     """What was solved: `"level-3 hierarchy"`, `"network"`."""
 
     method: str = eqx.field(static=True)
-    """How: `"dense"`, `"matrix-free"`, `"gradient flow"`."""
+    """How: `"dense"`, `"matrix-free"`, `"gradient flow"`, `"gradient descent"`."""
 
     @property
     def stats(self) -> dict[str, Any]:
-        """`method`; `num_steps`, `num_accepted_steps` and `num_rejected_steps`;
-        `num_evaluations` of the vector field, where the solver's number of stages is
-        known; `last_time`, the time that the solver reached."""
+        """`method`; `num_steps`, and of a flow `num_accepted_steps` and
+        `num_rejected_steps`; `num_evaluations` of the vector field, where the solver's
+        number of stages is known, or of the gradient in discrete training; `last_time`,
+        the time that the solver reached, or the last step asked for with outputs."""
         return {"method": self.method, **self.counts}

@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from ._dynamics import AbstractDynamics
-from ._errors import require_integer, require_name, require_times
+from ._errors import require_integer, require_name, require_scale, require_times
 from ._flow import GradientFlow
 from ._form import forming_cost, points_of
 from ._hierarchy import DenseHierarchy
@@ -38,6 +38,8 @@ def solve(
     order: int,
     method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
+    weight_decay: Any = 0.0,
     **options: Unpack[IntegrateOptions],
 ) -> Solution:
     """Predict the outputs of `network` through training, by the level-p hierarchy.
@@ -55,6 +57,10 @@ def solve(
         [`nth.MatrixFreeHierarchy`][]; `"auto"` takes the cheaper, by
         [`nth.cheaper_method`][]. `Solution.stats["method"]` says which.
     - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
+        network: the rate M of each parameter, 1 if left out.
+    - `weight_decay`: λ ≥ 0 in dθ/dt = −M (∇L + λ θ). Above 0 the method is
+        `"matrix-free"`, for kernels are formed at θ₀, which decays.
     - `options`: those of [`nth.integrate`][].
 
     **Returns:** [`nth.Solution`][].
@@ -64,7 +70,9 @@ def solve(
     require_integer("order", order, 2)
     check_options(options)
     require_times(ts, problem.x_train.dtype)
-    levels = hierarchies(network, problem, [order], method, filter_spec)
+    levels = hierarchies(
+        network, problem, [order], method, filter_spec, learning_rates, weight_decay
+    )
     return integrate(levels[order], ts, **options)
 
 
@@ -74,9 +82,12 @@ def hierarchies(
     orders: Sequence[int],
     method: Method,
     filter_spec: PyTree,
+    learning_rates: PyTree = None,
+    weight_decay: Any = 0.0,
 ) -> dict[int, AbstractDynamics]:
     """The hierarchy at each of `orders`, kernels formed once for all that are dense."""
     require_name("method", method, METHODS)
+    method = _with_decay(method, weight_decay)
     methods = {
         p: cheaper_method(network, problem, p, filter_spec=filter_spec)
         if method == "auto"
@@ -86,14 +97,38 @@ def hierarchies(
     dense = [p for p in orders if methods[p] == "dense"]
     levels: dict[int, AbstractDynamics] = {}
     if dense:
-        formed = kernels(network, problem, max(dense), filter_spec=filter_spec)
+        formed = kernels(
+            network,
+            problem,
+            max(dense),
+            filter_spec=filter_spec,
+            learning_rates=learning_rates,
+        )
         levels = {p: DenseHierarchy(formed, problem, p) for p in dense}
     for p in orders:
         if p not in levels:
             levels[p] = MatrixFreeHierarchy(
-                network, problem, p, filter_spec=filter_spec
+                network,
+                problem,
+                p,
+                filter_spec=filter_spec,
+                learning_rates=learning_rates,
+                weight_decay=weight_decay,
             )
     return levels
+
+
+def _with_decay(method: Method, weight_decay: Any) -> Method:
+    """The method, where a weight decay may ask for one of them."""
+    decay = require_scale("weight_decay", weight_decay)
+    if isinstance(decay, float) and decay == 0:
+        return method
+    if method == "dense":
+        raise ValueError(
+            'weight_decay: method="dense" has its kernels at the initial parameters, '
+            'which decay. Use method="matrix-free", or "auto".'
+        )
+    return "matrix-free"
 
 
 def cheaper_method(
@@ -133,11 +168,19 @@ def gradient_flow(
     ts: ArrayLike | Sequence[float],
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
+    weight_decay: Any = 0.0,
     **options: Unpack[IntegrateOptions],
 ) -> Solution:
     """Train `network` by gradient flow, dθ/dt = −∇L(θ): what the hierarchy predicts.
 
     Arguments, returns and raises as for [`nth.solve`][]; `valid_until` is ∞.
     """
-    dynamics = GradientFlow(network, problem, filter_spec=filter_spec)
+    dynamics = GradientFlow(
+        network,
+        problem,
+        filter_spec=filter_spec,
+        learning_rates=learning_rates,
+        weight_decay=weight_decay,
+    )
     return integrate(dynamics, ts, **options)

@@ -1,7 +1,8 @@
 """The window in which a truncation holds: where it ends, and saying so.
 
 Under gradient flow the training loss never rises. So the first time that the predicted
-loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window.
+loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight decay λ
+what never rises is L + λ/2 ‖θ‖².
 """
 
 import inspect
@@ -22,13 +23,17 @@ _BLOW_UP = 1e6
 
 
 def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
-    """⟨g, df̃/dt⟩ over ‖g‖‖df̃/dt‖: above zero where the predicted loss rises."""
+    """⟨g, df̃/dt⟩ over ‖g‖‖df̃/dt‖: above zero where the predicted loss rises.
+
+    With a weight decay both have the penalty's rate added.
+    """
     if not dynamics.truncated:
         return jnp.zeros_like(t)
-    g, velocity = dynamics.output_rates(t, state)
+    g, velocity, penalty = dynamics.output_rates(t, state)
     size = jnp.linalg.norm(g.ravel()) * jnp.linalg.norm(velocity.ravel())
+    size = size + jnp.abs(penalty)
     safe = jnp.where(size > 0, size, 1)
-    return jnp.where(size > 0, jnp.vdot(g, velocity) / safe, 0)
+    return jnp.where(size > 0, (jnp.vdot(g, velocity) + penalty) / safe, 0)
 
 
 def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
@@ -46,14 +51,20 @@ def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
 
 def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:
     """A diffrax condition: the outputs have left every scale of the problem."""
-    start = dynamics.outputs(dynamics.initial_state())
-    slope = dynamics.problem.n_train * dynamics.output_gradient(start)
-    limit = _BLOW_UP * (jnp.max(jnp.abs(start)) + jnp.max(jnp.abs(slope)))
+    limit = largest_outputs(dynamics, dynamics.outputs(dynamics.initial_state()))
 
     def condition(t: Scalar, state: State, args: Any, **_: Any) -> Bool[Array, ""]:
         return jnp.max(jnp.abs(dynamics.outputs(state))) > limit
 
     return condition
+
+
+def largest_outputs(
+    dynamics: AbstractDynamics, start: Float[Array, "m *out"]
+) -> Scalar:
+    """What no entry of the outputs may pass, `start` being those at θ₀."""
+    slope = dynamics.problem.n_train * dynamics.output_gradient(start)
+    return _BLOW_UP * (jnp.max(jnp.abs(start)) + jnp.max(jnp.abs(slope)))
 
 
 def warn_of_window(
@@ -63,13 +74,16 @@ def warn_of_window(
     if np.isinf(valid_until):
         return
     lost = "" if successful else f", and from t = {last_time:.4g} on they are NaN"
-    warnings.warn(
+    warn(
         f"the {label} left its window at t = {valid_until:.4g}: its predicted loss "
         "rises there, as no gradient flow's does. Later values are no predictions"
         f"{lost}; see Solution.valid_until.",
-        WindowWarning,
-        stacklevel=_frames_inside() + 1,
     )
+
+
+def warn(message: str, category: type[Warning] = WindowWarning) -> None:
+    """A warning at the user's line."""
+    warnings.warn(message, category, stacklevel=_frames_inside() + 1)
 
 
 def _frames_inside() -> int:

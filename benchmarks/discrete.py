@@ -1,0 +1,92 @@
+"""One step of discrete training at level p over one gradient of its batch.
+
+    python benchmarks/discrete.py [--small]
+
+Prints, in float64 and float32, for two hidden layers, the time of a step for p = 2 … 5,
+full batch with and without momentum and weight decay, and in mini-batches, each over
+`jax.grad` of the loss of as many points, timed before and after in the same run. The
+time of a step is the difference of two runs, of 2 and of 6 steps, over 4: what is done
+once (compilation, the look at the critical rate, the outputs) is no part of it.
+"""
+
+import sys
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+import nth
+
+jax.config.update("jax_enable_x64", True)
+
+SMALL = "--small" in sys.argv
+FEW, MANY = 2, 6
+
+
+def problem_of(n, dtype, d=64):
+    x_key, y_key = jax.random.split(jax.random.key(1))
+    x = jax.random.normal(x_key, (n, d), dtype)
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    return nth.Problem(x, jnp.sign(jax.random.normal(y_key, (n,), dtype)))
+
+
+def least(function, repeats=5):
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def gradient_seconds(network, problem, size):
+    @eqx.filter_jit
+    def gradient(network, x, y):
+        return eqx.filter_grad(lambda net: problem.loss(jax.vmap(net)(x), y))(network)
+
+    x, y = problem.x_train[:size], problem.y_train[:size]
+    return least(lambda: gradient(network, x, y), repeats=9)
+
+
+def step_seconds(network, problem, rule, order):
+    def run(number):
+        return least(
+            lambda: (
+                nth.solve_discrete(network, problem, [number], rule, order=order).train
+            )
+        )
+
+    return (run(MANY) - run(FEW)) / (MANY - FEW)
+
+
+def ratios(dtype):
+    n, width, size = (64, 32, 16) if SMALL else (1024, 512, 256)
+    network = nth.MLP(64, width, 2, dtype=dtype, key=jax.random.key(0))
+    problem = problem_of(n, dtype)
+    batches = {"batch_size": size, "key": jax.random.key(2)}
+    rules = {
+        "plain": (n, nth.GradientDescent(0.1)),
+        "momentum, decay": (
+            n,
+            nth.GradientDescent(0.1, momentum=0.9, weight_decay=1e-3),
+        ),
+        f"batches of {size}": (size, nth.GradientDescent(0.1, **batches)),
+    }
+    print(f"\n{dtype.__name__}, n = {n}, width {width}: a step over a gradient")
+    print(" " * 18 + "".join(f"p = {p}".rjust(9) for p in (2, 3, 4, 5)))
+    print("bar".ljust(18) + "".join(f"{bar:9.1f}" for bar in (2, 4.5, 8, 13)))
+    for name, (points, rule) in rules.items():
+        found = []
+        for p in (2, 3, 4, 5):
+            before = gradient_seconds(network, problem, points)
+            taken = step_seconds(network, problem, rule, p)
+            after = gradient_seconds(network, problem, points)
+            found.append(taken / ((before + after) / 2))
+        print(name.ljust(18) + "".join(f"{ratio:9.2f}" for ratio in found), flush=True)
+
+
+if __name__ == "__main__":
+    for dtype in (jnp.float64, jnp.float32):
+        ratios(dtype)

@@ -1,0 +1,119 @@
+"""The front door of discrete training: a network, a problem, steps and a rule."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._errors import require_integer
+from ._flow import GradientFlow
+from ._matrix_free import MatrixFreeHierarchy
+from ._problem import Problem
+from ._rule import GradientDescent, plan
+from ._solution import Solution
+from ._steps import descend, look_at_rate
+
+
+def solve_discrete(
+    network: Callable[..., Any],
+    problem: Problem,
+    steps: int | Sequence[int] | Any,
+    rule: GradientDescent,
+    *,
+    order: int,
+    filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
+) -> Solution:
+    """Predict the outputs of `network` through discrete training, at level p.
+
+    It is the series of [`nth.MatrixFreeHierarchy`][] with another clock: a step takes
+    u_k to u_k − η M [J(θ_ε)ᵀ g]_{k−1}, momentum has a buffer for each k, g is that of
+    the batch, and under weight decay the coefficient u_0 = θ₀ decays too. It holds
+    the discrete hierarchy of Huang & Yau, eq. 29, at any level.
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`: as for [`nth.solve`][].
+    - `steps`: how many steps to take, N, for outputs at steps 0 … N; or an increasing
+        sequence of the steps asked for. At step 0 nothing has been trained.
+    - `rule`: [`nth.GradientDescent`][].
+    - `order`: the level p ≥ 2. A step costs a few gradients of its batch.
+    - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
+        network: what the rule's learning rate is multiplied by for each parameter.
+
+    **Returns:** [`nth.Solution`][], `ts` the steps asked for. `state` is that of
+    [`nth.MatrixFreeHierarchy`][], whose `predict` takes new points. `valid_until` is
+    the first step asked for, or ∞, at which one of two things shows:
+
+    - f̃ and the network at θ₀ + Σ_k u_k, two predictions that are equal up to the order
+        of the level, part on the training points by more than half of the greatest
+        change predicted up to there;
+    - the predicted loss, with λ/2 ‖θ‖², has risen by more than all the loss that there
+        was at step 0. With momentum and batches it may well rise by less.
+
+    Beyond [`nth.max_learning_rate`][] a warning is given, [`nth.WindowWarning`][].
+
+    **Raises:** `ValueError` for bad input.
+    """
+    order = require_integer("order", order, 2)
+    options = (filter_spec, learning_rates)
+    return levels_by_steps(network, problem, steps, [order], rule, *options)[order]
+
+
+def levels_by_steps(
+    network: Callable[..., Any],
+    problem: Problem,
+    steps: Any,
+    orders: Sequence[int],
+    rule: GradientDescent,
+    filter_spec: PyTree,
+    learning_rates: PyTree,
+) -> dict[int, Solution]:
+    """The prediction at each of `orders`; the rate is looked at once."""
+    solutions = {}
+    for p in orders:
+        dynamics = MatrixFreeHierarchy(
+            network,
+            problem,
+            p,
+            filter_spec=filter_spec,
+            learning_rates=learning_rates,
+            weight_decay=getattr(rule, "weight_decay", 0.0),
+        )
+        planned = plan(rule, steps, dynamics.problem.n_train, _dtype(dynamics.params))
+        if not solutions:
+            look_at_rate(dynamics, planned)
+        solutions[p] = descend(dynamics, planned)
+    return solutions
+
+
+def gradient_descent(
+    network: Callable[..., Any],
+    problem: Problem,
+    steps: int | Sequence[int] | Any,
+    rule: GradientDescent,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
+) -> Solution:
+    """Train `network` by `rule`: what [`nth.solve_discrete`][] predicts.
+
+    Arguments, returns and raises as there. `state` is the trained parameters;
+    `valid_until` is ∞, also where training diverges: outputs are NaN from there on,
+    and a `RuntimeWarning` says so.
+    """
+    dynamics = GradientFlow(
+        network,
+        problem,
+        filter_spec=filter_spec,
+        learning_rates=learning_rates,
+        weight_decay=getattr(rule, "weight_decay", 0.0),
+    )
+    planned = plan(rule, steps, dynamics.problem.n_train, _dtype(dynamics.params))
+    return descend(dynamics, planned)
+
+
+def _dtype(params: PyTree) -> Any:
+    return jax.tree.leaves(params)[0].dtype

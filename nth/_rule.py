@@ -1,0 +1,194 @@
+"""The rule of discrete training, and what it does at each step: rates and batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from ._errors import (
+    is_traced,
+    require,
+    require_integer,
+    require_scale,
+)
+from ._types import Scalar
+
+
+class GradientDescent(eqx.Module):
+    """Gradient descent as people train: with s the step, from 0 on,
+
+        d = ∇L_batch(θ) + λ θ,    v ← μ v + d,    θ ← θ − η_s v,
+
+    and with Nesterov's momentum d + μ v in the place of v. It is step for step what
+    `optax.sgd` does after `optax.add_decayed_weights`, and PyTorch's `SGD`.
+
+    **Arguments:**
+
+    - `learning_rate`: η ≥ 0, or a function of the step, such as a schedule of optax.
+    - `momentum`: μ, from 0 to under 1.
+    - `nesterov`: whether the momentum is Nesterov's.
+    - `weight_decay`: λ ≥ 0; it adds λ/2 ‖θ‖² to the loss that is trained on.
+    - `batch_size`: how many training points a step sees, all n if left out. L_batch is
+        their mean loss. Each epoch draws a permutation of the points and takes them in
+        turn, without repeating one; the n mod `batch_size` points left at the end of a
+        permutation are left out of that epoch.
+    - `key`: the random key of the batches, needed with `batch_size`. Batches depend on
+        it, on n and on the step alone: the network and every level see the same.
+
+    **Raises:** `ValueError` for a bad number, or an option that would change nothing.
+    """
+
+    learning_rate: Any
+    momentum: Any
+    nesterov: bool = eqx.field(static=True)
+    weight_decay: Any
+    batch_size: int | None = eqx.field(static=True)
+    key: PRNGKeyArray | None
+
+    def __init__(
+        self,
+        learning_rate: ArrayLike | Callable[[Any], Any],
+        *,
+        momentum: ArrayLike = 0.0,
+        nesterov: bool = False,
+        weight_decay: ArrayLike = 0.0,
+        batch_size: int | None = None,
+        key: PRNGKeyArray | None = None,
+    ):
+        if not callable(learning_rate):
+            learning_rate = require_scale("learning_rate", learning_rate)
+        self.learning_rate = learning_rate
+        self.momentum = require_momentum(momentum)
+        if not isinstance(nesterov, bool):
+            raise ValueError(f"nesterov must be True or False; got {nesterov!r}.")
+        if nesterov and _is_zero(self.momentum):
+            raise ValueError(
+                "nesterov changes nothing without momentum: give a momentum above 0."
+            )
+        self.nesterov = nesterov
+        self.weight_decay = require_scale("weight_decay", weight_decay)
+        if batch_size is not None:
+            batch_size = require_integer("batch_size", batch_size, 1)
+        if (batch_size is None) != (key is None):
+            raise ValueError(
+                "batch_size and key go together: batches are drawn with the key, such "
+                "as key=jax.random.key(0)."
+            )
+        self.batch_size = batch_size
+        self.key = key
+
+
+def require_momentum(momentum: Any) -> Any:
+    """`momentum`, from 0 to under 1 (tracers pass)."""
+    momentum = require_scale("momentum", momentum)
+    if isinstance(momentum, float) and momentum >= 1:
+        raise ValueError(
+            f"momentum must be below 1, or steps never fade; got {momentum}."
+        )
+    return momentum
+
+
+def _is_zero(number: Any) -> bool:
+    return isinstance(number, float) and number == 0
+
+
+class Plan(eqx.Module):
+    """What a rule does over N steps, as arrays: no value of them is compiled in."""
+
+    steps: Int[Array, " T"]
+    """The steps that are asked for, counted from 0, where nothing has been trained."""
+
+    slots: Int[Array, " S"]
+    """Where each step's outputs are saved: its place in `steps`, or T for nowhere."""
+
+    rates: Float[Array, " N"]
+    rows: Int[Array, "N b"] | None
+    momentum: Scalar | None
+    nesterov: bool = eqx.field(static=True)
+
+
+def plan(rule: GradientDescent, steps: Any, n_train: int, dtype: Any) -> Plan:
+    """`rule` over `steps`, on `n_train` points, in `dtype`.
+
+    **Raises:** `ValueError` for bad steps, a batch of more points than there are, or a
+    learning rate that is no number at some step.
+    """
+    if not isinstance(rule, GradientDescent):
+        raise ValueError(
+            f"rule must be an nth.GradientDescent(learning_rate, ...); got {rule!r}."
+        )
+    asked = _require_steps(steps)
+    number = int(asked[-1])
+    slots = np.full(number + 1, len(asked))
+    slots[asked] = np.arange(len(asked))
+    momentum = rule.momentum
+    return Plan(
+        steps=jnp.asarray(asked),
+        slots=jnp.asarray(slots),
+        rates=_rates(rule.learning_rate, number, dtype),
+        rows=None if rule.batch_size is None else _rows(rule, number, n_train),
+        momentum=None if _is_zero(momentum) else jnp.asarray(momentum, dtype),
+        nesterov=rule.nesterov,
+    )
+
+
+def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
+    """The steps asked for: 0 … N for a number N, else an increasing sequence."""
+    if is_traced(steps):
+        raise ValueError("steps must be known when the loop is built: no tracer.")
+    array = np.asarray(steps)
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1 or array.size == 0:
+        raise ValueError(
+            "steps must be a number of steps, or an increasing sequence of integers; "
+            f"got {steps!r}."
+        )
+    if np.any(array < 0):
+        raise ValueError(f"steps must be at least 0; got {array.min()}.")
+    if array.ndim == 0:
+        return np.arange(int(array) + 1)
+    if np.any(np.diff(array) <= 0):
+        raise ValueError(f"steps must be increasing; got {steps!r}.")
+    return array.astype(int)
+
+
+def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
+    """η at each step; a schedule that cannot be traced is asked step by step."""
+    if not callable(learning_rate):
+        return jnp.full(number, jnp.asarray(learning_rate, dtype))
+    try:
+        counted = jnp.arange(number, dtype=jnp.int32)  # as optax counts
+        rates = jax.vmap(lambda s: jnp.asarray(learning_rate(s)))(counted)
+    except (TypeError, ValueError):  # JAX's own are of these kinds
+        rates = jnp.asarray([learning_rate(s) for s in range(number)])
+    if rates.shape != (number,):
+        raise ValueError(
+            "learning_rate must be a number at each step; the schedule gave shape "
+            f"{rates.shape[1:]}."
+        )
+    rates = rates.astype(dtype)
+    message = "learning_rate must be finite and at least 0 at every step."
+    return require(rates, jnp.isfinite(rates) & (rates >= 0), message)
+
+
+def _rows(rule: GradientDescent, number: int, n_train: int) -> Int[Array, "N b"]:
+    """The training points that each step sees."""
+    size, key = rule.batch_size, rule.key
+    assert size is not None  # as `plan` asks: for the type checker
+    assert key is not None
+    if size > n_train:
+        raise ValueError(
+            f"batch_size must be at most {n_train}, the number of training points; "
+            f"got {size}."
+        )
+    a_epoch = n_train // size
+    epochs = jnp.arange(max(1, -(-number // a_epoch)))
+
+    def one(epoch: Int[Array, ""]) -> Int[Array, "k b"]:
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), n_train)
+        return order[: a_epoch * size].reshape(a_epoch, size)
+
+    return jax.vmap(one)(epochs).reshape(-1, size)[:number]

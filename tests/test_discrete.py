@@ -1,0 +1,407 @@
+"""Discrete training: optax, the hierarchy of eq. 29 by brute force, the flow as its
+limit, and the network really trained."""
+
+import math
+import warnings
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_network, make_problem
+
+import nth
+
+KEY = jax.random.key(5)
+LABELS = make_problem(4, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
+PAIR = make_network(4, 1, outputs=2, use_bias=True)
+SCALAR, NETWORK = make_problem(4, 1), make_network(5, 1)
+
+
+def assert_trees_close(ours, expected, atol):
+    ours, expected = jax.tree.leaves(ours), jax.tree.leaves(expected)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+# ---------------------------------------------------------------- the truth is optax's
+
+RULES: dict[str, dict[str, Any]] = {
+    "plain": {"learning_rate": 0.5},
+    "momentum": {"learning_rate": 0.3, "momentum": 0.7},
+    "nesterov": {"learning_rate": 0.3, "momentum": 0.7, "nesterov": True},
+    "decay": {"learning_rate": 0.3, "momentum": 0.5, "weight_decay": 0.1},
+    "schedule": {"learning_rate": optax.exponential_decay(0.5, 2, 0.5)},
+}
+
+
+def by_optax(network, problem, number, learning_rate, weight_decay=0.0, **options):
+    """The network after each step, by optax alone."""
+    decayed = optax.add_decayed_weights(weight_decay)
+    optimiser = optax.chain(decayed, optax.sgd(learning_rate, **options))
+
+    @eqx.filter_jit
+    def step(network, state):
+        def loss(network):
+            outputs = jax.vmap(network)(problem.x_train)
+            return optax.softmax_cross_entropy_with_integer_labels(
+                outputs, problem.y_train
+            ).mean()
+
+        updates, state = optimiser.update(
+            eqx.filter_grad(loss)(network), state, network
+        )
+        return eqx.apply_updates(network, updates), state
+
+    state, networks = optimiser.init(network), [network]
+    for _ in range(number):
+        network, state = step(network, state)
+        networks.append(network)
+    return networks
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_truth_is_optax_step_for_step(name):
+    solution = nth.gradient_descent(PAIR, LABELS, 5, nth.GradientDescent(**RULES[name]))
+    networks = by_optax(PAIR, LABELS, 5, **RULES[name])
+    outputs = jnp.stack([jax.vmap(network)(LABELS.x) for network in networks])
+    np.testing.assert_allclose(solution.train, outputs[:, :4], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(solution.test, outputs[:, 4:], rtol=0, atol=1e-13)
+    assert_trees_close(solution.state, networks[-1], 1e-13)
+    np.testing.assert_array_equal(solution.ts, np.arange(6))
+    assert solution.stats["num_steps"] == solution.stats["num_evaluations"] == 5
+    assert np.max(np.abs(solution.train[-1] - solution.train[0])) > 1e-2
+
+
+def test_steps_asked_for_are_those_steps():
+    rule = nth.GradientDescent(0.3, momentum=0.5)
+    whole = nth.solve_discrete(NETWORK, SCALAR, 7, rule, order=3)
+    some = nth.solve_discrete(NETWORK, SCALAR, [2, 3, 7], rule, order=3)
+    asked = np.array([2, 3, 7])
+    np.testing.assert_array_equal(some.ts, asked)
+    np.testing.assert_allclose(some.train, whole.train[asked], atol=1e-14)
+    np.testing.assert_allclose(some.test, whole.test[asked], atol=1e-14)
+    none = nth.solve_discrete(NETWORK, SCALAR, 0, rule, order=3)
+    np.testing.assert_allclose(none.train, jax.vmap(NETWORK)(SCALAR.x_train)[None])
+
+
+@pytest.mark.parametrize("loss", [None, nth.SoftmaxCrossEntropy()])
+def test_batches_are_epochs_without_repeats(loss):
+    """A step from θ = 0 of a linear network moves it along the points of its batch."""
+    n = 7
+    x, y = np.eye(n), np.ones((n, 2))
+    if loss is not None:
+        y = np.zeros(n, int)
+    problem = nth.Problem(x, y, loss=loss or nth.SquaredError())
+    network = eqx.nn.Linear(n, 2, use_bias=False, key=KEY)
+    network = eqx.tree_at(lambda net: net.weight, network, jnp.zeros((2, n)))
+    rule = nth.GradientDescent(1.0, batch_size=3, key=KEY)
+    moves = np.diff(nth.gradient_descent(network, problem, 6, rule).train, axis=0)
+    seen = np.abs(moves[:, :, 0]) > 1e-12
+    first, others = seen[:2], seen[2:]
+    np.testing.assert_array_equal(seen.sum(axis=1), 3)
+    for epoch in (first, others[:2], others[2:]):  # one of seven left out of each
+        assert epoch.any(axis=0).sum() == 6
+    assert any((first != epoch).any() for epoch in (others[:2], others[2:]))
+    # The mean of the batch, at θ = 0: (f − y)/3, or softmax minus one over 3.
+    expected = 1 / 3 if loss is None else 0.5 / 3
+    np.testing.assert_allclose(moves[0, seen[0], 0], expected, rtol=1e-12)
+    # A level sees the same batches: a linear network is its own level 2.
+    level = nth.solve_discrete(network, problem, 6, rule, order=2)
+    truth = nth.gradient_descent(network, problem, 6, rule)
+    np.testing.assert_allclose(level.train, truth.train, atol=1e-13)
+
+
+def test_a_batch_of_all_is_no_batch():
+    whole = nth.GradientDescent(0.4, momentum=0.5, weight_decay=0.01)
+    batch = nth.GradientDescent(
+        0.4, momentum=0.5, weight_decay=0.01, batch_size=4, key=KEY
+    )
+    one, other = (
+        nth.solve_discrete(PAIR, LABELS, 4, rule, order=3) for rule in (whole, batch)
+    )
+    np.testing.assert_allclose(one.train, other.train, atol=1e-13)
+
+
+# ---------------------------------------------------------------- eq. 29, brute force
+
+
+def word_tensors(f, order):
+    """θ ↦ the kernels of each word (s_1, …, s_j), Σ s ≤ p − 1: S_s T is the s-th
+    derivative of T along s directions ∇f_β that are themselves held, as in eq. 29,
+    whose 𝒦⁽ʳ⁾ is the word (1, r − 2)."""
+
+    def gradients(theta):
+        return jax.jacrev(lambda theta: f(theta).ravel())(theta)
+
+    def sown(tensor, s, theta):
+        held = gradients(theta)
+
+        def derivative(tensor, s):
+            if s == 0:
+                return tensor
+            lower = derivative(tensor, s - 1)
+
+            def along(direction):
+                return lambda at: jax.jvp(lower, (at,), (direction,))[1]
+
+            return lambda at: jax.vmap(lambda d: along(d)(at), out_axes=-1)(held)
+
+        return derivative(tensor, s)(theta)
+
+    words: dict[tuple[int, ...], Any] = {(): f}
+    for word in [w for k in range(1, order) for w in compositions(k)]:
+        words[word] = partial(sown, words[word[:-1]], word[-1])
+    return words
+
+
+def compositions(total):
+    """Every way to write `total` as an ordered sum."""
+    if total == 0:
+        return [()]
+    return [
+        (*head, last)
+        for last in range(1, total + 1)
+        for head in compositions(total - last)
+    ]
+
+
+def by_tensors(f, theta, order, gradient, rates):
+    """T_w ← Σ_s (−η)ˢ/s! T_{w,s} · gˢ, over words of at most p − 1 gradients."""
+    words = word_tensors(f, order)
+    values = {word: tensor(theta) for word, tensor in words.items()}
+    outputs = [values[()]]
+    for step, rate in enumerate(rates):
+        g = gradient(values[()], step).ravel()
+        new = {}
+        for word in values:
+            total = values[word]
+            for s in range(1, order - sum(word)):
+                term = values[(*word, s)]
+                for _ in range(s):
+                    term = term @ g
+                total = total + (-rate) ** s / math.factorial(s) * term
+            new[word] = total
+        values = new
+        outputs.append(values[()])
+    return jnp.stack(outputs)
+
+
+@pytest.mark.parametrize(("order", "batch"), [(3, 2), (4, None)])
+def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
+    x = jax.random.normal(KEY, (3, 2))
+    problem = nth.Problem(x, jnp.array([0, 1, 0]), loss=nth.SoftmaxCrossEntropy())
+    network = make_network(2, 1, 2, outputs=2, sigma_w=1.5)
+    theta, unravel = jax.flatten_util.ravel_pytree(network)
+    schedule = optax.linear_schedule(0.9, 0.3, 4)
+    rule = nth.GradientDescent(
+        schedule, batch_size=batch, key=None if batch is None else KEY
+    )
+    ours = nth.solve_discrete(network, problem, 4, rule, order=order)
+
+    from nth._rule import plan
+
+    rows = plan(rule, 4, 3, jnp.float64).rows
+    one_hot = jnp.eye(2)[problem.y_train]
+
+    def gradient(outputs, step):
+        seen = jnp.ones(3) if rows is None else jnp.zeros(3).at[rows[step]].set(1.0)
+        error = jax.nn.softmax(outputs) - one_hot
+        return seen[:, None] * error / jnp.sum(seen)
+
+    @jax.jit
+    def expected(theta):
+        def f(theta):
+            return jax.vmap(unravel(theta))(problem.x_train)
+
+        rates = [schedule(jnp.int32(s)).astype(float) for s in range(4)]
+        return by_tensors(f, theta, order, gradient, rates)
+
+    told = expected(theta)
+    np.testing.assert_allclose(ours.train, told, rtol=0, atol=1e-12)
+    assert np.max(np.abs(told[-1] - told[0])) > 0.05
+    truth = nth.gradient_descent(network, problem, 4, rule).train
+    assert np.max(np.abs(truth - told)) > 1e-6  # a truncation, not the network
+
+
+# ---------------------------------------------------------------- limits and levels
+
+
+def test_a_plain_step_is_an_euler_step_of_the_flow():
+    """With decay and rates, of which the flow's own tests know the truth."""
+    rates = eqx.tree_at(
+        lambda net: net.weights[0], jax.tree.map(lambda _: 1.0, NETWORK), 0.4
+    )
+    flow = nth.MatrixFreeHierarchy(
+        NETWORK, SCALAR, 3, learning_rates=rates, weight_decay=0.2
+    )
+    field = eqx.filter_jit(flow.vector_field)
+    state = flow.initial_state()
+    for _ in range(3):
+        rate = field(jnp.zeros(()), state, None)
+        state = jax.tree.map(lambda s, r: s + 0.3 * r, state, rate)
+    rule = nth.GradientDescent(0.3, weight_decay=0.2)
+    ours = nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=3, learning_rates=rates)
+    assert_trees_close(ours.state, state, 1e-14)
+
+
+EVERYTHING = nth.GradientDescent(
+    optax.linear_schedule(0.4, 0.2, 3),
+    momentum=0.5,
+    nesterov=True,
+    weight_decay=0.01,
+    batch_size=2,
+    key=KEY,
+)
+
+
+@pytest.mark.parametrize("rule", [nth.GradientDescent(0.5), EVERYTHING])
+def test_higher_levels_come_closer_and_wider_networks_too(rule):
+    errors = {}
+    for width, orders in ((4, (2, 3, 4)), (64, (4,))):
+        network = make_network(width, 1, outputs=2, seed=1)
+        found = nth.compare(network, LABELS, 4, orders, rule=rule)
+        for p in orders:
+            errors[width, p] = float(jnp.max(found.error(p, "train")))
+    assert errors[4, 3] < errors[4, 2] / 2
+    assert errors[4, 4] < errors[4, 3] / 2
+    assert 1e-12 < errors[64, 4] < errors[4, 4] / 4
+    lines = str(found)
+    assert "step" in lines
+    assert found.clock == "step"
+    axes = found.plot().axes
+    assert {axis.get_xlabel() for axis in axes} == {"step"}
+
+
+def test_new_points_after_training():
+    rule = nth.GradientDescent(0.4, momentum=0.5, weight_decay=0.1)
+    x_new = make_problem(1, 3, seed=7).x_test
+    asked = nth.Problem(SCALAR.x_train, SCALAR.y_train, x_new)
+    expected = nth.solve_discrete(NETWORK, asked, [5], rule, order=3).test[0]
+    state = nth.solve_discrete(NETWORK, SCALAR, [5], rule, order=3).state
+    told = nth.MatrixFreeHierarchy(NETWORK, SCALAR, 3).predict(state, x_new)
+    np.testing.assert_allclose(told, expected, atol=1e-13)
+    assert np.max(np.abs(told - jax.vmap(NETWORK)(x_new))) > 1e-2
+
+
+# ---------------------------------------------------------------- transforms, dtypes
+
+
+def test_jit_vmap_and_gradient():
+    @jax.jit
+    @jax.vmap
+    def one(rate):
+        rule = nth.GradientDescent(rate, momentum=0.5, weight_decay=0.1)
+        return nth.solve_discrete(NETWORK, SCALAR, 3, rule, order=3).train[-1]
+
+    def total(rate):
+        rule = nth.GradientDescent(rate, momentum=0.5, weight_decay=0.1)
+        solution = nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=3)
+        return jnp.sum(solution.train), solution.train[0]
+
+    rates = jnp.array([0.2, 0.4])
+    together = one(rates)
+    for i, rate in enumerate(rates):
+        np.testing.assert_allclose(together[i], total(rate)[1], atol=1e-13)
+    slope = jax.grad(lambda rate: total(rate)[0])(0.2)
+    step = 1e-5
+    expected = (total(0.2 + step)[0] - total(0.2 - step)[0]) / (2 * step)
+    np.testing.assert_allclose(slope, expected, rtol=1e-7)
+
+
+def as_float32(tree):
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree
+    )
+
+
+def test_float32_stays_float32_and_is_close():
+    rule = nth.GradientDescent(
+        0.3, momentum=0.5, weight_decay=0.1, batch_size=2, key=KEY
+    )
+    small = as_float32(PAIR), as_float32(LABELS)
+    for function in (partial(nth.solve_discrete, order=3), nth.gradient_descent):
+        ours = function(*small, 3, rule)
+        arrays = [ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
+        assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
+        expected = function(PAIR, LABELS, 3, rule)
+        np.testing.assert_allclose(ours.train, expected.train, atol=1e-5)
+
+
+def test_new_data_compile_nothing_new():
+    traces = []
+
+    class Counted(eqx.Module):
+        w: jax.Array
+
+        def __call__(self, x):
+            traces.append(1)
+            return jnp.tanh(self.w @ x)
+
+    def run(seed, rate):
+        problem = make_problem(4, 1, seed=seed)
+        network = Counted(jax.random.normal(jax.random.key(seed), (3,)))
+        rule = nth.GradientDescent(rate, momentum=rate, batch_size=2, key=KEY)
+        before = len(traces)
+        nth.gradient_descent(network, problem, 4, rule)
+        return len(traces) - before
+
+    first, again = run(0, 0.3), run(1, 0.2)
+    # What checks a network traces it once; the loop is not traced again.
+    assert again <= 1 < first
+
+
+# ---------------------------------------------------------------- the window
+
+
+def test_a_level_past_its_window_says_so():
+    far = nth.Problem(SCALAR.x_train, 6 * SCALAR.y_train)
+    rule = nth.GradientDescent(0.5)
+    with pytest.warns(nth.WindowWarning, match="level-3 .*left its window at step"):
+        solution = nth.solve_discrete(NETWORK, far, 60, rule, order=3)
+    truth = nth.gradient_descent(NETWORK, far, 60, rule)
+    step = int(solution.valid_until)
+    assert 0 < step < 60
+    error = np.linalg.norm(solution.train - truth.train, axis=1)
+    change = np.linalg.norm(truth.train - truth.train[:1], axis=1)
+    assert error[step] > 0.1 * change[step]
+    assert np.all(error[: step // 4] < 0.1 * (1e-12 + change[: step // 4]))
+
+
+def test_a_blow_up_is_said_aloud_and_is_nan():
+    rate = 3 * nth.max_learning_rate(NETWORK, SCALAR)
+    rule = nth.GradientDescent(rate)
+    with pytest.warns(nth.WindowWarning) as told:
+        solution = nth.solve_discrete(NETWORK, SCALAR, 60, rule, order=2)
+    words = " ".join(str(one.message) for one in told)
+    assert "beyond" in words
+    assert "on they are NaN" in words
+    last = int(solution.stats["last_time"])
+    assert np.all(np.isfinite(solution.train[: last + 1]))
+    assert np.all(np.isnan(solution.train[last + 1 :]))
+    assert solution.valid_until <= last + 1 < 60
+    diverging = make_network(5, 1, activation="linear")
+    with pytest.warns(RuntimeWarning, match="training diverges to infinite outputs"):
+        truth = nth.gradient_descent(diverging, SCALAR, 60, rule)
+    assert np.isnan(truth.train[-1]).all()
+    assert np.isinf(truth.valid_until)
+
+
+def test_momentum_and_batches_may_raise_the_loss():
+    """A wide network at a sane rate: no alarm, though the loss does rise."""
+    network = make_network(16, 1)
+    rate = 0.4 * nth.max_learning_rate(network, SCALAR)
+    rules = (
+        nth.GradientDescent(rate, momentum=0.8),
+        nth.GradientDescent(rate, batch_size=1, key=KEY),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rule in rules:
+            solution = nth.solve_discrete(network, SCALAR, 8, rule, order=3)
+            assert np.any(np.diff(solution.loss) > 0)
+            assert np.isinf(solution.valid_until)

@@ -1,0 +1,405 @@
+"""Learning rates of each layer, weight decay in continuous time, critical rates, and
+the catapult map."""
+
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+from scipy.integrate import solve_ivp
+
+import nth as typed_nth
+
+nth: Any = typed_nth  # wrong types are the point of some
+KEY = jax.random.key(3)
+NOW = jnp.zeros(())
+SCALAR = make_problem(4, 1)
+LABELS = make_problem(3, 1, outputs=2, loss=typed_nth.SoftmaxCrossEntropy())
+WIDTH, SIZE, SIGMA, SIGMA_B = 4, 3, 1.3, 0.4
+
+
+# ---------------------------------------------------------------- rates of each layer
+
+
+def two_parameterisations():
+    """One function as "standard" and as "ntk", and the rates that make them train
+    alike: W = σ V/√fan in and b = σ_b c, so dW/dt = −(σ²/fan in) ∂L/∂W."""
+    options: dict[str, Any] = {
+        "outputs": 2,
+        "use_bias": True,
+        "sigma_w": SIGMA,
+        "sigma_b": SIGMA_B,
+    }
+    ntk = make_network(WIDTH, 1, SIZE, parameterization="ntk", **options)
+    standard = make_network(WIDTH, 1, SIZE, parameterization="standard", **options)
+    scales = (SIGMA / SIZE**0.5, 1 / WIDTH**0.5)
+    weights = tuple(s * w for s, w in zip(scales, ntk.weights, strict=True))
+    biases = tuple(SIGMA_B * b for b in ntk.biases)
+    standard = eqx.tree_at(
+        lambda net: (net.weights, net.biases), standard, (weights, biases)
+    )
+    rates = eqx.tree_at(
+        lambda net: (net.weights, net.biases),
+        standard,
+        (tuple(s**2 for s in scales), SIGMA_B**2),  # a prefix: one rate for all biases
+        is_leaf=lambda leaf: leaf is None,
+    )
+    return ntk, standard, rates
+
+
+def test_standard_with_rescaled_rates_is_ntk():
+    """Kernels, both forms of the flow, and both clocks' truth: equal, to rounding."""
+    ntk, standard, rates = two_parameterisations()
+    theirs = nth.kernels(ntk, LABELS, 3)
+    ours = nth.kernels(standard, LABELS, 3, learning_rates=rates)
+    for r in (1, 2, 3):
+        np.testing.assert_allclose(ours[r], theirs[r], rtol=0, atol=1e-13)
+    assert not np.allclose(nth.kernels(standard, LABELS, 2)[2], theirs[2])
+
+    def speed(network, **options):
+        out = []
+        for dynamics in (
+            nth.GradientFlow(network, LABELS, **options),
+            nth.MatrixFreeHierarchy(network, LABELS, 2, **options),
+        ):
+            state = dynamics.initial_state()
+            rate = dynamics.vector_field(NOW, state, None)
+            out.append(jax.jvp(dynamics.outputs, (state,), (rate,))[1])
+        return out
+
+    for one, other in zip(
+        speed(standard, learning_rates=rates), speed(ntk), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+    rule = nth.GradientDescent(0.7, momentum=0.5)
+    for function, options in (
+        (nth.gradient_descent, {}),
+        (nth.solve_discrete, {"order": 3}),
+    ):
+        one = function(standard, LABELS, 4, rule, learning_rates=rates, **options)
+        other = function(ntk, LABELS, 4, rule, **options)
+        np.testing.assert_allclose(one.test, other.test, rtol=0, atol=1e-12)
+        assert np.max(np.abs(one.test[-1] - one.test[0])) > 1e-2
+    ours, theirs = (
+        nth.max_learning_rate(standard, LABELS, learning_rates=rates),
+        nth.max_learning_rate(ntk, LABELS),
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_a_rate_of_zero_freezes():
+    network = make_network(3, 1)
+    rates = eqx.tree_at(
+        lambda net: net.weights, jax.tree.map(lambda _: 1.0, network), (0.0, 1.0)
+    )
+    spec = eqx.tree_at(
+        lambda net: net.weights, jax.tree.map(lambda _: False, network), (False, True)
+    )
+    frozen = nth.kernels(network, SCALAR, 3, filter_spec=spec)
+    still = nth.kernels(network, SCALAR, 3, learning_rates=rates)
+    for one, other in zip(still, frozen, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-14)
+    # Rates go with what trains: those of frozen leaves are not asked for.
+    both = nth.kernels(network, SCALAR, 2, filter_spec=spec, learning_rates=2.0)
+    np.testing.assert_allclose(both[2], 2 * frozen[2], atol=1e-14)
+
+
+def test_a_rate_may_be_an_array():
+    """A rate for each row of a matrix, against J M Jᵀ by hand."""
+    network = make_network(3, 1)
+    rows = jnp.array([[0.5], [1.0], [2.0]])
+    whole = jnp.broadcast_to(rows, (3, 3))
+    rates = eqx.tree_at(
+        lambda net: net.weights, jax.tree.map(lambda _: 1.0, network), (rows, 3.0)
+    )
+    k = nth.kernels(network, SCALAR, 2, learning_rates=rates)[2]
+
+    def jacobian(x):
+        slope = eqx.filter_grad(lambda net: net(x))(network)
+        w, a = slope.weights
+        return jnp.concatenate([(jnp.sqrt(whole) * w).ravel(), (3**0.5 * a).ravel()])
+
+    j = jax.vmap(jacobian)(SCALAR.x)
+    np.testing.assert_allclose(k, j @ j[:4].T, atol=1e-13)
+
+
+# ---------------------------------------------------------------- weight decay
+
+
+@pytest.mark.parametrize(("depth", "degree"), [(1, 2), (2, 3)])
+def test_decay_of_a_homogeneous_network_is_the_closed_form(depth, degree):
+    """f of degree k in θ: K⁽ʳ⁾ is of degree r(k − 2) + 2, so that at level p
+    dK⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾·g − λ (r(k − 2) + 2) K⁽ʳ⁾, with K⁽ᵖ⁺¹⁾ = 0: at k = 2 it is 2λ."""
+    order, decay, last = 3, 0.3, 1.5
+    network = make_network(3, depth, activation="relu")
+    problem = make_problem(3, 1)
+    formed = nth.kernels(network, problem, order)
+    shapes = [k.shape for k in formed]
+    sizes = np.cumsum([0, *(k.size for k in formed)])
+
+    def closed(t, flat):
+        tensors = [
+            flat[start:stop].reshape(shape)
+            for start, stop, shape in zip(sizes, sizes[1:], shapes, strict=False)
+        ]
+        g = (tensors[0][:3] - problem.y_train) / 3
+        rates = [-decay * (r * (degree - 2) + 2) * k for r, k in enumerate(tensors, 1)]
+        for r in range(order - 1):
+            rates[r] = rates[r] - tensors[r + 1] @ g
+        return np.concatenate([rate.ravel() for rate in rates])
+
+    start = np.concatenate([np.asarray(k).ravel() for k in formed])
+    expected = solve_ivp(closed, (0, last), start, "DOP853", rtol=1e-10, atol=1e-12)
+    solution = nth.solve(network, problem, [last], order=order, weight_decay=decay)
+    told = jnp.concatenate([solution.train[0], solution.test[0]])
+    np.testing.assert_allclose(told, expected.y[:4, -1], rtol=0, atol=1e-6)
+    assert solution.stats["method"] == "matrix-free"
+    truth = nth.gradient_flow(network, problem, [last], weight_decay=decay)
+    without = nth.gradient_flow(network, problem, [last])
+    error = np.max(np.abs(truth.train - solution.train))
+    assert error < 0.2 * np.max(np.abs(truth.train - without.train))
+
+
+def test_window_of_decay_is_that_of_loss_and_penalty():
+    """The loss alone rises from a fit; loss and penalty fall, so that none is left."""
+    network = make_network(8, 1)
+    fitted = nth.Problem(SCALAR.x_train, jax.vmap(network)(SCALAR.x_train))
+    solution = nth.solve(network, fitted, [0.0, 0.5, 1.0], order=3, weight_decay=0.1)
+    assert np.all(np.diff(solution.loss) > 1e-4)
+    assert np.isinf(solution.valid_until)
+    hierarchy = nth.MatrixFreeHierarchy(network, fitted, 3, weight_decay=0.1)
+    theta = jax.tree.leaves(hierarchy.params)
+    penalty = 0.05 * sum(float(jnp.sum(leaf**2)) for leaf in theta)
+    np.testing.assert_allclose(hierarchy.penalty(hierarchy.initial_state()), penalty)
+
+
+# ---------------------------------------------------------------- critical rates
+
+
+def test_critical_rate_is_that_of_the_ntk():
+    """2n/λ_max(K⁽²⁾) for the squared error; the Hessian of the loss for another."""
+    network = make_network(6, 2)
+    k = np.asarray(nth.kernels(network, SCALAR, 2)[2][:4])
+    expected = 2 * 4 / np.linalg.eigvalsh(k).max()
+    np.testing.assert_allclose(
+        nth.max_learning_rate(network, SCALAR), expected, rtol=1e-10
+    )
+    pair = make_network(6, 2, outputs=2)
+    f, k = list(nth.kernels(pair, LABELS, 2))
+    share = np.asarray(jax.nn.softmax(f[:3]))
+    hessian = np.zeros((3, 2, 3, 2))
+    for i, p in enumerate(share):
+        hessian[i, :, i, :] = (np.diag(p) - np.outer(p, p)) / 3
+    product = np.asarray(k[:3]).reshape(6, 6) @ hessian.reshape(6, 6)
+    expected = 2 / np.linalg.eigvals(product).real.max()
+    np.testing.assert_allclose(
+        nth.max_learning_rate(pair, LABELS), expected, rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.6},
+        {"momentum": 0.6, "nesterov": True},
+        {"momentum": 0.6, "weight_decay": 0.5},
+    ],
+)
+def test_training_grows_beyond_the_critical_rate_and_not_below(options):
+    """A linear network is its own linearisation: just below it settles, above not."""
+    network = eqx.nn.Linear(3, "scalar", use_bias=False, key=KEY)
+    critical = nth.max_learning_rate(network, SCALAR, **options)
+    ends = []
+    for share in (0.99, 1.01):
+        rule = nth.GradientDescent(share * critical, **options)
+        outputs = nth.gradient_descent(network, SCALAR, [2000, 2001], rule).train
+        ends.append(float(jnp.max(jnp.abs(jnp.diff(outputs, axis=0)))))
+    assert ends[0] < 1e-3
+    assert ends[1] > 1e3
+
+
+def test_many_points_take_no_kernel():
+    """Lanczos on 300 points, in either precision, to what float32 holds."""
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    problem = nth.Problem(x, np.ones(300))
+    network = make_network(5, 1)
+    j = jax.vmap(
+        lambda x: jax.flatten_util.ravel_pytree(
+            eqx.filter_grad(lambda n: n(x))(network)
+        )[0]
+    )(problem.x_train)
+    expected = 600 / np.linalg.eigvalsh(np.asarray(j @ j.T)).max()
+    ours = nth.max_learning_rate(network, problem)
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+    small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (network, problem))
+    found = nth.max_learning_rate(*small)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- the catapult map
+
+
+@pytest.mark.parametrize(
+    ("share", "phase", "target"),
+    [
+        (0.5, "lazy", 0.0),
+        (1.4, "catapult", 0.0),
+        (0.5, "lazy", 0.7),
+        (2.5, "divergent", 0.0),
+    ],
+)
+def test_catapult_map_is_the_network(share, phase, target):
+    width = 64
+    network = make_network(width, 1, 1, activation="linear")
+    problem = nth.Problem(jnp.ones((1, 1)), jnp.full((1,), target))
+    f, ntk = (k.ravel()[0] for k in nth.kernels(network, problem, 2))
+    critical = nth.max_learning_rate(network, problem)
+    np.testing.assert_allclose(critical, 2 / ntk, rtol=1e-12)
+    steps = 6 if phase == "divergent" else 60
+    found = nth.catapult(f, ntk, share * critical, width, steps, target=target)
+    assert found.phase == phase
+    rule = nth.GradientDescent(share * critical)
+    truth = nth.gradient_descent(network, problem, steps, rule)
+    np.testing.assert_allclose(found.outputs, truth.train[:, 0], rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(found.loss, truth.loss, rtol=1e-8, atol=1e-8)
+    trained = eqx.combine(truth.state, network)
+    np.testing.assert_allclose(
+        found.ntk[-1], nth.kernels(trained, problem, 2)[2].ravel()[0], rtol=1e-8
+    )
+    if phase == "catapult":
+        assert np.max(found.loss) > 2 * found.loss[0]
+        assert found.loss[-1] < 1e-6
+        assert found.ntk[-1] < critical * ntk / (share * critical)  # λ ≤ 2/η
+
+
+def test_catapult_at_infinite_time_and_width():
+    """Divergence beyond 4/λ; at infinite width the NTK stays, and f is a power."""
+    beyond = nth.catapult(1.0, 1.0, 4.5, 100, 200)
+    assert beyond.phase == "divergent"
+    assert not np.isfinite(beyond.outputs[-1])
+    wide = nth.catapult(1.0, 1.0, 1.5, 10**12, 10)
+    np.testing.assert_allclose(wide.outputs, (-0.5) ** np.arange(11), rtol=1e-9)
+
+
+# ---------------------------------------------------------------- what is refused
+
+PLAIN = typed_nth.GradientDescent(0.1)
+SMALL = make_network(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (
+            "learning_rate must be finite and at least 0; got -1.0",
+            lambda: nth.GradientDescent(-1),
+        ),
+        (
+            "learning_rate must be a number; got 'big'",
+            lambda: nth.GradientDescent("big"),
+        ),
+        ("momentum must be below 1", lambda: nth.GradientDescent(0.1, momentum=1.0)),
+        (
+            "momentum must be finite and at least 0",
+            lambda: nth.GradientDescent(0.1, momentum=-0.1),
+        ),
+        (
+            "nesterov changes nothing without",
+            lambda: nth.GradientDescent(0.1, nesterov=True),
+        ),
+        (
+            "nesterov must be True or False",
+            lambda: nth.GradientDescent(0.1, momentum=0.5, nesterov=1),
+        ),
+        (
+            "weight_decay must be finite and at",
+            lambda: nth.GradientDescent(0.1, weight_decay=-1),
+        ),
+        (
+            "batch_size and key go together",
+            lambda: nth.GradientDescent(0.1, batch_size=2),
+        ),
+        ("batch_size and key go together", lambda: nth.GradientDescent(0.1, key=KEY)),
+        (
+            "batch_size must be at least 1; got 0",
+            lambda: nth.GradientDescent(0.1, batch_size=0, key=KEY),
+        ),
+        (
+            "batch_size must be at most 4, the number of training points; got 9",
+            lambda: descend(3, nth.GradientDescent(0.1, batch_size=9, key=KEY)),
+        ),
+        (
+            "learning_rate must be finite and at least 0 at",
+            lambda: descend(3, nth.GradientDescent(lambda s: 0.1 - s)),
+        ),
+        (
+            "learning_rate must be a number at each step",
+            lambda: descend(3, nth.GradientDescent(lambda s: jnp.ones(2))),
+        ),
+        ("rule must be an nth.GradientDescent", lambda: descend(3, 0.1)),
+        ("steps must be a number of steps, or an", lambda: descend(2.5, PLAIN)),
+        ("steps must be at least 0; got -1", lambda: descend(-1, PLAIN)),
+        ("steps must be increasing", lambda: descend([0, 2, 2], PLAIN)),
+        ("steps must be a number of steps, or an", lambda: descend([], PLAIN)),
+        (
+            "order must be at least 2",
+            lambda: nth.solve_discrete(SMALL, SCALAR, 2, PLAIN, order=1),
+        ),
+        (
+            "weight_decay must be finite",
+            lambda: nth.GradientFlow(SMALL, SCALAR, weight_decay=-1),
+        ),
+        (
+            'weight_decay: method="dense" has its kernels at the initial parameters',
+            lambda: nth.solve(
+                SMALL, SCALAR, [1.0], order=2, weight_decay=0.1, method="dense"
+            ),
+        ),
+        (
+            "learning_rates must be finite and at",
+            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates=-1.0),
+        ),
+        (
+            "learning_rates must be a number, or a pytree",
+            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates=(1.0, 2.0)),
+        ),
+        (
+            "learning_rates has a rate of shape (7,)",
+            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates=np.ones(7)),
+        ),
+        (
+            "learning_rates must hold real numbers",
+            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates="fast"),
+        ),
+        (
+            "rule: discrete training has no method 'dense'",
+            lambda: compare(method="dense"),
+        ),
+        ("weight_decay: give it to the rule", lambda: compare(weight_decay=0.1)),
+        ("max_steps is an option of the flow", lambda: compare(max_steps=3)),
+        ("width must be at least 1", lambda: nth.catapult(1.0, 1.0, 1.0, 0, 3)),
+        (
+            "ntk must be one number; got shape (2,)",
+            lambda: nth.catapult(1.0, [1.0, 2.0], 1.0, 4, 3),
+        ),
+    ],
+)
+def test_what_is_refused(words, call, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()
+
+
+def descend(steps, rule):
+    return nth.gradient_descent(SMALL, SCALAR, steps, rule)
+
+
+def compare(**options):
+    return nth.compare(SMALL, SCALAR, 2, (2,), rule=PLAIN, **options)
