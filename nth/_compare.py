@@ -1,7 +1,9 @@
 """Levels beside the truth: errors over time, as a table, a figure, a data set."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -11,9 +13,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from tabulate import tabulate
 from typing_extensions import Unpack
 
+from ._dynamics import AbstractDynamics
 from ._errors import (
     as_array,
     require_finite,
+    require_instance,
     require_integer,
     require_name,
     require_times,
@@ -44,8 +48,8 @@ class Comparison(eqx.Module):
     truth: Solution
     """The network really trained."""
 
-    solutions: dict[int, Solution]
-    """The truncated hierarchy, by level p."""
+    solutions: dict[int | str, Solution]
+    """The truncated hierarchy, by level p, and then other models, by name."""
 
     problem: Problem
     """Points, targets and loss."""
@@ -58,9 +62,9 @@ class Comparison(eqx.Module):
         """The requested times."""
         return self.truth.ts
 
-    def error(self, order: int, points: Points = "test") -> Float[Array, " T"]:
-        """Root-mean-square error of level `order` against the truth at each time, over
-        `points` (`"train"` or `"test"`) and outputs; NaN where there is no value.
+    def error(self, order: int | str, points: Points = "test") -> Float[Array, " T"]:
+        """Root-mean-square error of level `order`, or of the model of that name,
+        against the truth at each time, over `points` and outputs; NaN for no value.
         """
         require_name("points", points, ("train", "test"))
         truth = getattr(self.truth, points)
@@ -70,9 +74,10 @@ class Comparison(eqx.Module):
         return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
 
     def accuracy(
-        self, order: int | Literal["truth"], points: Points = "test"
+        self, order: int | str, points: Points = "test"
     ) -> Float[Array, " T"] | None:
-        """The share of `points` whose label is predicted, at each time.
+        """The share of `points` whose label is predicted, at each time, by level
+        `order`, by the model of that name, or by the network, `"truth"`.
 
         Labels are the sign of scalar targets ±1, or the class of integer labels,
         one-hot rows or probabilities. `None` if the targets are not labels, or
@@ -89,10 +94,10 @@ class Comparison(eqx.Module):
             return None
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
 
-    def _solution(self, order: int) -> Solution:
+    def _solution(self, order: int | str) -> Solution:
         if order not in self.solutions:
             raise ValueError(
-                f"order must be one of {sorted(self.solutions)}, the levels compared; "
+                f"order must be one of {list(self.solutions)}, the levels compared; "
                 f"got {order!r}."
             )
         return self.solutions[order]
@@ -112,14 +117,14 @@ class Comparison(eqx.Module):
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled data set, with dimensions `model`, `time`, `point` and `output`.
 
-        `model` is `"truth"`, `"p=2"` and so on. Needs xarray:
-        `pip install 'nth[examples]'`.
+        `model` is `"truth"`, `"p=2"` and so on, or another model's name. Needs
+        xarray: `pip install 'nth[examples]'`.
         """
         import xarray
 
         models = {
             "truth": self.truth,
-            **{f"p={p}": solution for p, solution in self.solutions.items()},
+            **{name_of(p, "="): solution for p, solution in self.solutions.items()},
         }
         every = list(models.values())
         out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
@@ -145,6 +150,7 @@ def compare(
     ts: ArrayLike | Sequence[float],
     orders: Sequence[int] = (2, 3, 4),
     *,
+    models: Mapping[str, AbstractDynamics] = MappingProxyType({}),
     y_test: Any = None,
     method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
@@ -159,6 +165,8 @@ def compare(
         `run-truth.npz`, `run-p2.npz` and so on.
     - `orders`: the levels p, each at least 2. Kernels are formed once for all levels
         that are solved in their dense form.
+    - `models`: other models of training by name, each a dynamics of the same
+        problem, such as [`nth.TaylorizedFlow`][]; compared as the levels are.
     - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
 
     **Returns:** [`nth.Comparison`][].
@@ -166,6 +174,7 @@ def compare(
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
     levels = _check_orders(orders)
+    _check_models(models, problem)
     check_options(options)
     require_times(ts, problem.x_train.dtype)
     known = None if y_test is None else _check_y_test(y_test, problem)
@@ -173,8 +182,11 @@ def compare(
     truth = gradient_flow(
         network, problem, ts, filter_spec=filter_spec, **_own_file(options, "truth")
     )
-    solutions = {
-        p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
+    solutions: dict[int | str, Solution] = {
+        p: integrate(
+            dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name_of(p, "")))
+        )
+        for p, dynamics in [*((p, hierarchy[p]) for p in levels), *models.items()]
     }
     return Comparison(truth, solutions, problem, known)
 
@@ -200,6 +212,28 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
     if len(set(levels)) < len(levels):
         raise ValueError(f"orders must be distinct; got {tuple(levels)}.")
     return levels
+
+
+def _check_models(models: Mapping[str, AbstractDynamics], problem: Problem) -> None:
+    for name, dynamics in models.items():
+        example = "nth.TaylorizedFlow(network, problem, 2)"
+        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+        if not isinstance(name, str) or name == "truth":
+            raise ValueError(
+                f'models must be named by strings other than "truth"; got {name!r}.'
+            )
+        for points in ("x_train", "y_train", "x_test"):
+            mine, its = getattr(problem, points), getattr(dynamics.problem, points)
+            if not np.array_equal(mine, its):
+                raise ValueError(
+                    f"models[{name!r}] has another {points} than problem: make it of "
+                    "the same problem."
+                )
+
+
+def name_of(order: int | str, equals: str = " = ") -> str:
+    """What a level or another model is called: `p = 2`."""
+    return order if isinstance(order, str) else f"p{equals}{order}"
 
 
 def _check_y_test(y_test: Any, problem: Problem) -> Array:
@@ -252,7 +286,7 @@ def _table(comparison: Comparison) -> str:
     columns: dict[str, Any] = {"t": ts, "true loss": np.asarray(comparison.truth.loss)}
     for kind in kinds:
         for p in orders:
-            columns[f"{kind}\np = {p}"] = np.asarray(comparison.error(p, kind))
+            columns[f"{kind}\n{name_of(p)}"] = np.asarray(comparison.error(p, kind))
     rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
     formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
     lines = [
@@ -265,9 +299,9 @@ def _table(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _window_lines(solutions: Mapping[int, Solution]) -> list[str]:
+def _window_lines(solutions: Mapping[int | str, Solution]) -> list[str]:
     return [
-        f"p = {p} left its window at t = {float(s.valid_until):.4g}."
+        f"{name_of(p)} left its window at t = {float(s.valid_until):.4g}."
         for p, s in solutions.items()
         if np.isfinite(s.valid_until)
     ]
@@ -278,7 +312,7 @@ def _accuracy_lines(comparison: Comparison, kinds: Sequence[Points]) -> list[str
     for kind in kinds:
         shares = {"truth": comparison.accuracy("truth", kind)}
         for p in comparison.solutions:
-            shares[f"p = {p}"] = comparison.accuracy(p, kind)
+            shares[name_of(p)] = comparison.accuracy(p, kind)
         known = [
             f"{name} {100 * s[-1]:.1f} %" for name, s in shares.items() if s is not None
         ]
