@@ -48,8 +48,8 @@ class Comparison(eqx.Module):
     truth: Solution
     """The network really trained."""
 
-    solutions: dict[int | str, Solution]
-    """The truncated hierarchy, by level p, and then other models, by name."""
+    solutions: dict[int, Solution]
+    """The truncated hierarchy, by level p."""
 
     problem: Problem
     """Points, targets and loss."""
@@ -57,10 +57,18 @@ class Comparison(eqx.Module):
     y_test: Array | None
     """Test targets, used for test accuracy alone."""
 
+    models: dict[str, Solution] = eqx.field(default_factory=dict)
+    """Other models of training, by name."""
+
     @property
     def ts(self) -> Float[Array, " T"]:
         """The requested times."""
         return self.truth.ts
+
+    @property
+    def every(self) -> dict[int | str, Solution]:
+        """`solutions`, and then `models`."""
+        return {**self.solutions, **self.models}
 
     def error(self, order: int | str, points: Points = "test") -> Float[Array, " T"]:
         """Root-mean-square error of level `order`, or of the model of that name,
@@ -95,12 +103,12 @@ class Comparison(eqx.Module):
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
 
     def _solution(self, order: int | str) -> Solution:
-        if order not in self.solutions:
+        if order not in self.every:
             raise ValueError(
-                f"order must be one of {list(self.solutions)}, the levels compared; "
+                f"order must be one of {list(self.every)}, the levels compared; "
                 f"got {order!r}."
             )
-        return self.solutions[order]
+        return self.every[order]
 
     def __str__(self) -> str:
         return _table(self)
@@ -124,7 +132,7 @@ class Comparison(eqx.Module):
 
         models = {
             "truth": self.truth,
-            **{name_of(p, "="): solution for p, solution in self.solutions.items()},
+            **{name_of(p, "="): solution for p, solution in self.every.items()},
         }
         every = list(models.values())
         out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
@@ -136,7 +144,7 @@ class Comparison(eqx.Module):
         }
         for points in ("train", "test"):
             scores = [self.accuracy("truth", points)]
-            scores += [self.accuracy(p, points) for p in self.solutions]
+            scores += [self.accuracy(p, points) for p in self.every]
             known = [score for score in scores if score is not None]
             if known:
                 data[f"{points}_accuracy"] = (("model", "time"), np.stack(known))
@@ -182,13 +190,14 @@ def compare(
     truth = gradient_flow(
         network, problem, ts, filter_spec=filter_spec, **_own_file(options, "truth")
     )
-    solutions: dict[int | str, Solution] = {
-        p: integrate(
-            dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name_of(p, "")))
-        )
-        for p, dynamics in [*((p, hierarchy[p]) for p in levels), *models.items()]
+    solutions = {
+        p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
     }
-    return Comparison(truth, solutions, problem, known)
+    others = {
+        name: integrate(dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
+        for name, dynamics in models.items()
+    }
+    return Comparison(truth, solutions, problem, known, others)
 
 
 def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
@@ -278,7 +287,7 @@ def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
 
 
 def _table(comparison: Comparison) -> str:
-    orders = list(comparison.solutions)
+    orders = list(comparison.every)
     kinds: list[Points] = ["train"]
     if comparison.problem.n_test:
         kinds.append("test")
@@ -293,7 +302,7 @@ def _table(comparison: Comparison) -> str:
         "Root-mean-square error of the outputs against the network really trained",
         "",
         tabulate(rows, headers=list(columns), floatfmt=formats, missingval=""),
-        *_window_lines(comparison.solutions),
+        *_window_lines(comparison.every),
         *_accuracy_lines(comparison, kinds),
     ]
     return "\n".join(lines)
@@ -311,7 +320,7 @@ def _accuracy_lines(comparison: Comparison, kinds: Sequence[Points]) -> list[str
     lines = []
     for kind in kinds:
         shares = {"truth": comparison.accuracy("truth", kind)}
-        for p in comparison.solutions:
+        for p in comparison.every:
             shares[name_of(p)] = comparison.accuracy(p, kind)
         known = [
             f"{name} {100 * s[-1]:.1f} %" for name, s in shares.items() if s is not None

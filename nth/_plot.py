@@ -50,7 +50,7 @@ def plot_comparison(comparison: "Comparison") -> Figure:
 def _levels(comparison: "Comparison") -> list[tuple[int | str, Any, str]]:
     return [
         (p, solution, _COLOURS[i % len(_COLOURS)])
-        for i, (p, solution) in enumerate(comparison.solutions.items())
+        for i, (p, solution) in enumerate(comparison.every.items())
     ]
 
 
