@@ -50,7 +50,7 @@ def corner(rates, t):
         return float(total[0][-1])
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 5])
 def test_nested_decay_has_every_digit(size):
     """Also where rates coincide, nearly do, are zero, or differ by 10 decades."""
     rng = np.random.default_rng(size)

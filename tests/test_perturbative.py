@@ -1,5 +1,6 @@
 """The closed O(1/width) correction, beside its differential equations and level 4."""
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +113,15 @@ def test_two_layer_linear_network():
         closed.train.ravel(), f * decay * (1 - stored), rtol=1e-11
     )
 
+    def end(target):
+        case = nth.Problem(problem.x_train, target)
+        return nth.perturbative(kernels, case, ts).train[-1, 0]
+
+    target = jnp.asarray([0.5])
+    slope = jax.jit(jax.grad(end))(target)[0]
+    ends = [float(end(target + step)) for step in (1e-5, -1e-5)]
+    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-7)
+
 
 def test_differs_from_level_4_by_a_higher_order_in_the_width():
     """The correction falls as 1/width, and its distance from level 4 as 1/width²."""
@@ -125,7 +135,9 @@ def test_differs_from_level_4_by_a_higher_order_in_the_width():
             closed = nth.perturbative(kernels, problem, ts)
             first = nth.closed_form(kernels, problem, ts)
             dynamics = nth.DenseHierarchy(kernels, problem)
-            level = nth.integrate(dynamics, ts)
+            norm = dynamics.error_norm
+            tight = diffrax.PIDController(rtol=1e-10, atol=1e-12, norm=norm)
+            level = nth.integrate(dynamics, ts, stepsize_controller=tight)
             return [
                 jnp.mean((getattr(closed, a) - getattr(b, a)) ** 2)
                 for a in ("train", "test")
