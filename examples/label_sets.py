@@ -3,11 +3,11 @@
     python examples/label_sets.py            # under a minute on 2 cores
     python examples/label_sets.py --small    # seconds: what the checks run
 
-The kernels depend on the network and the points alone. Here they are formed once for 24
-handwritten digits, saved, and serve a thousand solves of level 4 side by side under
-`jax.vmap`: 999 random labellings and the true one (odd or even). Prints how long forming
-and solving took, and writes label_sets.png: how much of each labelling is learnt, at
-level 2, where the NTK is constant, and at level 4.
+The kernels depend on the network and the points alone. Here they are formed once for
+24 handwritten digits, saved, and serve a thousand solves of level 4 side by side under
+`jax.vmap`: 999 random labellings and the true one (odd or even). Prints how long that
+took, and writes label_sets.png: how much of each labelling is learnt, at level 2, where
+the NTK is constant, and at level 4.
 """
 
 import sys

@@ -34,7 +34,8 @@ comparison = nth.compare(
 )
 print(comparison)
 for p in orders:
-    wrong = comparison.accuracy(p) - comparison.accuracy("truth")
+    scores = [comparison.accuracy(model) for model in (p, "truth")]
+    wrong = np.subtract(*map(np.asarray, scores))
     print(
         f"p = {p}: test accuracy at most {100 * np.max(np.abs(wrong)):.1f} points from "
         "the network's, at any step"

@@ -30,7 +30,15 @@ from ._spectrum import (
 from ._dynamics import AbstractDynamics as AbstractDynamics
 from ._hierarchy import DenseHierarchy as DenseHierarchy
 from ._matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
+from ._closed_form import (
+    Trajectory as Trajectory,
+    closed_form as closed_form,
+    displacement as displacement,
+)
+from ._perturbative import Perturbation as Perturbation, perturbative as perturbative
+from . import infinite as infinite
 from ._flow import GradientFlow as GradientFlow
+from ._taylorized import TaylorizedFlow as TaylorizedFlow
 from ._errors import WindowWarning as WindowWarning
 from ._solution import Solution as Solution
 from ._integrate import integrate as integrate

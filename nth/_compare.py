@@ -1,7 +1,9 @@
 """Levels beside the truth: errors over time, as a table, a figure, a data set."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -11,9 +13,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from typing_extensions import Unpack
 
 from ._discrete import gradient_descent, levels_by_steps
+from ._dynamics import AbstractDynamics
 from ._errors import (
     as_array,
     require_finite,
+    require_instance,
     require_integer,
     require_name,
     require_times,
@@ -28,7 +32,7 @@ from ._problem import Problem
 from ._rule import GradientDescent
 from ._solution import Solution
 from ._solve import Method, gradient_flow, hierarchies
-from ._table import table
+from ._table import name_of, table
 
 if TYPE_CHECKING:
     import xarray
@@ -55,6 +59,9 @@ class Comparison(eqx.Module):
     y_test: Array | None
     """Test targets, used for test accuracy alone."""
 
+    models: dict[str, Solution] = eqx.field(default_factory=dict)
+    """Other models of training, by name."""
+
     @property
     def ts(self) -> Float[Array, " T"] | Int[Array, " T"]:
         """The requested times, or steps."""
@@ -66,9 +73,14 @@ class Comparison(eqx.Module):
         discrete = jnp.issubdtype(self.ts.dtype, jnp.integer)
         return "step" if discrete else "time"
 
-    def error(self, order: int, points: Points = "test") -> Float[Array, " T"]:
-        """Root-mean-square error of level `order` against the truth at each time, over
-        `points` (`"train"` or `"test"`) and outputs; NaN where there is no value.
+    @property
+    def every(self) -> dict[int | str, Solution]:
+        """`solutions`, and then `models`."""
+        return {**self.solutions, **self.models}
+
+    def error(self, order: int | str, points: Points = "test") -> Float[Array, " T"]:
+        """Root-mean-square error of level `order`, or of the model of that name,
+        against the truth at each time, over `points` and outputs; NaN for no value.
         """
         require_name("points", points, ("train", "test"))
         truth = getattr(self.truth, points)
@@ -78,9 +90,10 @@ class Comparison(eqx.Module):
         return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
 
     def accuracy(
-        self, order: int | Literal["truth"], points: Points = "test"
+        self, order: int | str, points: Points = "test"
     ) -> Float[Array, " T"] | None:
-        """The share of `points` whose label is predicted, at each time.
+        """The share of `points` whose label is predicted, at each time, by level
+        `order`, by the model of that name, or by the network, `"truth"`.
 
         Labels are the sign of scalar targets ±1, or the class of integer labels,
         one-hot rows or probabilities. `None` if the targets are not labels, or
@@ -97,13 +110,13 @@ class Comparison(eqx.Module):
             return None
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
 
-    def _solution(self, order: int) -> Solution:
-        if order not in self.solutions:
+    def _solution(self, order: int | str) -> Solution:
+        if order not in self.every:
             raise ValueError(
-                f"order must be one of {sorted(self.solutions)}, the levels compared; "
+                f"order must be one of {list(self.every)}, the levels compared; "
                 f"got {order!r}."
             )
-        return self.solutions[order]
+        return self.every[order]
 
     def __str__(self) -> str:
         return table(self)
@@ -120,14 +133,14 @@ class Comparison(eqx.Module):
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled data set, with dimensions `model`, `time`, `point` and `output`.
 
-        `model` is `"truth"`, `"p=2"` and so on. Needs xarray:
-        `pip install 'nth[examples]'`.
+        `model` is `"truth"`, `"p=2"` and so on, or another model's name. Needs
+        xarray: `pip install 'nth[examples]'`.
         """
         import xarray
 
         models = {
             "truth": self.truth,
-            **{f"p={p}": solution for p, solution in self.solutions.items()},
+            **{name_of(p, "="): solution for p, solution in self.every.items()},
         }
         every = list(models.values())
         out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
@@ -139,7 +152,7 @@ class Comparison(eqx.Module):
         }
         for points in ("train", "test"):
             scores = [self.accuracy("truth", points)]
-            scores += [self.accuracy(p, points) for p in self.solutions]
+            scores += [self.accuracy(p, points) for p in self.every]
             known = [score for score in scores if score is not None]
             if known:
                 data[f"{points}_accuracy"] = (("model", "time"), np.stack(known))
@@ -153,6 +166,7 @@ def compare(
     ts: ArrayLike | Sequence[float],
     orders: Sequence[int] = (2, 3, 4),
     *,
+    models: Mapping[str, AbstractDynamics] = MappingProxyType({}),
     y_test: Any = None,
     method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
@@ -171,6 +185,8 @@ def compare(
         `run-p2.npz` and so on.
     - `orders`: the levels p, each at least 2. Kernels are formed once for all levels
         that are solved in their dense form.
+    - `models`: other models of training by name, each a dynamics of the same
+        problem, such as [`nth.TaylorizedFlow`][]; compared as the levels are.
     - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
     - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
         of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
@@ -181,10 +197,11 @@ def compare(
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
     levels = _check_orders(orders)
+    _check_models(models, problem)
     known = None if y_test is None else _check_y_test(y_test, problem)
     how = (filter_spec, learning_rates)
     if rule is not None:
-        _refuse_with_rule(method, weight_decay, options)
+        _refuse_with_rule(method, weight_decay, models, options)
         solutions = levels_by_steps(network, problem, ts, levels, rule, *how)
         truth = gradient_descent(
             network,
@@ -210,13 +227,25 @@ def compare(
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
     }
-    return Comparison(truth, solutions, problem, known)
+    others = {
+        name: integrate(dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
+        for name, dynamics in models.items()
+    }
+    return Comparison(truth, solutions, problem, known, others)
 
 
 def _refuse_with_rule(
-    method: Method, weight_decay: Any, options: IntegrateOptions
+    method: Method,
+    weight_decay: Any,
+    models: Mapping[str, AbstractDynamics],
+    options: IntegrateOptions,
 ) -> None:
     """Nothing, if no option of the flow is given beside a rule."""
+    if models:
+        raise ValueError(
+            f"models: {next(iter(models))!r} is a model of the flow, and a rule trains "
+            "in steps: leave out models, or the rule."
+        )
     if method not in ("auto", "matrix-free"):
         raise ValueError(
             f"rule: discrete training has no method {method!r}; leave out method, "
@@ -255,6 +284,23 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
     if len(set(levels)) < len(levels):
         raise ValueError(f"orders must be distinct; got {tuple(levels)}.")
     return levels
+
+
+def _check_models(models: Mapping[str, AbstractDynamics], problem: Problem) -> None:
+    for name, dynamics in models.items():
+        example = "nth.TaylorizedFlow(network, problem, 2)"
+        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+        if not isinstance(name, str) or name == "truth":
+            raise ValueError(
+                f'models must be named by strings other than "truth"; got {name!r}.'
+            )
+        for points in ("x_train", "y_train", "x_test"):
+            mine, its = getattr(problem, points), getattr(dynamics.problem, points)
+            if not np.array_equal(mine, its):
+                raise ValueError(
+                    f"models[{name!r}] has another {points} than problem: make it of "
+                    "the same problem."
+                )
 
 
 def _check_y_test(y_test: Any, problem: Problem) -> Array:

@@ -86,7 +86,9 @@ def require_instance(argument: str, value: Any, kind: type, example: str) -> Non
         )
 
 
-def require_times(ts: Any, dtype: Any) -> Float[Array, " T"]:
+def require_times(
+    ts: Any, dtype: Any, *, with_infinity: bool = False
+) -> Float[Array, " T"]:
     """`ts` as times that can be solved for, or a `ValueError`."""
     times = as_array("ts", ts)
     if times.dtype == jnp.bool_:
@@ -96,7 +98,11 @@ def require_times(ts: Any, dtype: Any) -> Float[Array, " T"]:
             f"ts must be a sequence of at least one time; got shape {times.shape}."
         )
     times = times.astype(dtype)
-    times = require(times, jnp.isfinite(times), "ts must be finite: it has NaN or inf.")
+    if with_infinity:
+        times = require(times, ~jnp.isnan(times), "ts must be times: it has NaN.")
+    else:
+        finite = jnp.isfinite(times)
+        times = require(times, finite, "ts must be finite: it has NaN or inf.")
     times = require(times, times >= 0, "ts must be at least 0, where training begins.")
     return require(
         times,

@@ -48,10 +48,10 @@ def plot_comparison(comparison: "Comparison") -> Figure:
     return figure
 
 
-def _levels(comparison: "Comparison") -> list[tuple[int, Any, str]]:
+def _levels(comparison: "Comparison") -> list[tuple[int | str, Any, str]]:
     return [
         (p, solution, _COLOURS[i % len(_COLOURS)])
-        for i, (p, solution) in enumerate(comparison.solutions.items())
+        for i, (p, solution) in enumerate(comparison.every.items())
     ]
 
 
@@ -61,7 +61,8 @@ def _plot_loss(axis: Any, comparison: "Comparison") -> None:
         ts, comparison.truth.loss, color="black", lw=2.5, alpha=0.5, label="network"
     )
     for p, solution, colour in _levels(comparison):
-        axis.plot(ts, solution.loss, color=colour, lw=1.2, label=f"$p = {p}$")
+        label = p if isinstance(p, str) else f"$p = {p}$"
+        axis.plot(ts, solution.loss, color=colour, lw=1.2, label=label)
     axis.set_title("training loss")
     truth = np.asarray(comparison.truth.loss)
     if truth.max() > 10 * truth.min() > 0:

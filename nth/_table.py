@@ -22,6 +22,11 @@ def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
     return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in wanted})
 
 
+def name_of(order: int | str, equals: str = " = ") -> str:
+    """What a level or another model is called: `p = 2`."""
+    return order if isinstance(order, str) else f"p{equals}{order}"
+
+
 def _at(comparison: "Comparison", when: Any) -> str:
     """A time, `t = 0.25`, or `step 12`."""
     sign = "t = " if comparison.clock == "time" else "step "
@@ -30,7 +35,7 @@ def _at(comparison: "Comparison", when: Any) -> str:
 
 def table(comparison: "Comparison") -> str:
     """Errors at a few times, and a line for each window left and each accuracy."""
-    orders = list(comparison.solutions)
+    orders = list(comparison.every)
     kinds: list["Points"] = ["train"]
     if comparison.problem.n_test:
         kinds.append("test")
@@ -41,7 +46,7 @@ def table(comparison: "Comparison") -> str:
     }
     for kind in kinds:
         for p in orders:
-            columns[f"{kind}\np = {p}"] = np.asarray(comparison.error(p, kind))
+            columns[f"{kind}\n{name_of(p)}"] = np.asarray(comparison.error(p, kind))
     rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
     formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
     lines = [
@@ -56,8 +61,8 @@ def table(comparison: "Comparison") -> str:
 
 def _window_lines(comparison: "Comparison") -> list[str]:
     return [
-        f"p = {p} left its window at {_at(comparison, s.valid_until)}."
-        for p, s in comparison.solutions.items()
+        f"{name_of(p)} left its window at {_at(comparison, s.valid_until)}."
+        for p, s in comparison.every.items()
         if np.isfinite(s.valid_until)
     ]
 
@@ -66,8 +71,8 @@ def _accuracy_lines(comparison: "Comparison", kinds: Sequence["Points"]) -> list
     lines = []
     for kind in kinds:
         shares = {"truth": comparison.accuracy("truth", kind)}
-        for p in comparison.solutions:
-            shares[f"p = {p}"] = comparison.accuracy(p, kind)
+        for p in comparison.every:
+            shares[name_of(p)] = comparison.accuracy(p, kind)
         known = [
             f"{name} {100 * s[-1]:.1f} %" for name, s in shares.items() if s is not None
         ]

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import make_network, make_problem
+from jax.flatten_util import ravel_pytree
 
 import nth
 
@@ -155,7 +156,8 @@ def word_tensors(f, order):
 
     words: dict[tuple[int, ...], Any] = {(): f}
     for word in [w for k in range(1, order) for w in compositions(k)]:
-        words[word] = partial(sown, words[word[:-1]], word[-1])
+        *start, last = word
+        words[word] = partial(sown, words[tuple(start)], last)
     return words
 
 
@@ -196,7 +198,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
     x = jax.random.normal(KEY, (3, 2))
     problem = nth.Problem(x, jnp.array([0, 1, 0]), loss=nth.SoftmaxCrossEntropy())
     network = make_network(2, 1, 2, outputs=2, sigma_w=1.5)
-    theta, unravel = jax.flatten_util.ravel_pytree(network)
+    theta, unravel = ravel_pytree(network)
     schedule = optax.linear_schedule(0.9, 0.3, 4)
     rule = nth.GradientDescent(
         schedule, batch_size=batch, key=None if batch is None else KEY
@@ -218,7 +220,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
         def f(theta):
             return jax.vmap(unravel(theta))(problem.x_train)
 
-        rates = [schedule(jnp.int32(s)).astype(float) for s in range(4)]
+        rates = [jnp.asarray(schedule(s), float) for s in range(4)]
         return by_tensors(f, theta, order, gradient, rates)
 
     told = expected(theta)

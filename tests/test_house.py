@@ -33,6 +33,12 @@ ROWS = [
     "_descent",
     "_hierarchy",
     "_matrix_free",
+    "_exponentials",
+    "_closed_form",
+    "_perturbative",
+    "_gauss",
+    "infinite",
+    "_taylorized",
     "_flow",
     "_window",
     "_solution",
@@ -66,7 +72,7 @@ def imports(tree):
         if id(node) in checked_only:
             continue
         if isinstance(node, ast.ImportFrom) and node.level:
-            inside.add(node.module)
+            inside |= {node.module} if node.module else {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
             outside.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Import):

@@ -11,6 +11,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from conftest import make_network, make_problem
+from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 import nth as typed_nth
@@ -39,7 +40,7 @@ def two_parameterisations():
     standard = make_network(WIDTH, 1, SIZE, parameterization="standard", **options)
     scales = (SIGMA / SIZE**0.5, 1 / WIDTH**0.5)
     weights = tuple(s * w for s, w in zip(scales, ntk.weights, strict=True))
-    biases = tuple(SIGMA_B * b for b in ntk.biases)
+    biases = tuple(SIGMA_B * b for b in jax.tree.leaves(ntk.biases))
     standard = eqx.tree_at(
         lambda net: (net.weights, net.biases), standard, (weights, biases)
     )
@@ -229,11 +230,9 @@ def test_many_points_take_no_kernel():
     x = np.random.default_rng(0).normal(size=(300, 3))
     problem = nth.Problem(x, np.ones(300))
     network = make_network(5, 1)
-    j = jax.vmap(
-        lambda x: jax.flatten_util.ravel_pytree(
-            eqx.filter_grad(lambda n: n(x))(network)
-        )[0]
-    )(problem.x_train)
+    j = jax.vmap(lambda x: ravel_pytree(eqx.filter_grad(lambda n: n(x))(network))[0])(
+        problem.x_train
+    )
     expected = 600 / np.linalg.eigvalsh(np.asarray(j @ j.T)).max()
     ours = nth.max_learning_rate(network, problem)
     np.testing.assert_allclose(ours, expected, rtol=1e-9)

@@ -1,0 +1,101 @@
+"""Gradient flow of the network's Taylor polynomial: another model of training."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from ._dynamics import AbstractDynamics
+from ._errors import require_integer
+from ._network import OutputFunction, parametrize
+from ._problem import Problem
+from ._taylor import Coefficients, best_coefficients
+from ._types import Params, Scalar
+
+
+class TaylorizedFlow(AbstractDynamics):
+    """Gradient flow of the Taylor polynomial of the network around its initialisation.
+
+    With w = θ − θ₀, the network is replaced by
+
+        f_d(w, x) = Σ_{k=0}^{d} (1/k!) ∇ᵏf(θ₀, x)[w, …, w],
+
+    and that is trained, dw/dt = −∇_w L(f_d(w)) (Bai et al. 2020).
+
+    Degree 1 is the linearised network (Lee et al. 2019): its outputs are those of the
+    level p = 2, for any loss. Higher degrees are **not** the level p = d + 1 of the
+    hierarchy. Both are exact to order t^d in the outputs; from there on the hierarchy
+    keeps the words of at most d gradients, while here every power of t goes on, of a
+    function that is not the network. As it is a gradient flow, its loss never rises: no
+    window is looked for.
+
+    The state is w. An evaluation costs a few gradients of the loss, as for
+    [`nth.MatrixFreeHierarchy`][].
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
+    - `degree`: d ≥ 1.
+
+    **Raises:** `ValueError` for a degree below 1 or a network that does not fit.
+    """
+
+    problem: Problem
+    apply: OutputFunction
+    params: Params
+    degree: int = eqx.field(static=True)
+    coefficients: Coefficients = eqx.field(static=True)
+    label: str = eqx.field(static=True)
+    method: ClassVar[str] = "Taylorised"
+    truncated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        problem: Problem,
+        degree: int,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+    ):
+        self.degree = require_integer("degree", degree, 1)
+        self.apply, self.params, self.problem = parametrize(
+            network, problem, filter_spec
+        )
+        self.coefficients = best_coefficients(
+            lambda params: self.apply.over(params, problem.x_train[:1]), self.params
+        )
+        self.label = (
+            "linearised network" if degree == 1 else f"network Taylorised to {degree}"
+        )
+
+    def initial_state(self) -> Params:
+        return jax.tree.map(jnp.zeros_like, self.params)
+
+    def vector_field(self, t: Scalar, state: Params, args: Any) -> Params:
+        def loss(state: Params) -> Scalar:
+            outputs = self._polynomial(state, self.problem.x_train)
+            return self.problem.loss(outputs, self.problem.y_train)
+
+        return jax.tree.map(jnp.negative, jax.grad(loss)(state))
+
+    def outputs(self, state: Params) -> Float[Array, "m *out"]:
+        return self._polynomial(state, self.problem.x)
+
+    def error_norm(self, scaled: Params) -> Scalar:
+        # The sum and not the mean: |δf| ≤ ‖∇f‖·‖δw‖, however many parameters there are.
+        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))
+
+    def _polynomial(
+        self, state: Params, x: Shaped[Array, "points *in"]
+    ) -> Float[Array, "points *out"]:
+        """f_d(w): the coefficients in ε of f(θ₀ + ε w), summed."""
+        still = jax.tree.map(jnp.zeros_like, state)
+        terms = self.coefficients(
+            lambda params: self.apply.over(params, x),
+            self.params,
+            [state] + [still] * (self.degree - 1),
+        )
+        return sum(terms[1:], terms[0])

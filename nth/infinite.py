@@ -1,0 +1,342 @@
+"""Fully connected networks of infinite width: their two kernels, and how they train."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._activation import as_activation
+from ._closed_form import require_squared_error
+from ._errors import (
+    as_array,
+    require,
+    require_finite,
+    require_instance,
+    require_integer,
+    require_name,
+    require_scale,
+    require_times,
+)
+from ._exponentials import relax
+from ._gauss import Pairs, rule_for, safe_root
+from ._problem import Problem
+
+# What twice the distance of nodes may change: the error itself is then below 1e-8.
+_DOUBT = 1e-3
+
+
+class InfiniteKernels(NamedTuple):
+    """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
+
+    With several outputs they are of each output alone: two outputs are independent at
+    initialisation, and neither moves the other. The NTK on slots `(n1, C, n2, C)` is
+    `ntk` times the identity on the outputs.
+    """
+
+    nngp: Float[Array, "n1 n2"]
+    """E f(x) f(x′) over initialisations: f is a Gaussian process of this covariance."""
+
+    ntk: Float[Array, "n1 n2"]
+    """K⁽²⁾, the same for every initialisation and constant in time."""
+
+
+class _Layer(NamedTuple):
+    """What one layer does to second moments S of its inputs and to the NTK Θ of them:
+
+    Σ = weight·S + bias, and Θ′ = weight_rate·S + bias_rate + weight·(Σ̇ ∘ Θ).
+    """
+
+    weight: Array
+    bias: Array
+    weight_rate: Array
+    bias_rate: Array
+
+
+def kernels(
+    x1: ArrayLike | Sequence[Any],
+    x2: ArrayLike | Sequence[Any] | None = None,
+    *,
+    depth: int,
+    activation: str | Callable[[Array], Array] = "tanh",
+    parameterization: Literal["nth", "ntk", "standard"] = "nth",
+    use_bias: bool = False,
+    sigma_w: Any = 1.0,
+    sigma_a: Any = 1.0,
+    sigma_b: Any = 1.0,
+    nodes: int = 161,
+) -> InfiniteKernels:
+    r"""The NNGP kernel and the NTK of [`nth.MLP`][] as its width goes to infinity.
+
+    Layer by layer (Jacot et al. 2018, Theorem 1; Lee et al. 2018), from S = xᵀx′ for
+    `"nth"` and xᵀx′/d for the others,
+
+        Σ = σ² S + σ_b²,       S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),  (u, v) ~ N(0, Σ),
+        Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+
+    the last layer's Σ and Θ being the two kernels; σ is `sigma_w`, and `sigma_a` in the
+    last layer. How fast weights and biases move is s and s_b:
+
+    | `parameterization` | s  | s_b  | `ntk`                     |
+    |--------------------|----|------|---------------------------|
+    | `"nth"`            | 1  | 1    | lim K⁽²⁾                  |
+    | `"ntk"`            | σ² | σ_b² | lim K⁽²⁾                  |
+    | `"standard"`       | 1, and 0 in the first layer | 0 | lim K⁽²⁾/width |
+
+    In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, in which
+    neither the first layer nor the biases have a part, and time is in units of
+    1/(learning rate · width).
+
+    The moments are in closed form for `"relu"`, `"erf"`, `"sin"` and `"linear"`; for
+    others by the trapezoidal rule in two dimensions, which is exact to rounding for
+    tanh and its like. A pair of points takes some 2·`nodes`² activations a layer.
+
+    **Arguments:**
+
+    - `x1`, `x2`: inputs, shapes `(n1, d)` and `(n2, d)`; `x2` is `x1` if left out, and
+        then half the work is saved.
+    - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
+        `sigma_b`: as for [`nth.MLP`][].
+    - `nodes`: how many nodes in each direction, an odd number; for sums alone.
+
+    **Returns:** [`nth.infinite.InfiniteKernels`][].
+
+    Differentiable in the inputs and the scales, also where points coincide; ReLU's NTK
+    has a kink there, and the mean of its slopes to all sides is given.
+
+    **Raises:** `ValueError` for bad input, or an activation too rough, or steep, for
+    sums over so many nodes.
+    """
+    left = _as_points("x1", x1)
+    right = None if x2 is None else _matching(_as_points("x2", x2), left)
+    depth = require_integer("depth", depth, 1)
+    if require_integer("nodes", nodes, 9) % 2 == 0:
+        raise ValueError(
+            f"nodes must be odd, so that every second can be; got {nodes}."
+        )
+    names = ("nth", "ntk", "standard")
+    require_name("parameterization", parameterization, names)
+    given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
+    sigmas = [
+        jnp.asarray(require_scale(name, sigma), left.dtype)
+        for name, sigma in given.items()
+    ]
+    layers = _layers(sigmas, depth, parameterization, use_bias)
+    if parameterization != "nth":
+        root = left.shape[1] ** 0.5
+        left, right = left / root, None if right is None else right / root
+    how = (as_activation(activation), nodes)
+    nngp, ntk, doubt = _recursion(left, right, layers, how)
+    tolerance = max(_DOUBT, 1000 * float(jnp.finfo(left.dtype).eps))
+    message = (
+        f"activation is too rough or too steep for sums over {nodes} nodes in each "
+        "direction: give more nodes if it is smooth; of activations with a kink only "
+        '"relu" can be used (nth.softplus is a smooth one).'
+    )
+    nngp, ntk = (require(k, doubt < tolerance, message) for k in (nngp, ntk))
+    return InfiniteKernels(nngp, ntk)
+
+
+def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
+    array = as_array(argument, value)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{argument} must have shape (points, d), one input a row; got "
+            f"{array.shape}."
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    return require_finite(argument, array)
+
+
+def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
+    if x2.shape[1] != x1.shape[1] or x2.dtype != x1.dtype:
+        raise ValueError(
+            f"x2 has inputs of size {x2.shape[1]} and dtype {x2.dtype}, x1 of size "
+            f"{x1.shape[1]} and dtype {x1.dtype}: they must be equal."
+        )
+    return x2
+
+
+def _layers(
+    sigmas: list[Array], depth: int, parameterization: str, use_bias: bool
+) -> list[_Layer]:
+    sigma_w, sigma_a, sigma_b = sigmas
+    one, zero = jnp.ones_like(sigma_b), jnp.zeros_like(sigma_b)
+    bias = sigma_b**2 if use_bias else zero
+    layers = []
+    for layer in range(depth + 1):
+        weight = (sigma_w if layer < depth else sigma_a) ** 2
+        if parameterization == "ntk":
+            layers.append(_Layer(weight, bias, weight, bias))
+        elif parameterization == "nth":
+            layers.append(_Layer(weight, bias, one, one if use_bias else zero))
+        else:
+            layers.append(_Layer(weight, bias, one if layer else zero, zero))
+    return layers
+
+
+@eqx.filter_jit
+def _recursion(
+    x1: Float[Array, "n1 d"],
+    x2: Float[Array, "n2 d"] | None,
+    layers: list[_Layer],
+    how: tuple[Callable[[Array], Array], int],
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
+    """Σ and Θ of the last layer, and the rule's doubt about them."""
+    rule = rule_for(*how)
+    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    i, j = np.triu_indices(n1) if x2 is None else np.indices((n1, n2)).reshape(2, -1)
+    points = [x1] if x2 is None else [x1, x2]
+    variances = [jnp.sum(x**2, axis=1) for x in points]
+    cross = (points[0] @ points[-1].T)[i, j]
+    versine = _first_versine(points, (i, j)) if rule.by_angle else None
+    ntk, slope, doubt = jnp.zeros_like(cross), jnp.zeros_like(cross), []
+    for depth, layer in enumerate(layers):
+        if depth:
+            doubt.extend(rule.doubt(variance) for variance in variances)
+            moments = rule.moments(
+                Pairs(variances[0][i], variances[-1][j], cross, versine)
+            )
+            cross, versine, slope = moments
+            variances = [rule.square(variance) for variance in variances]
+        ntk = layer.weight_rate * cross + layer.bias_rate + layer.weight * slope * ntk
+        if versine is not None:
+            versine = _with_bias(versine, variances[0][i], variances[-1][j], layer)
+        cross = layer.weight * cross + layer.bias
+        variances = [layer.weight * variance + layer.bias for variance in variances]
+    nngp, ntk = (_as_matrix(values, (i, j), (n1, n2)) for values in (cross, ntk))
+    return nngp, ntk, jnp.max(jnp.stack(doubt))
+
+
+def _first_versine(
+    points: list[Float[Array, "_ d"]], pairs: tuple[np.ndarray, np.ndarray]
+) -> Float[Array, " P"]:
+    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero at equal points."""
+    norms = [safe_root(jnp.sum(x**2, axis=1, keepdims=True)) for x in points]
+    units = [
+        x / jnp.where(norm > 0, norm, 1) for x, norm in zip(points, norms, strict=True)
+    ]
+
+    def one(pair: tuple[Array, Array]) -> Array:
+        return jnp.sum((units[0][pair[0]] - units[-1][pair[1]]) ** 2) / 2
+
+    return jax.lax.map(one, tuple(map(jnp.asarray, pairs)), batch_size=1024)
+
+
+def _with_bias(
+    versine: Float[Array, " P"],
+    first: Float[Array, " P"],
+    second: Float[Array, " P"],
+    layer: _Layer,
+) -> Float[Array, " P"]:
+    """1 − cos of the angle once weights and bias have acted, in positive terms.
+
+    With p, q the two deviations and β that of the bias, it is, over √((p²+β²)(q²+β²)),
+    p q · versine + β²(p − q)²/(√((p²+β²)(q²+β²)) + p q + β²).
+    """
+    p, q = (safe_root(layer.weight * part) for part in (first, second))
+    scale = safe_root(p**2 + layer.bias) * safe_root(q**2 + layer.bias)
+    whole = scale + p * q + layer.bias
+    apart = layer.bias * (p - q) ** 2 / jnp.where(whole > 0, whole, 1)
+    turned = (p * q * versine + apart) / jnp.where(scale > 0, scale, 1)
+    return jnp.where(scale > 0, turned, versine)
+
+
+def _as_matrix(
+    values: Float[Array, " P"],
+    pairs: tuple[np.ndarray, np.ndarray],
+    shape: tuple[int, int],
+) -> Float[Array, "n1 n2"]:
+    """The pairs in their places; (j, i) is (i, j) where only i ≤ j were worked out."""
+    i, j = pairs
+    matrix = jnp.zeros(shape, values.dtype).at[i, j].set(values)
+    return matrix if len(i) == shape[0] * shape[1] else matrix.at[j, i].set(values)
+
+
+class Ensemble(eqx.Module):
+    """Mean and covariance over initialisations: see [`nth.infinite.ensemble`][]."""
+
+    ts: Float[Array, " T"]
+    """The requested times; the last may be ∞."""
+
+    mean: Float[Array, "T m *out"]
+    """The mean of the outputs, training points first."""
+
+    covariance: Float[Array, "T m m"]
+    """The covariance of the outputs at any two points; two outputs have none."""
+
+    @property
+    def deviation(self) -> Float[Array, "T m"]:
+        """The standard deviation at each point."""
+        return safe_root(jnp.diagonal(self.covariance, axis1=1, axis2=2))
+
+
+def ensemble(
+    kernels: InfiniteKernels, problem: Problem, ts: ArrayLike | Sequence[float]
+) -> Ensemble:
+    """Infinitely wide networks trained by gradient flow: the law of their outputs.
+
+    Every network moves by f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows
+    on all points, the rest on training points), from an f₀ that is Gaussian with
+    covariance 𝒦, the NNGP kernel. So f(t) is Gaussian, with
+
+        mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
+
+    P picking the training points (Lee et al. 2019, eqs. 13 and 14). Eigenvalues of Θ
+    that are zero move nothing.
+
+    With `kernels._replace(ntk=kernels.nngp)` and t = ∞ it is the posterior of Bayesian
+    inference, that of networks of which the last layer alone is trained.
+
+    **Arguments:**
+
+    - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`; of
+        any other source as well, if of shape `(m, m)`.
+    - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
+    - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf`.
+
+    **Returns:** [`nth.infinite.Ensemble`][].
+
+    **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit.
+    """
+    require_instance(
+        "kernels", kernels, InfiniteKernels, "nth.infinite.kernels(x, ...)"
+    )
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    require_squared_error(problem, "infinite.ensemble")
+    m = problem.n_train + problem.n_test
+    for kernel in kernels:
+        if kernel.shape != (m, m):
+            raise ValueError(
+                f"kernels have shape {kernel.shape} and problem has m = {m} points: "
+                "form them by nth.infinite.kernels(problem.x, ...)."
+            )
+    times = require_times(ts, kernels.ntk.dtype, with_infinity=True)
+    mean, covariance = _law(kernels, problem, times)
+    return Ensemble(times, mean, covariance)
+
+
+@eqx.filter_jit
+def _law(
+    kernels: InfiniteKernels, problem: Problem, ts: Float[Array, " T"]
+) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
+    n, y = problem.n_train, problem.y_train
+    nngp, ntk = kernels
+    decays, integrals = relax(ntk[:n, :n], ts / n, jnp.eye(n, dtype=ntk.dtype))
+    test = jnp.eye(len(ntk), dtype=ntk.dtype)[n:]
+
+    def at(parts: tuple[Array, Array]) -> tuple[Array, Array]:
+        decay, integral = parts
+        moved = ntk[n:, :n] @ integral
+        left = jnp.pad(decay, ((0, 0), (0, len(test))))
+        kept = jnp.concatenate([left, test.at[:, :n].set(-moved)])  # 1 − R(t)P
+        mean = jnp.concatenate(
+            [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
+        )
+        return mean, kept @ nngp @ kept.T
+
+    return jax.lax.map(at, (decays, integrals))

@@ -1,0 +1,348 @@
+"""Infinite width: kernels beside plain integrals, finite networks and slopes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+import scipy.special
+from conftest import make_problem
+from scipy.integrate import dblquad, simpson
+
+import nth
+
+X = np.array([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.5, -0.5, 1.0], [-0.3, 0.4, 0.2]])
+SCALES: Any = {"sigma_w": 1.4, "sigma_a": 0.8, "sigma_b": 0.5}
+
+
+def gauss(function, a, b, c):
+    """E F(u, v) by adaptive quadrature over independent u and (v − (c/a) u)."""
+    slope, rest = c / a, np.sqrt(b - c**2 / a)
+
+    def integrand(q, p):
+        u = np.sqrt(a) * p
+        weight = np.exp(-(p**2 + q**2) / 2) / (2 * np.pi)
+        return function(u, slope * u + rest * q) * weight
+
+    return dblquad(integrand, -8, 8, -8, 8, epsabs=1e-9, epsrel=1e-9)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "phi", "slope", "tolerance"),
+    [
+        ("erf", scipy.special.erf, lambda z: 2 / np.pi**0.5 * np.exp(-(z**2)), 1e-9),
+        ("tanh", np.tanh, lambda z: 1 / np.cosh(z) ** 2, 1e-9),
+        ("sin", np.sin, np.cos, 1e-9),
+        ("linear", lambda z: z, np.ones_like, 1e-9),
+    ],
+)
+def test_one_hidden_layer_is_two_integrals(name, phi, slope, tolerance):
+    """In "nth": Σ = σ_a² E φφ + σ_b², Θ = E φφ + 1 + σ_a² E φ′φ′ (xᵀx′ + 1)."""
+    inner = X[0] @ X[2]
+    a, b, c = (1.4**2 * s + 0.25 for s in (X[0] @ X[0], X[2] @ X[2], inner))
+    value = gauss(lambda u, v: phi(u) * phi(v), a, b, c)
+    rate = gauss(lambda u, v: slope(u) * slope(v), a, b, c)
+    kernels = nth.infinite.kernels(X, depth=1, activation=name, use_bias=True, **SCALES)
+    np.testing.assert_allclose(kernels.nngp[0, 2], 0.64 * value + 0.25, tolerance)
+    expected = value + 1 + 0.64 * rate * (inner + 1)
+    np.testing.assert_allclose(kernels.ntk[0, 2], expected, tolerance)
+
+
+def test_relu_is_two_integrals():
+    """The same in polar coordinates, where the kinks are at known angles."""
+    inner = X[0] @ X[2]
+    a, b, c = (1.4**2 * s + 0.25 for s in (X[0] @ X[0], X[2] @ X[2], inner))
+    angle = np.arccos(c / np.sqrt(a * b))
+    turned = np.linspace(angle - np.pi / 2, np.pi / 2, 20_001)
+    product = np.sqrt(a * b) * np.cos(turned) * np.cos(turned - angle)
+    value = simpson(product, x=turned) / np.pi  # over r, r³e^{−r²/2} gives 2
+    rate = (np.pi - angle) / (2 * np.pi)
+    kernels = nth.infinite.kernels(
+        X, depth=1, activation="relu", use_bias=True, **SCALES
+    )
+    np.testing.assert_allclose(kernels.nngp[0, 2], 0.64 * value + 0.25, 1e-12)
+    expected = value + 1 + 0.64 * rate * (inner + 1)
+    np.testing.assert_allclose(kernels.ntk[0, 2], expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["erf", "sin", "linear"])
+@pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
+def test_closed_forms_are_the_sums_over_nodes(name, parameterization):
+    function = nth._activation.ACTIVATIONS[name]
+    options: Any = {"depth": 3, "use_bias": True, "parameterization": parameterization}
+    closed = nth.infinite.kernels(X, activation=name, **options, **SCALES)
+    # Under another name, so that it is not known.
+    unknown = eqx.nn.Lambda(function)
+    summed = nth.infinite.kernels(X, activation=unknown, **options, **SCALES)
+    np.testing.assert_allclose(closed.nngp, summed.nngp, rtol=1e-12)
+    np.testing.assert_allclose(closed.ntk, summed.ntk, rtol=1e-12)
+
+
+def test_softplus_tends_to_relu():
+    """By sums over nodes, as 1/a: the closed form of ReLU, in all three layers."""
+    relu = nth.infinite.kernels(X, depth=2, activation="relu", **SCALES)
+    errors = []
+    for a in (2.0, 4.0):
+        near = nth.infinite.kernels(
+            X, depth=2, activation=nth.softplus(a), nodes=321, **SCALES
+        )
+        errors.append(jnp.max(jnp.abs(near.nngp - relu.nngp)))
+    assert errors[0] < 0.3
+    assert errors[1] < errors[0] / 2.5
+
+
+@pytest.mark.parametrize("angle", [1e-12, 1e-8, 1e-4, 0.7, np.pi])
+def test_relu_has_every_digit_at_every_angle(angle):
+    """At depth 1 by hand: Σ̇ = (π − θ)/2π; two points 1e-8 apart, and opposite ones."""
+    x = np.array([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
+    if angle == np.pi:
+        x[1] = [-1, 0]
+    lune = np.sin(angle) + (np.pi - angle) * np.cos(angle)
+    kernels = nth.infinite.kernels(x[:1], x[1:], depth=1, activation="relu")
+    slope = (np.pi - angle) / (2 * np.pi)
+    exact = lune / (2 * np.pi) + slope * np.cos(angle)
+    np.testing.assert_allclose(kernels.ntk[0, 0], exact, rtol=4e-16, atol=1e-16)
+    # Deeper, Cho & Saul's angle once more, θ′ by asin of half the chord.
+    chord = (1 - np.cos(angle)) - (np.sin(angle) - angle * np.cos(angle)) / np.pi
+    if 1e-4 <= angle < 3:
+        deeper = 2 * np.arcsin(np.sqrt(chord / 2))
+        nngp = np.sin(deeper) + (np.pi - deeper) * np.cos(deeper)
+        expected = (nngp + (np.pi - deeper) * 2 * exact) / (4 * np.pi)
+        deep = nth.infinite.kernels(x[:1], x[1:], depth=2, activation="relu")
+        np.testing.assert_allclose(deep.ntk[0, 0], expected, rtol=1e-9)
+
+
+def mean_ntk(width, samples, seed=0, scale=1.0, **options):
+    """The mean NTK of finite networks at X[1] and X[0], and its standard error."""
+
+    def one(key):
+        network = nth.MLP(3, width, key=key, **options)
+        gradient = eqx.filter_grad(lambda network, x: network(x))
+        rows = jax.vmap(gradient, (None, 0))(network, jnp.asarray(X[:2]))
+        return sum(jnp.vdot(g[0], g[1]) for g in jax.tree.leaves(rows)) / scale
+
+    keys = jax.random.split(jax.random.key(seed), samples)
+    draws = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=2000))(keys)
+    return float(jnp.mean(draws)), float(jnp.std(draws)) / samples**0.5
+
+
+def test_the_mean_ntk_tends_to_it_as_one_over_the_width():
+    options: Any = {"depth": 3, "activation": "erf", "sigma_w": 2.0}
+    limit = nth.infinite.kernels(X, **options).ntk[0, 1]
+    gaps, errors = zip(
+        *[
+            (mean - float(limit), error)
+            for mean, error in (mean_ntk(w, 40_000, **options) for w in (4, 16))
+        ],
+        strict=True,
+    )
+    exponent = np.log(gaps[1] / gaps[0]) / np.log(4)
+    doubt = np.hypot(errors[0] / gaps[0], errors[1] / gaps[1]) / np.log(4)
+    print(f"the mean NTK's distance falls as width^({exponent:.2f} ± {doubt:.2f})")
+    assert doubt < 0.1
+    np.testing.assert_allclose(exponent, -1, atol=0.25)
+
+
+@pytest.mark.parametrize(
+    ("parameterization", "depth", "activation", "width"),
+    [("nth", 1, "relu", 20), ("ntk", 2, "tanh", 60), ("standard", 1, "erf", 40)],
+)
+def test_finite_networks_in_each_parameterisation(
+    parameterization, depth, activation, width
+):
+    """Means over 20,000 draws, biases and every σ ≠ 1 included, to 4 standard errors.
+
+    "standard" at one hidden layer and width w: K⁽²⁾/w is off by 1/w times the part of
+    the first layer and of the biases, which the limit leaves out.
+    """
+    options: Any = {
+        "depth": depth,
+        "activation": activation,
+        "parameterization": parameterization,
+        "use_bias": True,
+        **SCALES,
+    }
+    limit = float(nth.infinite.kernels(X, **options).ntk[0, 1])
+    scale = width if parameterization == "standard" else 1
+    mean, error = mean_ntk(width, 20_000, scale=scale, **options)
+    bias = 0.0
+    if parameterization == "standard":
+        a, b, c = (1.4**2 * s / 3 + 0.25 for s in (1, 1, X[0] @ X[1]))
+        rate = 4 / np.pi / np.sqrt((1 + 2 * a) * (1 + 2 * b) - 4 * c**2)
+        bias = (1 + 0.64 * rate * (X[0] @ X[1] + 1)) / width
+    elif depth > 1:
+        error += 0.2 / width  # the limit's own distance, of order 1/width
+    assert abs(mean - limit - bias) < 4 * error
+    assert abs(mean - limit - bias) < 0.01 * limit
+
+
+def test_several_outputs_are_independent_copies():
+    """At large width K⁽²⁾ is the scalar kernel times the identity on the outputs."""
+    problem = nth.Problem(X, np.zeros((4, 2)))
+    network = nth.MLP(3, 20_000, 1, out_size=2, activation="erf", key=jax.random.key(0))
+    formed = nth.kernels(network, problem, 2)[2]
+    one = nth.infinite.kernels(X, depth=1, activation="erf").ntk
+    expected = one[:, None, :, None] * jnp.eye(2)[None, :, None, :]
+    np.testing.assert_allclose(formed, expected, atol=0.04)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "erf"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_slopes_where_points_coincide(activation, bias):
+    """Against differences: with equal points, parallel ones and one at the origin."""
+    x = np.array([[1.0, 0.5], [1.0, 0.5], [2.0, 1.0], [0.0, 0.0]])
+    x = jnp.asarray(x[: 3 if activation == "relu" else 4])
+    direction = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
+
+    @jax.jit
+    def total(step, sigma):
+        options: Any = {"activation": activation, "use_bias": bias, "sigma_w": sigma}
+        moved = nth.infinite.kernels(
+            (x + step * direction) / 2, depth=2, nodes=121, **options
+        )
+        weights = jnp.cos(jnp.arange(float(len(x) ** 2))).reshape(len(x), -1)
+        return jnp.vdot(weights, moved.ntk) + jnp.vdot(weights, moved.nngp)
+
+    point = jnp.asarray(0.0), jnp.asarray(1.2)
+    slopes = jax.jit(jax.grad(total, (0, 1)))(*point)
+    h = 1e-5
+    for k, slope in enumerate(slopes):
+        ends = [
+            total(*(p + s * h * (i == k) for i, p in enumerate(point))) for s in (1, -1)
+        ]
+        # ReLU's kink at equal points is even, so that it cancels here, too.
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * h), atol=1e-6)
+
+
+def test_second_slopes_are_finite():
+    def entry(x):
+        return nth.infinite.kernels(x, jnp.asarray(X[:1]), depth=1, nodes=121).ntk[0, 0]
+
+    hessian = jax.jit(jax.hessian(entry))(jnp.asarray(X[:1]))
+    h = 1e-4
+    steps = [jnp.asarray(X[:1]).at[0, 0].add(s) for s in (h, 0.0, -h)]
+    up, middle, down = (jax.jit(entry)(x) for x in steps)
+    expected = (up - 2 * middle + down) / h**2
+    np.testing.assert_allclose(hessian[0, 0, 0, 0], expected, atol=1e-6)
+
+
+def gaussian_problem():
+    problem = make_problem(3, 2)
+    options: Any = {"depth": 1, "activation": "erf", "sigma_w": 1.5}
+    return problem, options, nth.infinite.kernels(problem.x, **options)
+
+
+def test_ensemble_of_really_wide_networks():
+    """Mean and covariance over 4,000 networks of width 256, each by its own level 2."""
+    problem, options, kernels = gaussian_problem()
+    ts = [0.0, 2.0, 20.0, jnp.inf]
+    law = nth.infinite.ensemble(kernels, problem, ts)
+
+    def one(key):
+        network = nth.MLP(3, 256, key=key, **options)
+        path = nth.closed_form(nth.kernels(network, problem, 2), problem, ts)
+        return jnp.concatenate([path.train, path.test], axis=1)
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = np.asarray(
+        jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=500))(keys)
+    )
+    np.testing.assert_allclose(draws.mean(axis=0), law.mean, atol=0.03)
+    for i in range(len(ts)):
+        expected = law.covariance[i]
+        np.testing.assert_allclose(np.cov(draws[:, i].T), expected, atol=0.03)
+        assert np.max(np.abs(np.cov(draws[:, i].T) - expected)) < 0.06 * np.max(
+            law.covariance[0]
+        )
+
+
+def test_ensemble_at_the_ends_is_prior_and_posterior():
+    problem, _, kernels = gaussian_problem()
+    bayes = kernels._replace(ntk=kernels.nngp)
+    law = nth.infinite.ensemble(bayes, problem, [0.0, jnp.inf])
+    prior, y = np.asarray(kernels.nngp), np.asarray(problem.y_train)
+    np.testing.assert_allclose(law.covariance[0], prior, atol=1e-15)
+    np.testing.assert_allclose(law.mean[0], 0, atol=1e-14)
+    gain = np.linalg.solve(prior[:3, :3], prior[:3, 3:]).T
+    np.testing.assert_allclose(law.mean[1], [*y, *(gain @ y)], rtol=1e-9)
+    posterior = prior[3:, 3:] - gain @ prior[:3, 3:]
+    np.testing.assert_allclose(law.covariance[1][3:, 3:], posterior, atol=1e-12)
+    np.testing.assert_allclose(law.covariance[1][:3], 0, atol=1e-12)
+    np.testing.assert_allclose(law.deviation[1][3:] ** 2, np.diag(posterior))
+
+
+def test_ensemble_with_a_singular_kernel_and_several_outputs():
+    problem, options, _ = gaussian_problem()
+    x = problem.x.at[1].set(problem.x[0])
+    y = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+    twice = nth.Problem(x[:3], y, x[3:])
+    kernels = nth.infinite.kernels(x, **options)
+    law = nth.infinite.ensemble(kernels, twice, [5.0, jnp.inf])
+    np.testing.assert_allclose(law.mean[1, :3], [[2, 0], [2, 0], [0, 2]], atol=1e-9)
+    assert jnp.all(jnp.isfinite(law.deviation))
+    one = nth.infinite.ensemble(
+        kernels, nth.Problem(x[:3], y[:, 1], x[3:]), [5.0, jnp.inf]
+    )
+    np.testing.assert_allclose(law.mean[..., 1], one.mean, atol=1e-14)
+
+
+def test_float32_jit_and_vmap():
+    for activation in ("relu", "tanh"):
+        double = nth.infinite.kernels(X, depth=2, activation=activation)
+        single = nth.infinite.kernels(
+            X.astype(np.float32), depth=2, activation=activation
+        )
+        assert single.ntk.dtype == jnp.float32
+        np.testing.assert_allclose(single.ntk, double.ntk, atol=2e-6)
+
+    @jax.jit
+    def by_scale(sigma):
+        return nth.infinite.kernels(X, depth=1, activation="erf", sigma_w=sigma).ntk
+
+    several = jax.vmap(by_scale)(jnp.asarray([0.5, 1.0]))
+    alone = nth.infinite.kernels(X, depth=1, activation="erf").ntk
+    np.testing.assert_allclose(several[1], alone, rtol=1e-14)
+
+
+def test_two_sets_of_points():
+    whole = nth.infinite.kernels(X, depth=2, activation="relu", use_bias=True)
+    block = nth.infinite.kernels(
+        X[:1], X[1:], depth=2, activation="relu", use_bias=True
+    )
+    for part, every in zip(block, whole, strict=True):
+        np.testing.assert_allclose(part, every[:1, 1:], rtol=1e-15)
+
+
+def test_errors(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    kernels = nth.infinite.kernels
+    with pytest.raises(ValueError, match=r"x1 must have shape \(points, d\)"):
+        kernels(X[0], depth=1)
+    with pytest.raises(ValueError, match="x2 has inputs of size 2"):
+        kernels(X, X[:, :2], depth=1)
+    with pytest.raises(ValueError, match="x1 has NaN or infinite entries"):
+        kernels(np.full((2, 2), np.nan), depth=1)
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        kernels(X, depth=0)
+    with pytest.raises(ValueError, match=r"nodes must be odd.*got 100"):
+        kernels(X, depth=1, nodes=100)
+    unknown: Any = "mup"
+    with pytest.raises(ValueError, match="parameterization must be one of"):
+        kernels(X, depth=1, parameterization=unknown)
+    with pytest.raises(ValueError, match=r"too rough or too steep.*give more nodes"):
+        kernels(X, depth=1, activation=jax.nn.leaky_relu)
+    with pytest.raises(ValueError, match="too rough or too steep"):
+        kernels(20 * X, depth=1, activation="tanh")
+    problem, _, formed = gaussian_problem()
+    with pytest.raises(ValueError, match=r"shape \(5, 5\) and problem has m = 3"):
+        nth.infinite.ensemble(
+            formed, nth.Problem(problem.x_train, problem.y_train), [1.0]
+        )
+    labels = make_problem(3, 2, loss=nth.LogisticLoss())
+    with pytest.raises(
+        ValueError, match=r"infinite\.ensemble is for nth\.SquaredError"
+    ):
+        nth.infinite.ensemble(formed, labels, [1.0])

@@ -1,0 +1,85 @@
+"""Taylorised networks: where they are the network, where level 2, and where neither."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+
+import nth
+
+TS = np.array([0.0, 0.5, 3.0])
+
+
+def test_degree_1_is_level_2_on_outputs():
+    problem = make_problem(4, 2, outputs=2, loss=nth.SoftmaxCrossEntropy())
+    network = make_network(4, 1, outputs=2)
+    linear = nth.integrate(nth.TaylorizedFlow(network, problem, 1), TS)
+    level = nth.solve(network, problem, TS, order=2)
+    np.testing.assert_allclose(linear.train, level.train, atol=1e-6)
+    np.testing.assert_allclose(linear.test, level.test, atol=1e-6)
+    assert linear.label == "linearised network"
+
+
+def test_a_polynomial_network_is_its_own_polynomial(problem):
+    """A linear network of two layers is of degree 2 in θ: degree 2 is the truth."""
+    network = make_network(4, 1, activation="linear")
+    quadratic = nth.integrate(nth.TaylorizedFlow(network, problem, 2), TS)
+    truth = nth.gradient_flow(network, problem, TS)
+    np.testing.assert_allclose(quadratic.test, truth.test, atol=2e-6)
+    level = nth.solve(network, problem, TS, order=3)
+    assert jnp.max(jnp.abs(level.test[-1] - truth.test[-1])) > 1e-3
+    parts = zip(quadratic.state.weights, truth.state.weights, strict=True)
+    for part, (moved, end) in enumerate(parts):
+        np.testing.assert_allclose(network.weights[part] + moved, end, atol=2e-6)
+
+
+def test_degree_d_is_exact_to_order_d_and_is_not_level_d_plus_1():
+    """Errors fall as t^{d+1}, as those of level d + 1 do, with another factor."""
+    problem, network = make_problem(4, 2), make_network(4, 1)
+    ts = np.array([0.05, 0.1])
+    truth = nth.gradient_flow(network, problem, ts).test
+    taylor = nth.integrate(nth.TaylorizedFlow(network, problem, 2), ts).test
+    level = nth.solve(network, problem, ts, order=3).test
+    errors = jnp.linalg.norm(taylor - truth, axis=1)
+    slope = jnp.log2(errors[1] / errors[0])
+    np.testing.assert_allclose(slope, 3, atol=0.2)
+    assert jnp.linalg.norm(taylor[1] - level[1]) > 0.2 * errors[1]
+
+
+def test_compared_beside_the_levels(problem):
+    network = make_network(4, 1)
+    models = {"Taylorised 2": nth.TaylorizedFlow(network, problem, 2)}
+    comparison = nth.compare(network, problem, TS, [2], models=models)
+    alone = nth.integrate(models["Taylorised 2"], TS)
+    difference = np.asarray(alone.test - comparison.truth.test)
+    expected = np.sqrt(np.mean(difference**2, axis=1))
+    actual = comparison.error("Taylorised 2", "test")
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+    assert list(comparison.every) == [2, "Taylorised 2"]
+    assert "Taylorised 2" in str(comparison)
+    data = comparison.to_xarray()
+    assert list(data.model.values) == ["truth", "p=2", "Taylorised 2"]
+    assert len(comparison.plot().axes[0].lines) == 3
+
+
+def test_float32():
+    problem = make_problem(3, 1)
+    arrays = (problem.x_train, problem.y_train, problem.x_test)
+    single = nth.Problem(*(jnp.asarray(a, jnp.float32) for a in arrays))
+    network = make_network(4, 1, dtype=jnp.float32)
+    flow = nth.integrate(nth.TaylorizedFlow(network, single, 2), TS[:2])
+    assert flow.test.dtype == jnp.float32
+    assert jnp.all(jnp.isfinite(flow.test))
+    assert flow.valid_until == jnp.inf
+
+
+def test_errors(problem):
+    network = make_network(4, 1)
+    with pytest.raises(ValueError, match="degree must be at least 1; got 0"):
+        nth.TaylorizedFlow(network, problem, 0)
+    other = nth.TaylorizedFlow(network, make_problem(4, 2, seed=1), 2)
+    with pytest.raises(ValueError, match="has another x_train than problem"):
+        nth.compare(network, problem, TS, [2], models={"other": other})
+    same = nth.TaylorizedFlow(network, problem, 2)
+    with pytest.raises(ValueError, match=r"named by strings other than .truth."):
+        nth.compare(network, problem, TS, [2], models={"truth": same})
