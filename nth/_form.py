@@ -133,7 +133,7 @@ def form(
     return tuple(tensors)
 
 
-def forming_cost(points: Points, order: int) -> float:
+def forming_cost(points: Points, order: int) -> int:
     """Multiplications that K⁽²⁾ … K⁽ᵖ⁾ take, those that do not run as products of
     matrices counted twice.
 

@@ -24,6 +24,7 @@ from ._errors import (
 )
 from ._solution import Solution
 from ._types import Scalar, State
+from ._warn import say
 from ._window import blow_up, first_rise, loss_rate, warn_of_window
 
 # How a solve can end: `Solution.result` is one of them, in either clock.
@@ -296,9 +297,9 @@ def _say_aloud(solution: Solution, throw: bool) -> Solution:
     successful = solution.result == diffrax.RESULTS.successful
     failed = ~successful & jnp.isinf(solution.valid_until)
     last_time, label = solution.stats["last_time"], solution.label
+    words = partial(warn_of_window, label)
     if is_traced(solution):
-        warn = partial(warn_of_window, label)
-        jax.debug.callback(warn, solution.valid_until, successful, last_time)
+        say(words, solution.valid_until, successful, last_time)
         if not throw:
             return solution
         train = solution.result.error_if(solution.train, failed)
@@ -309,5 +310,5 @@ def _say_aloud(solution: Solution, throw: bool) -> Solution:
             f"last time {solution.ts[-1]:.6g}: {diffrax.RESULTS[solution.result]} "
             "Pass throw=False for the values up to there."
         )
-    warn_of_window(label, solution.valid_until, successful, last_time)
+    say(words, solution.valid_until, successful, last_time)
     return solution

@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._curvature import critical_rate
 from ._descent import AbstractDescent
-from ._errors import WindowWarning, is_traced
 from ._integrate import RESULTS
 from ._rule import Plan
 from ._solution import Solution
 from ._types import Scalar, State
-from ._window import largest_outputs, warn
+from ._warn import say, warn
+from ._window import largest_outputs
 
 # A level is out of its window where two predictions of its own, equal up to its order,
 # part by more than this share of the change that it predicts, or where it predicts that
@@ -31,12 +31,13 @@ def descend(dynamics: AbstractDescent, plan: Plan) -> Solution:
     """The steps of `plan`, and what is to be said of them."""
     solution = _as_solution(dynamics, plan, _descend(dynamics, plan))
     lost = solution.result == RESULTS.event_occurred
-    found = (solution.valid_until, lost, solution.stats["last_time"])
-    say = partial(_say_aloud, solution.label, dynamics.truncated, int(plan.steps.size))
-    if is_traced(solution):
-        jax.debug.callback(say, *found)
-    else:
-        say(*found)
+    last = solution.stats["last_time"]
+    until = solution.valid_until
+    if not dynamics.truncated:
+        until = jnp.where(lost, last.astype(until.dtype), until)
+    found = (until, lost, last)
+    asked = int(plan.steps.size)
+    say(partial(_say_aloud, solution.label, dynamics.truncated, asked), *found)
     return solution
 
 
@@ -47,19 +48,17 @@ def look_at_rate(dynamics: AbstractDescent, plan: Plan) -> None:
     rows = slice(None) if plan.rows is None else plan.rows[0]
     x, y = dynamics.problem.x_train[rows], dynamics.problem.y_train[rows]
     critical = critical_rate(dynamics, x, y, plan.momentum, plan.nesterov, 1e-2, _LOOK)
-    found = (jnp.max(plan.rates), critical)
-    if is_traced(found):
-        jax.debug.callback(_warn_of_rate, *found)
-    else:
-        _warn_of_rate(*found)
+    largest = jnp.max(plan.rates)
+    say(_warn_of_rate, critical / largest, largest, critical)
 
 
-def _warn_of_rate(largest: Any, critical: Any) -> None:
-    if largest > critical:
+def _warn_of_rate(note: str, ratio: Any, largest: Any, critical: Any) -> None:
+    if ratio < 1:
         warn(
             f"rule: the learning rate {largest:.4g} is beyond {critical:.4g}, the "
             "critical rate at initialisation: linearised training grows there, and no "
             "truncation follows the network through it; see nth.max_learning_rate."
+            f"{note}"
         )
 
 
@@ -209,19 +208,25 @@ def _as_solution(dynamics: AbstractDescent, plan: Plan, run: _Run) -> Solution:
 
 
 def _say_aloud(
-    label: str, truncated: bool, asked: int, valid_until: Any, lost: Any, last: Any
+    label: str,
+    truncated: bool,
+    asked: int,
+    note: str,
+    valid_until: Any,
+    lost: Any,
+    last: Any,
 ) -> None:
     """One warning, if training blew up or a truncation left its window."""
     nan = f"from the step asked for after {last} on they are NaN"
     if not truncated and lost:
         kind = RuntimeWarning
-        warn(f"the {label}'s training diverges to infinite outputs: {nan}.", kind)
+        warn(f"the {label}'s training diverges to infinite outputs: {nan}.{note}", kind)
     if truncated and np.isfinite(valid_until):
         warn(
             f"the {label} left its window at step {valid_until:.0f}, as far as the "
             f"{asked} steps asked for show: its outputs part from the network at the "
             "parameters that it predicts, or double the loss. Later values are no "
             "predictions"
-            f"{f', and {nan}' if lost else ''}; see Solution.valid_until.",
-            WindowWarning,
+            f"{f', and {nan}' if lost else ''}; see Solution.valid_until."
+            f"{note}"
         )

@@ -5,8 +5,6 @@ loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weig
 what never rises is L + λ/2 ‖θ‖².
 """
 
-import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ._dynamics import AbstractDynamics
-from ._errors import WindowWarning
 from ._types import Scalar, State
+from ._warn import warn
 
 # Outputs this many times their initial scale predict nothing: no more is computed.
 _BLOW_UP = 1e6
@@ -68,7 +66,7 @@ def largest_outputs(
 
 
 def warn_of_window(
-    label: str, valid_until: Any, successful: Any, last_time: Any
+    label: str, note: str, valid_until: Any, successful: Any, last_time: Any
 ) -> None:
     """One warning at the user's line, if the window was left."""
     if np.isinf(valid_until):
@@ -77,18 +75,5 @@ def warn_of_window(
     warn(
         f"the {label} left its window at t = {valid_until:.4g}: its predicted loss "
         "rises there, as no gradient flow's does. Later values are no predictions"
-        f"{lost}; see Solution.valid_until.",
+        f"{lost}; see Solution.valid_until.{note}"
     )
-
-
-def warn(message: str, category: type[Warning] = WindowWarning) -> None:
-    """A warning at the user's line."""
-    warnings.warn(message, category, stacklevel=_frames_inside() + 1)
-
-
-def _frames_inside() -> int:
-    """How many frames from the caller's out to the last of this package's."""
-    package = __name__.partition(".")[0]
-    frames = [info.frame for info in inspect.stack(context=0)[1:]]
-    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
-    return len(names) - names[::-1].index(package)

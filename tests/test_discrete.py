@@ -156,8 +156,7 @@ def word_tensors(f, order):
 
     words: dict[tuple[int, ...], Any] = {(): f}
     for word in [w for k in range(1, order) for w in compositions(k)]:
-        *start, last = word
-        words[word] = partial(sown, words[tuple(start)], last)
+        words[word] = partial(sown, words[word[:-1]], list(word)[-1])
     return words
 
 

@@ -11,6 +11,7 @@ FOLDER = Path(nth.__file__).parent
 ROWS = [
     "_types",
     "_errors",
+    "_warn",
     "_loss",
     "_checkpoint",
     "_problem",

@@ -106,3 +106,21 @@ def test_traced_scale_of_the_ntk_parameterization_is_refused():
         jax.jit(
             lambda s: make_network(3, 1, parameterization="ntk", sigma_w=s).weights
         )(1.0)
+
+
+def test_a_batch_of_solves_warns_once_and_compiles_as_one(problem):
+    """vmap alone would repeat the warning, and its call, for each solve."""
+    network = make_network(3, 1)
+    kernels = nth.kernels(network, problem, 3)
+
+    def one(scale):
+        own = nth.Problem(problem.x_train, scale * problem.y_train, problem.x_test)
+        dynamics = nth.DenseHierarchy(kernels, own)
+        return nth.integrate(dynamics, [50.0], throw=False).valid_until
+
+    scales = jnp.linspace(1.0, 30.0, 5)
+    solve = jax.jit(lambda scales: jax.vmap(one)(scales))
+    with pytest.warns(nth.WindowWarning, match="the worst of 5 in this batch") as said:
+        until = jax.block_until_ready(solve(scales))
+    assert len(said) == 1
+    assert f"t = {jnp.min(until):.4g}" in str(said[0].message)

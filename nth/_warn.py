@@ -1,0 +1,67 @@
+"""Warnings at the user's line, also from inside compiled and batched functions."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array
+
+from ._errors import WindowWarning, is_traced
+
+
+def warn(message: str, category: type[Warning] = WindowWarning) -> None:
+    """A warning at the user's line."""
+    warnings.warn(message, category, stacklevel=_frames_inside() + 1)
+
+
+def say(words: Callable[..., None], *found: Array) -> None:
+    """`words(note, *found)`, when the numbers `found` are known.
+
+    Under `jax.vmap` once for the whole batch: for the one with the least of the first
+    number, `note` telling how many there are.
+    """
+    if is_traced(found):
+        _call_back(partial(_say_worst, words), *jax.lax.stop_gradient(found))
+    else:
+        words("", *found)
+
+
+def _say_worst(words: Callable[..., None], *found: Any) -> None:
+    first = np.ravel(found[0])
+    worst = int(np.argmin(first))
+    note = f" It is the worst of {first.size} in this batch." if first.size > 1 else ""
+    words(note, *(np.ravel(number)[worst] for number in found))
+
+
+def _call_back(function: Callable[..., None], *values: Array) -> None:
+    """A debug callback, which `vmap` alone would repeat for each of a batch."""
+
+    @custom_vmap
+    def call(*values: Array) -> Array:
+        jax.debug.callback(function, *values)
+        return jnp.zeros(())
+
+    @call.def_vmap
+    def _(size: int, batched: Any, *values: Array) -> tuple[Array, bool]:
+        spread = (
+            value if is_batched else jnp.broadcast_to(value, (size, *value.shape))
+            for value, is_batched in zip(values, batched, strict=True)
+        )
+        _call_back(function, *spread)
+        return jnp.zeros(()), False
+
+    call(*values)
+
+
+def _frames_inside() -> int:
+    """How many frames from the caller's out to the last of this package's."""
+    package = __name__.partition(".")[0]
+    frames = [info.frame for info in inspect.stack(context=0)[1:]]
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return len(names) - names[::-1].index(package)
