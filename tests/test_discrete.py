@@ -219,7 +219,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
         def f(theta):
             return jax.vmap(unravel(theta))(problem.x_train)
 
-        rates = [jnp.asarray(schedule(s), float) for s in range(4)]
+        rates = [jnp.asarray(schedule(jnp.int32(s)), float) for s in range(4)]
         return by_tensors(f, theta, order, gradient, rates)
 
     told = expected(theta)
