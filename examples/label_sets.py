@@ -5,9 +5,9 @@
 
 The kernels depend on the network and the points alone. Here they are formed once for
 16 handwritten digits, saved, and serve a thousand solves of level 4, batch after batch
-under `jax.vmap`: 999 random labellings and the true one (odd or even). Prints how long that
-took, and writes label_sets.png: how much of each labelling is learnt, at level 2, where
-the NTK is constant, and at level 4.
+under `jax.vmap`: 999 random labellings and the true one (odd or even). Prints how long
+that took, and writes label_sets.png: how much of each labelling is learnt, at level 2,
+where the NTK is constant, and at level 4.
 """
 
 import sys

@@ -393,7 +393,7 @@ def test_a_damaged_checkpoint_is_refused(
 ) -> None:
     content = DAMAGE[damage](written)
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"run\.npz is damaged, or no checkpoint"):
+    with pytest.raises(ValueError, match=r"run\.npz is damaged, or no file"):
         nth.integrate(relaxation(), TS, checkpoint=file)
     assert file.read_bytes() == content
 
@@ -425,7 +425,7 @@ def test_no_flipped_bit_gives_another_answer(file: Path) -> None:
 def test_a_folder_that_is_not_there_or_is_the_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint: there is no folder .*absent"):
         nth.integrate(relaxation(), TS, checkpoint=tmp_path / "absent" / "run.npz")
-    with pytest.raises(ValueError, match="is damaged, or no checkpoint"):
+    with pytest.raises(ValueError, match="is damaged, or no file"):
         nth.integrate(relaxation(), TS, checkpoint=tmp_path)
 
 
