@@ -4,7 +4,7 @@
     python examples/label_sets.py --small    # seconds: what the checks run
 
 The kernels depend on the network and the points alone. Here they are formed once for
-16 handwritten digits, saved, and serve a thousand solves of level 4, batch after batch
+12 handwritten digits, saved, and serve a thousand solves of level 4, batch after batch
 under `jax.vmap`: 999 random labellings and the true one (odd or even). Prints how long
 that took, and writes label_sets.png: how much of each labelling is learnt, at level 2,
 where the NTK is constant, and at level 4.
@@ -25,7 +25,7 @@ import nth
 jax.config.update("jax_enable_x64", True)
 
 small = "--small" in sys.argv
-n, width, sets = (6, 16, 20) if small else (16, 256, 1000)
+n, width, sets = (6, 16, 20) if small else (12, 256, 1000)
 last = 40.0
 
 images, numbers = map(np.asarray, load_digits(return_X_y=True))

@@ -165,12 +165,13 @@ def _refuse_if_too_large(points: Points, order: int) -> None:
     output = points.output
     rows, n_slots = (len(x) * output.size for x in (points.x, points.x_train))
     needed = kernel_bytes(rows, n_slots, order, output.dtype.itemsize)
-    needed += held_bytes(points, order)
+    held = held_bytes(points, order)
     available = available_bytes()
-    if needed > available:
+    if needed + held > available:
         raise ValueError(
             f"order: kernels up to r = {order} on {rows} x {n_slots} slots take "
-            f"{needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are "
+            f"{needed / 2**30:,.1f} GiB, forming them {held / 2**30:,.1f} GiB, and "
+            f"{available / 2**30:,.1f} GiB are "
             'available. Use method="matrix-free", fewer training points, a lower '
             "order, or float32."
         )
