@@ -123,7 +123,8 @@ def test_what_only_looks_like_a_chain(problem):
         def __call__(self, x):
             return super().__call__(x) + super().__call__(2 * x)
 
-    assert layers_of(Twice(3, 4, 1, key=KEY), problem)  # pyright: ignore is None
+    twice = Twice(3, 4, 1, key=KEY)  # pyright: ignore
+    assert layers_of(twice, problem) is None
     learnt = eqx.nn.MLP(3, "scalar", 4, 1, activation=eqx.nn.PReLU(), key=KEY)
     assert layers_of(learnt, problem) is None
     affine = eqx.nn.MLP(3, "scalar", 4, 0, final_activation=jnp.tanh, key=KEY)
