@@ -65,5 +65,6 @@ from ._discrete import (
 )
 from ._catapult import Catapult as Catapult, catapult as catapult
 from ._compare import Comparison as Comparison, compare as compare
+from . import scaling as scaling
 
 __version__ = _version("nth")

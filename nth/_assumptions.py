@@ -94,10 +94,10 @@ def _derivatives(
     function: Callable[[Array], Array], x: np.ndarray, top: int
 ) -> np.ndarray:
     """σ, σ′, …, up to the `top`-th, at each entry of x."""
-    x = jnp.asarray(x, jnp.result_type(float))
-    coefficients = best_coefficients(function, x)
-    steps = [jnp.ones_like(x)] + [jnp.zeros_like(x)] * (top - 1)
-    found = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(x, steps)
+    at = jnp.asarray(x, jnp.result_type(float))
+    coefficients = best_coefficients(function, at)
+    steps = [jnp.ones_like(at)] + [jnp.zeros_like(at)] * (top - 1)
+    found = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(at, steps)
     return np.stack([math.factorial(r) * np.asarray(c) for r, c in enumerate(found)])
 
 

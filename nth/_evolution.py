@@ -183,10 +183,10 @@ def _leading(
         return nothing.reshape(count, -1)[:, 0], nothing
 
     def product(vector: np.ndarray) -> np.ndarray:
-        vector = jnp.asarray(vector.reshape(shape), dtype)
-        return np.asarray(_product(dynamics, state, vector)).ravel()
+        slots = jnp.asarray(vector.reshape(shape), dtype)
+        return np.asarray(_product(dynamics, state, slots)).ravel()
 
-    operator = LinearOperator((size, size), matvec=product, dtype=dtype)
+    operator = LinearOperator((size, size), product, dtype=dtype)  # pyright: ignore
     drawn = np.random.default_rng(0).normal(size=size).astype(dtype)
     values, vectors = eigsh(operator, count, which="LA", v0=drawn)
     return values[::-1], vectors.T[::-1].reshape(count, *shape)

@@ -56,6 +56,7 @@ ROWS = [
     "_catapult",
     "_table",
     "_compare",
+    "scaling",
     "_plot",
     "__init__",
     "__main__",

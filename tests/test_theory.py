@@ -99,8 +99,7 @@ def test_bounds_are_those_of_the_paper(problem):
         # The width for an error gives that error.
         wide = theory.bounds(formed, found.width_for(p, 0.01))
         assert wide.error(p, wide.time()) == pytest.approx(0.01)
-    assert found.order_for(1e-3, 100.0) == 4  # 3/ln₁₀(10) = 3,
-    assert even
+    assert found.order_for(1e-3, 100.0) == 4  # odd 3 will not do
     assert found.order_for(1e-9, 10.0) == 6
     with pytest.raises(ValueError, match="is not below √m"):
         found.order_for(1e-3, 1000.0)
