@@ -80,7 +80,7 @@ def correlators(small: bool, axis: Axes) -> list[Row]:
         if small and activation != "tanh":
             continue
         found = nth.scaling.sweep(
-            measure(activation), widths, 8 if small else 2000, key=KEY, batch_size=50
+            measure(activation), widths, 8 if small else 1000, key=KEY, batch_size=100
         )
         for (name, (predicted, fitted)), colour in zip(
             published.items(), COLOURS, strict=True
