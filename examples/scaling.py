@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from tabulate import tabulate
 
 import nth
@@ -217,7 +218,7 @@ def draw(
     axis.plot(w, sizes, "o", color=colour, ms=4, label=f"{name}: {law.slope:.2f}")
     axis.set(xscale="log", yscale="log", xlabel="width")
     axis.set_xticks(w, [str(width) for width in widths])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.legend(frameon=False, fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
 
