@@ -27,7 +27,10 @@ from ._spectrum import (
     nngp as nngp,
     spectrum as spectrum,
 )
-from ._dynamics import AbstractDynamics as AbstractDynamics
+from ._dynamics import (
+    AbstractDynamics as AbstractDynamics,
+    AbstractKernelDynamics as AbstractKernelDynamics,
+)
 from ._hierarchy import DenseHierarchy as DenseHierarchy
 from ._matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
 from ._closed_form import (
@@ -42,6 +45,13 @@ from ._taylorized import TaylorizedFlow as TaylorizedFlow
 from ._errors import WindowWarning as WindowWarning
 from ._solution import Solution as Solution
 from ._integrate import integrate as integrate
+from ._evolution import (
+    KernelPath as KernelPath,
+    SpectrumPath as SpectrumPath,
+    kernel_along as kernel_along,
+    spectrum_along as spectrum_along,
+)
+from . import theory as theory
 from ._solve import (
     cheaper_method as cheaper_method,
     gradient_flow as gradient_flow,
@@ -55,5 +65,6 @@ from ._discrete import (
 )
 from ._catapult import Catapult as Catapult, catapult as catapult
 from ._compare import Comparison as Comparison, compare as compare
+from . import scaling as scaling
 
 __version__ = _version("nth")

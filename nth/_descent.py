@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from ._dynamics import AbstractDynamics
+from ._dynamics import AbstractKernelDynamics
 from ._network import OutputFunction
 from ._types import Params, Scalar, State
 
 
-class AbstractDescent(AbstractDynamics):
+class AbstractDescent(AbstractKernelDynamics):
     """Training by d(state)/dt = −M (G + λ·state), with G what the loss asks for.
 
     The two public ones are [`nth.GradientFlow`][], whose state is θ, and

@@ -73,3 +73,20 @@ class AbstractDynamics(eqx.Module):
         penalty = jax.jvp(self.penalty, (state,), (rate,))[1]
         g = self.output_gradient(outputs)
         return g, velocity[: self.problem.n_train], penalty
+
+
+class AbstractKernelDynamics(AbstractDynamics):
+    """Dynamics whose outputs move by a kernel, df̃/dt = −K̃⁽²⁾ · g, which a state knows.
+
+    Off a weight decay: what it adds to df̃/dt is no part of the kernel.
+    """
+
+    @abc.abstractmethod
+    def ntk(self, state: State) -> Float[Array, "m ..."]:
+        """K̃⁽²⁾ at a state, of shape `(m, *out, n, *out)`."""
+
+    @abc.abstractmethod
+    def ntk_product(
+        self, state: State, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        """K̃⁽²⁾ · v at a state, in time linear in n where no kernel is held."""

@@ -141,6 +141,14 @@ def require_scale(argument: str, value: Any) -> Any:
     return number
 
 
+def require_positive(argument: str, value: Any) -> float:
+    """`value` as a finite number above zero."""
+    number = float(require_scale(argument, value))
+    if number == 0:
+        raise ValueError(f"{argument} must be above 0; got 0.")
+    return number
+
+
 def require_name(argument: str, value: Any, known: Iterable[Name]) -> Name:
     """`value`, one of the names `known`; the near match is suggested otherwise."""
     known = list(known)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._descent import AbstractDescent
 from ._errors import require_scale
+from ._form import Points, form
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._rates import as_decay, by_rates, rates_of
@@ -79,6 +80,21 @@ class GradientFlow(AbstractDescent):
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
         return self.apply.over(state, self.problem.x)
+
+    def ntk(self, state: Params) -> Float[Array, "m ..."]:
+        problem = self.problem
+        x = (problem.x_train, problem.x_test)
+        points = Points(self.apply, state, *x, with_train=True, rates=self.rates)
+        return form(points, 2, None, progress=False)[1]
+
+    def ntk_product(
+        self, state: Params, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        def train(params: Params) -> Float[Array, "n *out"]:
+            return self.apply.over(params, self.problem.x_train)
+
+        (pulled,) = jax.vjp(train, state)[1](vector)
+        return jax.jvp(self.outputs, (state,), (self.scaled(pulled),))[1]
 
     def error_norm(self, scaled: Params) -> Scalar:
         # The sum and not the mean: |δf| ≤ ‖∇f‖·‖δθ‖, however many parameters there are.

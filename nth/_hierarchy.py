@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._dynamics import AbstractDynamics
+from ._dynamics import AbstractKernelDynamics
 from ._errors import require_instance, require_integer
 from ._kernels import Kernels
 from ._problem import Problem
@@ -16,7 +16,7 @@ from ._types import Scalar
 Levels = tuple[Float[Array, "m ..."], ...]
 
 
-class DenseHierarchy(AbstractDynamics):
+class DenseHierarchy(AbstractKernelDynamics):
     """The truncated hierarchy in its tensor form, which holds every kernel.
 
     With g the output gradient at f̃ = K̃⁽¹⁾ on the training points (Huang & Yau, eqs. 15
@@ -82,6 +82,14 @@ class DenseHierarchy(AbstractDynamics):
 
     def outputs(self, state: Levels) -> Float[Array, "m *out"]:
         return state[0]
+
+    def ntk(self, state: Levels) -> Float[Array, "m ..."]:
+        return (*state, self.levels[-1])[1]
+
+    def ntk_product(
+        self, state: Levels, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        return _contract(self.ntk(state), vector)
 
     def error_norm(self, scaled: Levels) -> Scalar:
         # Level by level: in one mean the many entries of K̃⁽ʳ⁾ would drown those of f̃.

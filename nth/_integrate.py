@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 from tqdm.auto import tqdm
 
 from ._checkpoint import Checkpoint, fingerprint, is_spread, on_host
@@ -41,6 +41,7 @@ class IntegrateOptions(TypedDict, total=False):
     progress_meter: diffrax.AbstractProgressMeter
     progress: bool
     checkpoint: str | os.PathLike[str] | None
+    watch: Callable[[State], PyTree[Array]] | None
     throw: bool
 
 
@@ -55,6 +56,7 @@ def integrate(
     progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
+    watch: Callable[[State], PyTree[Array]] | None = None,
     throw: bool = True,
 ) -> Solution:
     """Integrate `dynamics` from t = 0 and return its outputs at the times `ts`.
@@ -77,6 +79,8 @@ def integrate(
         evaluations.
     - `checkpoint`: a file to save to at each requested time. A run that was killed and
         is started again goes on from there, to the same answer. Not under `jax.jit`.
+    - `watch`: a function of the state, kept at each of `ts` in `Solution.watched`, such
+        as a dynamics' `ntk`. It gives floats, or a pytree of them.
     - `throw`: whether a failed solve raises, or hands back what it reached with the
         rest NaN and the cause in `result`.
 
@@ -100,7 +104,7 @@ def integrate(
     max_steps = require_integer("max_steps", max_steps, 1)
     if stepsize_controller is None:
         stepsize_controller = _default_controller(dynamics, times)
-    how = (solver, stepsize_controller, adjoint, max_steps, progress_meter)
+    how = (solver, stepsize_controller, adjoint, max_steps, progress_meter, watch)
     run = partial(_solve, dynamics, how=how)
     if checkpoint is None and not progress:
         piece = run(state, jnp.zeros_like(times[0]), times)
@@ -110,7 +114,9 @@ def integrate(
         file = None
         if checkpoint is not None:
             # A lambda is known by what it computes: its name says nothing.
-            traced = eqx.filter_make_jaxpr(_what_is_solved)(dynamics, times[0], state)
+            traced = eqx.filter_make_jaxpr(_what_is_solved)(
+                dynamics, times[0], state, watch
+            )
             what = (str(traced[0]), traced[0].consts)
             file = Checkpoint(checkpoint, fingerprint(dynamics, times, how[:2], what))
         piece = _from_time_to_time(run, dynamics, times, file, progress)
@@ -126,9 +132,9 @@ def check_options(options: IntegrateOptions) -> None:
 
 
 class _Piece(NamedTuple):
-    """What is known after a stretch of time; `outputs` are NaN where not reached."""
+    """What is known after a stretch of time; `saved` is NaN where not reached."""
 
-    outputs: Float[Array, "T m *out"]
+    saved: dict[str, PyTree[Float[Array, "T ..."]]]
     valid_until: Scalar
     counts: dict[str, Array]
     state: State
@@ -158,7 +164,7 @@ def _solve(
     ts: Float[Array, " T"],
     how: tuple[Any, ...],
 ) -> _Piece:
-    solver, controller, adjoint, max_steps, meter = how
+    solver, controller, adjoint, max_steps, meter, watch = how
     solved = diffrax.diffeqsolve(
         diffrax.ODETerm(dynamics.vector_field),  # pyright: ignore[reportArgumentType]
         solver,
@@ -166,7 +172,7 @@ def _solve(
         t1=ts[-1],
         dt0=None,
         y0=state,
-        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts)),
+        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, watch)),
         stepsize_controller=controller,
         adjoint=adjoint,
         event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
@@ -176,12 +182,15 @@ def _solve(
     )
     assert solved.ts is not None  # as saveat is given: for the type checker
     assert solved.ys is not None
-    outputs, steps = solved.ys["outputs"], solved.ts["rates"]
-    reached = jnp.isfinite(solved.ts["outputs"])
-    reached = jnp.expand_dims(reached, range(1, outputs.ndim))
+    steps, reached = solved.ts["rates"], jnp.isfinite(solved.ts["saved"])
+
+    def only_reached(leaf: Array) -> Array:
+        known = jnp.expand_dims(reached, range(1, leaf.ndim))
+        return jnp.where(known, leaf, jnp.nan)
+
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
     return _Piece(
-        outputs=jnp.where(reached, outputs, jnp.nan),
+        saved=jax.tree.map(only_reached, solved.ys["saved"]),
         valid_until=first_rise(steps, solved.ys["rates"]),
         counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
         state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
@@ -190,11 +199,13 @@ def _solve(
 
 
 def _saves(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"]
+    dynamics: AbstractDynamics, ts: Float[Array, " T"], watch: Any
 ) -> dict[str, diffrax.SubSaveAt]:
     """Outputs when asked for, the loss's rate at every step, the state at the end."""
     return {
-        "outputs": diffrax.SubSaveAt(ts=ts, fn=lambda t, y, args: dynamics.outputs(y)),
+        "saved": diffrax.SubSaveAt(
+            ts=ts, fn=lambda t, y, args: _seen(dynamics, y, watch)
+        ),
         "rates": diffrax.SubSaveAt(
             t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
         ),
@@ -219,8 +230,15 @@ def _counts(
     return counts
 
 
-def _what_is_solved(dynamics: AbstractDynamics, t: Scalar, state: State) -> Any:
-    return dynamics.vector_field(t, state, None), dynamics.outputs(state)
+def _seen(dynamics: AbstractDynamics, state: State, watch: Any) -> dict[str, Any]:
+    watched = None if watch is None else watch(state)
+    return {"outputs": dynamics.outputs(state), "watched": watched}
+
+
+def _what_is_solved(
+    dynamics: AbstractDynamics, t: Scalar, state: State, watch: Any
+) -> Any:
+    return dynamics.vector_field(t, state, None), _seen(dynamics, state, watch)
 
 
 def _show(bar: tqdm, counts: dict[str, Any]) -> None:
@@ -240,15 +258,18 @@ def _from_time_to_time(
     spread = is_spread((dynamics, state))
     leads = not spread or jax.process_index() == 0
     first = jax.eval_shape(run, state, ts[0], ts[:1])
-    outputs = np.full((len(ts), *first.outputs.shape[1:]), np.nan, ts.dtype)
+    saved = jax.tree.map(
+        lambda leaf: np.full((len(ts), *leaf.shape[1:]), np.nan, leaf.dtype),
+        first.saved,
+    )
     counts = {name: np.zeros((), leaf.dtype) for name, leaf in first.counts.items()}
-    known = (np.zeros((), int), outputs, np.asarray(np.inf, ts.dtype), counts, state)
+    known = (np.zeros((), int), saved, np.asarray(np.inf, ts.dtype), counts, state)
     if file is not None:
         known = file.read(known) or known
         if spread:
             message = "checkpoint: the processes see different files; share one folder."
             multihost_utils.assert_equal(known[0], message)
-    done, outputs, valid_until, counts, state = known
+    done, saved, valid_until, counts, state = known
     hidden = not (progress and leads)
     bar = tqdm(total=float(ts[-1]), disable=hidden, desc=dynamics.label)
     _show(bar, counts)
@@ -257,7 +278,8 @@ def _from_time_to_time(
         start = ts[i - 1] if i else jnp.zeros_like(ts[0])
         piece = run(jax.tree.map(jnp.asarray, state), start, ts[i : i + 1])
         state, result = piece.state, piece.result
-        outputs[i] = on_host(piece.outputs)[0]
+        for kept, new in zip(*map(jax.tree.leaves, (saved, piece.saved)), strict=True):
+            kept[i] = on_host(new)[0]
         valid_until = np.minimum(valid_until, piece.valid_until)
         counts = {name: counts[name] + piece.counts[name] for name in counts}
         counts["last_time"] = np.asarray(piece.counts["last_time"])
@@ -265,11 +287,11 @@ def _from_time_to_time(
         if result != diffrax.RESULTS.successful:
             break
         if file is not None:
-            reached = on_host((i + 1, outputs, valid_until, counts, state))
+            reached = on_host((i + 1, saved, valid_until, counts, state))
             if leads:
                 file.write(reached)
     bar.close()
-    known = jax.tree.map(jnp.asarray, (outputs, valid_until, counts, state))
+    known = jax.tree.map(jnp.asarray, (saved, valid_until, counts, state))
     return _Piece(*known, result=result)
 
 
@@ -277,7 +299,7 @@ def _as_solution(
     dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: _Piece
 ) -> Solution:
     problem = dynamics.problem
-    train, test = jnp.split(piece.outputs, [problem.n_train], axis=1)
+    train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     return Solution(
         ts=ts,
         train=train,
@@ -289,6 +311,7 @@ def _as_solution(
         counts=piece.counts,
         label=dynamics.label,
         method=dynamics.method,
+        watched=piece.saved["watched"],
     )
 
 

@@ -1,5 +1,6 @@
 """The level-p hierarchy with no n^p tensor: a series in ε for the parameters."""
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ from ._types import Params, Scalar
 # or, on an accelerator, enough to fill it.
 _BLOCK_BYTES = {"cpu": 2**26}
 _BLOCK_BYTES_ELSEWHERE = 2**30
+# Columns of the kernel that are worked out at once, where it is asked for whole.
+_COLUMNS = 16
 
 Steps = tuple[Params, ...]
 
@@ -166,6 +169,52 @@ class MatrixFreeHierarchy(AbstractDescent):
                 f"inputs of shape {expected.shape[1:]} and dtype {expected.dtype}."
             )
         return self._outputs(state, x)
+
+    def ntk(self, state: Steps) -> Float[Array, "m ..."]:
+        like = jax.eval_shape(self.outputs, state)
+        shape = (self.problem.n_train, *like.shape[1:])
+        units = jnp.eye(math.prod(shape), dtype=like.dtype).reshape(-1, *shape)
+        columns = jax.lax.map(
+            lambda unit: self.ntk_product(state, unit), units, batch_size=_COLUMNS
+        )
+        return jnp.moveaxis(columns, 0, -1).reshape(*like.shape, *shape)
+
+    def ntk_product(
+        self, state: Steps, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        """K̃⁽²⁾ · v = Σ_{k=0}^{p−2} [J(θ_ε) M J(θ_ε)ᵀ v]_k.
+
+        As in `gradient`, one pull-back of v through [f(θ_ε)]_{p−2} holds every
+        w_k = M [J(θ_ε)ᵀ v]_k; pushed forward as changes of the u_k, they give the sum.
+        """
+        base, (*lower, _) = self._series(state)
+
+        def series(x: Array, terms: list[Params]) -> list[Array]:
+            def along(params: Params) -> Array:
+                return self.apply.over(params, x)
+
+            base, *steps = terms
+            return self.coefficients(along, base, steps) if steps else [along(base)]
+
+        def add(total: list[Params], block: Any) -> tuple[list[Params], None]:
+            x, part, counted = block
+            counted = jnp.expand_dims(counted, range(1, part.ndim))
+            _, pull = jax.vjp(lambda terms: series(x, terms)[-1], terms)
+            return jax.tree.map(
+                jnp.add, total, *pull(jnp.where(counted, part, 0))
+            ), None
+
+        terms = [base, *lower]
+        x = self.problem.x_train
+        blocks = (self._blocks(x), self._blocks(vector), self._counted(len(x)))
+        zeros = jax.tree.map(jnp.zeros_like, terms)
+        pulled = jax.lax.scan(add, zeros, blocks)[0]
+        moved = [by_rates(self.rates, step) for step in reversed(pulled)]
+
+        def pushed(x: Array) -> Array:
+            return jax.jvp(lambda terms: sum(series(x, terms)), (terms,), (moved,))[1]
+
+        return self._in_blocks(pushed, self.problem.x)
 
     def error_norm(self, scaled: Steps) -> Scalar:
         squares = [

@@ -3,7 +3,7 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ._types import Scalar, State
 
@@ -48,6 +48,10 @@ class Solution(eqx.Module):
 
     method: str = eqx.field(static=True)
     """How: `"dense"`, `"matrix-free"`, `"gradient flow"`, `"gradient descent"`."""
+
+    watched: PyTree[Float[Array, "T ..."]] = None
+    """What the option `watch` of [`nth.integrate`][] saw of the state at each time;
+    `None` without it."""
 
     @property
     def stats(self) -> dict[str, Any]:

@@ -1,0 +1,173 @@
+"""How lazy training will be, and how far the kernel has moved."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ._closed_form import require_squared_error
+from ._errors import require_instance, require_integer
+from ._evolution import KernelPath
+from ._form import form, points_of
+from ._network import OutputFunction
+from ._problem import Problem
+from ._types import Params, Scalar
+
+
+def laziness(
+    network: Callable[..., Any],
+    problem: Problem,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+    starts: int = 4,
+    max_steps: int = 500,
+) -> Scalar:
+    """The measure of lazy training (Chizat et al. 2019, eq. 2),
+
+        κ(θ₀) = ‖f(θ₀) − y‖ ‖D²f(θ₀)‖/‖Df(θ₀)‖²,
+
+    f the vector of the training outputs: how much Df changes, relative to itself, on
+    the way to a fit. Training is lazy, near level 2, where κ ≪ 1; with the width it
+    falls as m^{−1/2}, up to a logarithm.
+
+    Norms are operator norms: ‖Df‖² is the NTK's largest eigenvalue, and ‖D²f‖ the
+    largest ‖D²f[u, v]‖ over unit u and v. That is found by alternating maximisation, a
+    product with the Hessian at a time, from several starts; each ends at a local
+    maximum, so κ is **bounded from below**. For a single training output it is exact.
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]; squared error.
+    - `starts`: random starts, of which the largest result is taken.
+    - `max_steps`: iterations, where the value has not settled before.
+
+    **Returns:** κ, a scalar.
+
+    **Raises:** `ValueError` for another loss or bad input.
+    """
+    starts = require_integer("starts", starts, 1)
+    max_steps = require_integer("max_steps", max_steps, 1)
+    points = points_of(network, problem, filter_spec)
+    require_squared_error(problem, "laziness")
+    train = eqx.tree_at(lambda p: p.x_extra, points, points.x_train[:0])
+    ntk = form(train, 2, None, progress=False)[1]
+    largest = jnp.linalg.eigvalsh(ntk.reshape(train.n_slots, -1))[-1]
+    outputs = points.apply.over(points.params, points.x_train)
+    distance = jnp.linalg.norm((outputs - problem.y_train).ravel())
+    bends = _bend(points.apply, points.params, points.x_train, starts, max_steps)
+    return distance * bends / largest
+
+
+@eqx.filter_jit
+def _bend(
+    apply: OutputFunction, params: Params, x: Array, starts: int, max_steps: int
+) -> Scalar:
+    """max ‖D²f[u, v]‖ over unit u, v, by alternating between w, u and v in
+    ⟨w, D²f[u, v]⟩: each step can only raise it."""
+    theta, unravel = ravel_pytree(params)
+
+    def outputs(theta: Array) -> Array:
+        return apply.over(unravel(theta), x).ravel()
+
+    def twice(u: Array, v: Array) -> Array:
+        def slope(theta: Array) -> Array:
+            return jax.jvp(outputs, (theta,), (u,))[1]
+
+        return jax.jvp(slope, (theta,), (v,))[1]
+
+    def hessian(w: Array, v: Array) -> Array:
+        gradient = jax.grad(lambda theta: jnp.vdot(w, outputs(theta)))
+        return jax.jvp(gradient, (theta,), (v,))[1]
+
+    def from_start(key: Array) -> Scalar:
+        def iterate(carry: Any) -> Any:
+            step, u, v, now, _ = carry
+            w, _ = _unit(twice(u, v))
+            u, _ = _unit(hessian(w, v))
+            v, value = _unit(hessian(w, u))
+            return step + 1, u, v, value, now
+
+        def unsettled(carry: Any) -> Array:
+            step, _, _, now, before = carry
+            eps = jnp.finfo(theta.dtype).eps
+            return (step < max_steps) & (jnp.abs(now - before) > 10 * eps * now)
+
+        u, v = jax.random.normal(key, (2, theta.size), theta.dtype)
+        first = jnp.ones((), theta.dtype)
+        carry = (0, _unit(u)[0], _unit(v)[0], first, 0 * first)
+        return jax.lax.while_loop(unsettled, iterate, carry)[3]
+
+    return jnp.max(jax.vmap(from_start)(jax.random.split(jax.random.key(0), starts)))
+
+
+def _unit(vector: Array) -> tuple[Array, Scalar]:
+    norm = jnp.linalg.norm(vector)
+    return jnp.where(norm > 0, vector / jnp.where(norm > 0, norm, 1), 0), norm
+
+
+class Motion(eqx.Module):
+    """How the kernel moved on the training points: see [`nth.theory.motion`][]."""
+
+    ts: Float[Array, " T"]
+    """The times."""
+
+    change: Float[Array, " T"]
+    """‖K(t) − K(0)‖/‖K(0)‖, Frobenius norms."""
+
+    distance: Float[Array, " T"]
+    """1 − ⟨K(0), K(t)⟩/(‖K(0)‖ ‖K(t)‖): of direction alone (Fort et al. 2020)."""
+
+    alignment: Float[Array, " T"]
+    """⟨K(t), y yᵀ⟩/(‖K(t)‖ ‖y‖²), with the targets (Cristianini et al. 2001)."""
+
+    effective_rank: Float[Array, " T"]
+    """exp(−Σ p_i ln p_i), p_i the singular values of K(t) over their sum (Roy &
+    Vetterli 2007): from 1 to n·C."""
+
+
+def motion(path: KernelPath, problem: Problem) -> Motion:
+    """How far the kernel moves along a solution, and what for.
+
+    Of a hierarchy it is the motion predicted, of [`nth.GradientFlow`][] the true one.
+
+    **Arguments:**
+
+    - `path`: of [`nth.kernel_along`][].
+    - `problem`: the problem that was solved; its targets have the shape of the outputs.
+
+    **Raises:** `ValueError` if they have another.
+    """
+    require_instance("path", path, KernelPath, "nth.kernel_along(dynamics, ts)")
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    y = problem.y_train
+    if y.shape != path.solution.train.shape[1:]:
+        raise ValueError(
+            f"problem has targets of shape {y.shape}, and the outputs of path have "
+            f"{path.solution.train.shape[1:]}: alignment takes one target a slot."
+        )
+    start, kernels = path.on_train()
+    return Motion(path.ts, *_measures(start, kernels, y.reshape(-1)))
+
+
+@eqx.filter_jit
+def _measures(
+    start: Float[Array, "s s"], kernels: Float[Array, "T s s"], y: Float[Array, " s"]
+) -> tuple[Array, Array, Array, Array]:
+    size = jnp.linalg.norm(start)
+
+    def one(kernel: Float[Array, "s s"]) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+        norm = jnp.linalg.norm(kernel)
+        # In differences of unit matrices, for 1 − cos loses half the digits.
+        apart = jnp.sum((kernel / norm - start / size) ** 2) / 2
+        aligned = y @ kernel @ y / (norm * jnp.vdot(y, y))
+        share = jnp.linalg.svd(kernel, compute_uv=False)
+        share = share / jnp.sum(share)
+        logs = jnp.log(jnp.where(share > 0, share, 1))
+        rank = jnp.exp(-jnp.sum(share * logs))
+        return jnp.linalg.norm(kernel - start) / size, apart, aligned, rank
+
+    return jax.vmap(one)(kernels)

@@ -1,0 +1,240 @@
+"""Laws in the width: sweeps over widths and initialisations, and their exponents."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from scipy import stats
+from tqdm.auto import tqdm
+
+from ._checkpoint import Checkpoint, fingerprint
+from ._errors import require_integer, require_positive
+
+Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
+
+# Bootstrap samples for an interval.
+_RESAMPLES = 2000
+
+
+class Sweep(NamedTuple):
+    """What [`nth.scaling.sweep`][] measured."""
+
+    widths: tuple[int, ...]
+    """The widths, W of them."""
+
+    values: PyTree[Float[np.ndarray, "W I"]]
+    """What `measure` gives, each scalar as an array over widths and initialisations."""
+
+
+def sweep(
+    measure: Measure,
+    widths: Sequence[int],
+    initialisations: int,
+    *,
+    key: PRNGKeyArray,
+    batch_size: int = 16,
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Sweep:
+    """Measure at each width over many initialisations.
+
+    **Arguments:**
+
+    - `measure`: `measure(width, key)` draws a network and gives a scalar, or a pytree
+        of scalars, by functions that go under `jax.jit` and `jax.vmap`.
+    - `widths`: distinct integers.
+    - `initialisations`: how many keys at each width. Widths share none.
+    - `key`: a `jax.random.key`. The draw at a width does not depend on the others.
+    - `batch_size`: keys that are worked on together, under `jax.vmap`.
+    - `path`: a file to save to after each batch. A sweep that was killed and is started
+        again goes on from there, to the same answer.
+    - `progress`: show a bar.
+
+    **Returns:** [`nth.scaling.Sweep`][].
+
+    **Raises:** `ValueError` for bad widths, a `measure` that gives other than scalars,
+    or a file that is damaged or of another sweep.
+    """
+    sizes = _checked_widths(widths)
+    count = require_integer("initialisations", initialisations, 1)
+    batch = min(require_integer("batch_size", batch_size, 1), count)
+    like = eqx.filter_eval_shape(measure, sizes[0], key)
+    for leaf in jax.tree.leaves(like):
+        if leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                "measure must give floating scalars, in a pytree; got shape "
+                f"{leaf.shape} and dtype {leaf.dtype}."
+            )
+    values = jax.tree.map(lambda s: np.full((len(sizes), count), np.nan, s.dtype), like)
+    done, file = np.zeros((), int), None
+    if path is not None:
+        file = _file(path, measure, sizes, count, batch, key)
+        done, values = file.read((done, values)) or (done, values)
+    starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
+    bar = tqdm(total=len(starts), initial=int(done), disable=not progress)
+    for step in range(int(done), len(starts)):
+        i, first = starts[step]
+        bar.set_description(f"width {sizes[i]}")
+        numbers = np.arange(first, min(first + batch, count))
+        found = _batch(measure, sizes[i], key, jnp.asarray(numbers))
+        for kept, new in zip(*map(jax.tree.leaves, (values, found)), strict=True):
+            kept[i, numbers] = np.asarray(new)
+        if file is not None:
+            file.write((step + 1, values))
+        bar.update()
+    bar.close()
+    return Sweep(sizes, values)
+
+
+@eqx.filter_jit
+def _batch(measure: Measure, width: int, key: PRNGKeyArray, numbers: Array) -> Any:
+    at_width = jax.random.fold_in(key, width)
+
+    def one(number: Array) -> Any:
+        return measure(width, jax.random.fold_in(at_width, number))
+
+    return jax.vmap(one)(numbers)
+
+
+def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(require_integer("widths", width, 1) for width in widths)
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise ValueError(f"widths must be distinct, at least one; got {sizes}.")
+    return sizes
+
+
+def _file(
+    path: str | os.PathLike[str],
+    measure: Measure,
+    sizes: tuple[int, ...],
+    count: int,
+    batch: int,
+    key: PRNGKeyArray,
+) -> Checkpoint:
+    # A function is known by what it computes: its name says nothing.
+    traced = eqx.filter_make_jaxpr(measure)(sizes[0], key)
+    what = (str(traced[0]), traced[0].consts, sizes, count, batch)
+    return Checkpoint(
+        path,
+        fingerprint(what, jax.random.key_data(key)),
+        argument="path",
+        foreign="belongs to another sweep: its measure, widths, initialisations, "
+        "batch_size or key differ",
+    )
+
+
+class Exponent(NamedTuple):
+    """A power law, prefactor · m^slope: see [`nth.scaling.fit`][]."""
+
+    slope: float
+    """The exponent of the width."""
+
+    interval: tuple[float, float]
+    """A confidence interval of the slope."""
+
+    prefactor: float
+    """The value at width 1."""
+
+    r2: float
+    """The share of the variance of the logarithms that the law explains."""
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.slope:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def fit(
+    widths: Sequence[int] | Sequence[float],
+    values: Any,
+    *,
+    statistic: Callable[..., Any] = np.mean,
+    confidence: float = 0.95,
+) -> Exponent:
+    """The exponent of a power law, by least squares on logarithms, with its interval.
+
+    - Values of shape `(W,)` are fitted as they are (`scipy.stats.linregress`), and the
+        interval is Student's, from how far they are off a line.
+    - Values of shape `(W, I)` are reduced over initialisations by `statistic`, and the
+        interval is the bootstrap's over initialisations (`scipy.stats.bootstrap`,
+        percentiles). It holds the noise of the draw, not a law that is none: see `r2`.
+
+    **Arguments:**
+
+    - `widths`: W ≥ 3 widths; or times, for a law in t.
+    - `values`: of [`nth.scaling.sweep`][], or any; of the statistic the absolute value
+        is taken.
+    - `statistic`: `statistic(values, axis=-1)`: `numpy.mean`, `numpy.median`,
+        `numpy.var` and so on.
+    - `confidence`: of the interval, between 0 and 1.
+
+    **Returns:** [`nth.scaling.Exponent`][].
+
+    **Raises:** `ValueError` for fewer than three widths, shapes that do not match,
+    values that are not finite, or a statistic that is zero.
+    """
+    at = np.asarray(widths, float)
+    array = np.asarray(values, float)
+    if at.ndim != 1 or len(at) < 3 or not np.all(at > 0) or len(set(at)) < len(at):
+        raise ValueError(
+            f"widths must be at least three distinct numbers above 0; got {widths!r}."
+        )
+    if array.ndim not in (1, 2) or len(array) != len(at) or array.size == 0:
+        raise ValueError(
+            f"values must have shape ({len(at)},) or ({len(at)}, initialisations), a "
+            f"row for each width; got {array.shape}."
+        )
+    if require_positive("confidence", confidence) >= 1:
+        raise ValueError(f"confidence must be below 1; got {confidence}.")
+    if not np.all(np.isfinite(array)):
+        rows = np.flatnonzero(~np.isfinite(array.reshape(len(at), -1)).all(axis=1))
+        raise ValueError(
+            f"values are NaN or infinite at widths {at[rows].tolist()}: leave those "
+            "out, or see why the measure failed."
+        )
+    reduced = np.abs(array if array.ndim == 1 else statistic(array, axis=-1))
+    if np.any(reduced == 0):
+        raise ValueError("values are zero at some width: zero has no logarithm.")
+    line: Any = stats.linregress(np.log(at), np.log(reduced))
+    if array.ndim == 1:
+        half = stats.t.ppf((1 + confidence) / 2, len(at) - 2) * line.stderr
+        interval = (line.slope - half, line.slope + half)
+    else:
+        interval = _bootstrapped(np.log(at), array, statistic, confidence)
+    return Exponent(
+        float(line.slope),
+        (float(interval[0]), float(interval[1])),
+        float(np.exp(line.intercept)),
+        float(line.rvalue**2),
+    )
+
+
+def _bootstrapped(
+    logs: np.ndarray, values: np.ndarray, statistic: Callable[..., Any], level: float
+) -> tuple[float, float]:
+    if values.shape[1] < 2:
+        raise ValueError(
+            "values have one initialisation a width, from which no interval can be "
+            "drawn: measure more, or give shape (W,)."
+        )
+    centred = logs - logs.mean()
+
+    def slope(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        sizes = np.stack([np.abs(statistic(s, axis=axis)) for s in samples], axis=-1)
+        return np.log(sizes) @ centred / (centred @ centred)
+
+    found = stats.bootstrap(
+        tuple(values),
+        slope,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        vectorized=True,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return found.confidence_interval.low, found.confidence_interval.high

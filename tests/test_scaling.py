@@ -1,0 +1,110 @@
+"""Sweeps over widths, and exponents with their intervals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_problem
+
+import nth
+from nth import scaling
+
+WIDTHS = (4, 8, 16, 32)
+KEY = jax.random.key(3)
+
+
+def noisy(width, key):
+    """A law of exponent −1.5, with noise."""
+    return {"law": 3.0 * width**-1.5 * jnp.exp(0.1 * jax.random.normal(key))}
+
+
+def test_a_sweep_is_what_a_loop_gives():
+    found = scaling.sweep(noisy, WIDTHS, 5, key=KEY, batch_size=2)
+    assert found.widths == WIDTHS
+    assert found.values["law"].shape == (4, 5)
+    for i, width in enumerate(WIDTHS):
+        keys = [jax.random.fold_in(jax.random.fold_in(KEY, width), k) for k in range(5)]
+        expected = [float(noisy(width, key)["law"]) for key in keys]
+        np.testing.assert_allclose(found.values["law"][i], expected, rtol=1e-12)
+
+
+def test_a_sweep_goes_on_from_its_file(tmp_path):
+    path = tmp_path / "sweep.npz"
+    left = [5]
+
+    def failing(width, key):
+        def count(value):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return value
+
+        law = noisy(width, key)["law"]
+        return {"law": jax.pure_callback(count, law, law, vmap_method="sequential")}
+
+    with pytest.raises(Exception, match="KeyboardInterrupt"):
+        scaling.sweep(failing, WIDTHS, 2, key=KEY, batch_size=1, path=path)
+    left[0] = 3  # of eight, the first five are in the file
+    found = scaling.sweep(failing, WIDTHS, 2, key=KEY, batch_size=1, path=path)
+    assert left[0] == 0
+    whole = scaling.sweep(noisy, WIDTHS, 2, key=KEY)
+    np.testing.assert_allclose(found.values["law"], whole.values["law"], rtol=1e-12)
+    with pytest.raises(ValueError, match="belongs to another sweep"):
+        scaling.sweep(noisy, WIDTHS, 2, key=KEY, batch_size=1, path=path)
+
+
+def test_an_exact_law_and_its_prefactor():
+    law = scaling.fit(WIDTHS, 3 * np.asarray(WIDTHS, float) ** -1.5)
+    assert law.slope == pytest.approx(-1.5)
+    assert law.prefactor == pytest.approx(3)
+    assert law.r2 == pytest.approx(1)
+    assert law.interval == pytest.approx((-1.5, -1.5))
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_intervals_hold_the_truth_as_often_as_they_say(reduced):
+    """80% intervals of 200 experiments, by Student and by bootstrap."""
+    rng = np.random.default_rng(0)
+    widths = np.asarray(WIDTHS, float)
+    held = 0
+    for _ in range(200):
+        draws = (rng.exponential(size=(4, 100))) * widths[:, None] ** -1.0
+        values = np.abs(draws).mean(axis=1) if reduced else draws
+        low, high = scaling.fit(WIDTHS, values, confidence=0.8).interval
+        held += low < -1 < high
+    assert 0.7 < held / 200 < 0.9
+
+
+def test_the_variance_of_the_ntk_falls_as_one_over_the_width():
+    """One hidden layer is a sum of independent neurons: exactly −1."""
+    problem = nth.Problem(make_problem().x_train[:1], np.ones(1))
+
+    def measure(width, key):
+        network = nth.MLP(3, width, 1, key=key)
+        return nth.kernels(network, problem, 2, progress=False)[2][0, 0]
+
+    found = scaling.sweep(measure, (4, 16, 64), 2000, key=KEY, batch_size=1000)
+    law = scaling.fit(found.widths, found.values, statistic=np.var)
+    assert law.interval[0] < -1 < law.interval[1]
+    assert law.interval[1] - law.interval[0] < 0.15
+    mean = scaling.fit(found.widths, found.values)
+    assert abs(mean.slope) < 0.02
+
+
+def test_bad_input_is_told():
+    with pytest.raises(ValueError, match="widths must be distinct"):
+        scaling.sweep(noisy, (4, 4), 2, key=KEY)
+    with pytest.raises(ValueError, match="measure must give floating scalars"):
+        scaling.sweep(lambda w, k: jnp.ones(3), (4,), 2, key=KEY)
+    with pytest.raises(ValueError, match="at least three distinct numbers"):
+        scaling.fit((1, 2), [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"values must have shape \(4,\)"):
+        scaling.fit(WIDTHS, [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"NaN or infinite at widths \[8.0\]"):
+        scaling.fit(WIDTHS, [1.0, np.nan, 1.0, 1.0])
+    with pytest.raises(ValueError, match="zero has no logarithm"):
+        scaling.fit(WIDTHS, [1.0, 0.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="one initialisation a width"):
+        scaling.fit(WIDTHS, np.ones((4, 1)))
+    with pytest.raises(ValueError, match="confidence must be below 1"):
+        scaling.fit(WIDTHS, np.ones(4), confidence=1.0)

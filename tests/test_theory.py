@@ -1,0 +1,188 @@
+"""Assumptions, bounds, laziness and the motion of the kernel."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+from jax.flatten_util import ravel_pytree
+
+import nth
+from nth import theory
+
+
+def test_bounds_of_derivatives_are_the_known_ones():
+    """sin: 1 each; tanh: 1, 4/(3√3), 2; softplus(a): sup |σ_a⁽ʳ⁾| goes as a^{r−1}."""
+    sine = theory.check_activation("sin")
+    np.testing.assert_allclose(sine.bounds, np.ones(5), rtol=1e-4)
+    tanh = theory.check_activation("tanh")
+    np.testing.assert_allclose(tanh.bounds[:3], [1, 4 / 27**0.5, 2], rtol=1e-3)
+    one, three = (
+        theory.check_activation(nth.softplus(a), 1, cells=4000) for a in (1.0, 3.0)
+    )
+    ratios = three.bounds / one.bounds
+    np.testing.assert_allclose(ratios, [1, 3, 9], rtol=1e-3)
+    assert all(check.holds for check in (sine, tanh, one, three))
+
+
+def test_activations_that_do_not_satisfy_it():
+    relu = theory.check_activation("relu")
+    assert all(relu.bounded)
+    assert not relu.smooth
+    # |x|³ has a kink in its third derivative, and grows.
+    cubic = theory.check_activation(lambda x: jnp.abs(x) ** 3)
+    assert not cubic.smooth
+    assert cubic.bounded == (False, False, True, True, True)
+    slow = theory.check_activation(lambda x: x * jnp.log1p(x**2), 1)
+    assert slow.smooth
+    assert slow.bounded == (False, True, True)
+    assert not slow.holds
+
+
+def test_singular_values_of_all_sets():
+    """Simplex corners: k unit vectors of equal angle have 1 − c once and 1 + … else."""
+    c = 0.3
+    gram = (1 - c) * np.eye(5) + c * np.ones((5, 5))
+    x = np.linalg.cholesky(gram)
+    check = theory.check_data(x)
+    np.testing.assert_allclose(check.smallest, [1] + [np.sqrt(1 - c)] * 4, rtol=1e-9)
+    assert all(check.exact)
+    assert check.looked_at == (5, 10, 10, 5, 1)
+    assert check.floor == pytest.approx(np.sqrt(1 - c))
+    assert check.holds
+    assert check.c == pytest.approx(1)
+    parallel = theory.check_data(np.concatenate([x, 2 * x[:1]]))
+    assert not parallel.holds
+    assert parallel.smallest[1] < 1e-12
+    assert parallel.norms == pytest.approx((1, 2))
+    assert parallel.c == pytest.approx(0.5)
+    flat = theory.check_data(x[:, :2])  # three vectors in a plane
+    assert list(flat.smallest[2:]) == [0, 0, 0]
+    assert not flat.holds
+
+
+def test_singular_values_of_some_sets():
+    x = np.random.default_rng(0).normal(size=(30, 8))
+    check = theory.check_data(x, samples=2000)
+    assert check.exact == (True, True, False, False, False)
+    assert check.looked_at == (30, 435, 2000, 2000, 2000)
+    exact = min(
+        np.linalg.svd(x[list(s)], compute_uv=False)[-1]
+        for s in itertools.combinations(range(30), 2)
+    )
+    assert check.smallest[1] == pytest.approx(exact)
+    whole = theory.check_data(x, 1, samples=5000)  # C(30, 3) = 4060
+    assert whole.exact[2]
+    assert whole.smallest[2] <= check.smallest[2]
+
+
+def test_bounds_are_those_of_the_paper(problem):
+    formed = nth.kernels(make_network(8, 1), problem, 2)
+    smallest = float(np.linalg.eigvalsh(np.asarray(formed[2][:4]))[0])
+    found = theory.bounds(formed, 1e6, largest_order=4)
+    assert found.smallest_eigenvalue == pytest.approx(smallest)
+    # By the time of Corollary 2.5, n e^{−λt/n} is ε.
+    t = found.time(0.1)
+    assert 4 * np.exp(-smallest * t / 4) == pytest.approx(0.1)
+    # Eq. 17: either of its terms.
+    assert found.window == pytest.approx(min((smallest * 1e6 / 4) ** 0.5, 1e6**0.4))
+    # Eqs. 18 and 19 are the bounds of (20) and (21) at long times, up to constants.
+    for p in (2, 4):
+        ratio = found.error(p, 200.0) / found.error(p, 100.0)
+        assert ratio == pytest.approx(2.0**p, rel=0.02)
+        narrow = theory.bounds(formed, 1e4)
+        assert narrow.error(p, 9.0) / found.error(p, 9.0) == pytest.approx(10.0**p)
+        kernel = found.kernel_error(p, 9.0)
+        assert kernel == pytest.approx((10 / 9) * (9e-3) ** p, rel=1e-2)
+        # The width for an error gives that error.
+        wide = theory.bounds(formed, found.width_for(p, 0.01))
+        assert wide.error(p, wide.time()) == pytest.approx(0.01)
+    assert found.order_for(1e-3, 100.0) == 4  # odd 3 will not do
+    assert found.order_for(1e-9, 10.0) == 6
+    with pytest.raises(ValueError, match="is not below √m"):
+        found.order_for(1e-3, 1000.0)
+
+
+def test_the_logarithm_that_the_theorem_leaves_free(problem):
+    formed = nth.kernels(make_network(8, 1), problem, 2)
+    plain, with_log = (theory.bounds(formed, 1e4, log_power=p) for p in (0.0, 2.0))
+    m = with_log.width_to_converge(0.1)
+    assert m / np.log(m) ** 2 == pytest.approx(plain.width_to_converge(0.1))
+    assert with_log.window == pytest.approx(plain.window / np.log(1e4) ** 2)
+
+
+def test_laziness_by_brute_force():
+    """Over every direction w of two outputs, the spectral norm of a Hessian."""
+    problem = make_problem(2, 1)
+    network = make_network(3, 1)
+    theta, unravel = ravel_pytree(network)
+
+    def outputs(theta):
+        return jax.vmap(unravel(theta))(problem.x_train)
+
+    jacobian = jax.jacobian(outputs)(theta)
+    hessians = jax.hessian(outputs)(theta)
+    angles = jnp.linspace(0, jnp.pi, 2001)
+    every = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    bend = jnp.abs(jnp.linalg.eigvalsh(jnp.einsum("wa,aij->wij", every, hessians)))
+    distance = jnp.linalg.norm(outputs(theta) - problem.y_train)
+    expected = distance * bend.max() / jnp.linalg.norm(jacobian, 2) ** 2
+    np.testing.assert_allclose(theory.laziness(network, problem), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_laziness_in_closed_form(dtype):
+    """f = N^{−1/2} Σ u_i v_i has ‖D²f‖ = N^{−1/2} and ‖Df‖² = (‖u‖² + ‖v‖²)/N."""
+    problem = nth.Problem(jnp.ones((1, 1), dtype), jnp.asarray([2.0], dtype))
+    network = make_network(16, 1, d=1, activation="linear")
+    u, v = (w.ravel().astype(dtype) for w in network.weights)
+    network = jax.tree.map(lambda w: w.astype(dtype), network)
+    gap, size = jnp.abs(jnp.vdot(u, v) / 4 - 2), jnp.vdot(u, u) + jnp.vdot(v, v)
+    found = jax.jit(theory.laziness)(network, problem)
+    assert found.dtype == dtype
+    tolerance = 1e-9 if dtype == jnp.float64 else 1e-5
+    np.testing.assert_allclose(found, gap / 4 / (size / 16), rtol=tolerance)
+
+
+def test_motion_by_its_definitions():
+    problem = make_problem(3, 1, outputs=2)
+    formed = nth.kernels(make_network(4, 1, outputs=2), problem, 3)
+    path = nth.kernel_along(nth.DenseHierarchy(formed, problem), [0.0, 2.0])
+    found = theory.motion(path, problem)
+    start, (first, last) = map(np.asarray, path.on_train())
+    np.testing.assert_allclose(first, start)
+    y = np.asarray(problem.y_train).ravel()
+    values = np.abs(np.linalg.eigvalsh(last))
+    p = values / values.sum()
+    norm = np.linalg.norm
+    expected = (
+        norm(last - start) / norm(start),
+        1 - np.sum(last * start) / norm(last) / norm(start),
+        np.sum(last * np.outer(y, y)) / norm(last) / norm(np.outer(y, y)),
+        np.exp(-np.sum(p * np.log(p))),
+    )
+    names = ("change", "distance", "alignment", "effective_rank")
+    for name, value in zip(names, expected, strict=True):
+        np.testing.assert_allclose(getattr(found, name)[1], value, 1e-8, err_msg=name)
+    np.testing.assert_allclose([found.change[0], found.distance[0]], 0, atol=1e-15)
+    with pytest.raises(ValueError, match="alignment takes one target a slot"):
+        theory.motion(path, make_problem(3, 1))
+
+
+def test_bad_input_is_told(problem):
+    with pytest.raises(ValueError, match="radius must be above 0"):
+        theory.check_activation("tanh", radius=0.0)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, \*in\)"):
+        theory.check_data(np.ones(3))
+    vector = make_problem(2, 0, outputs=2)
+    formed = nth.kernels(make_network(4, 1, outputs=2), vector, 2)
+    with pytest.raises(ValueError, match="the theorems of a scalar network"):
+        theory.bounds(formed, 100)
+    scalar = nth.kernels(make_network(4, 1), problem, 2)
+    with pytest.raises(ValueError, match="width must be at least 3"):
+        theory.bounds(scalar, 2)
+    labels = make_problem(2, 0, outputs=2, loss=nth.SoftmaxCrossEntropy())
+    with pytest.raises(ValueError, match=r"laziness is for nth\.SquaredError"):
+        theory.laziness(make_network(4, 1, outputs=2), labels)
