@@ -1,8 +1,8 @@
 """Laws in the width, each beside what was published.
 
     python examples/scaling.py                      # some minutes on 2 cores
-    python examples/scaling.py --only training      # one of the four
-    python examples/scaling.py --small              # seconds, and two of the four
+    python examples/scaling.py --only kernels       # one of the two
+    python examples/scaling.py --small              # seconds
 
 Prints a table and writes scaling_correlators.png, scaling_kernels.png and so on.
 """
@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,68 +128,6 @@ def kernels(small: bool, axis: Axes) -> list[Row]:
     return fitted(axis, found, words, "largest entry, median over initialisations")
 
 
-def training(small: bool, axis: Axes) -> list[Row]:
-    """Corollary 2.4 and the relative Frobenius changes of seed 002, up to t = 20."""
-    widths = [4, 8, 16] if small else [32, 64, 128, 256]
-    problem = nth.Problem(points(4), jnp.asarray([1.0, -1.0, 1.0, -1.0]))
-
-    def change(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.linalg.norm(new - old) / jnp.linalg.norm(old)
-
-    def measure(width: int, key: jax.Array) -> dict[str, jax.Array]:
-        network = nth.MLP(4, width, 2, key=key)
-        path = nth.kernel_along(nth.GradientFlow(network, problem), [20.0])
-        trained = eqx.combine(path.solution.state, network)
-        features = [nth.nngp(net, problem) for net in (trained, network)]
-        return {
-            "parameters": change(flat(path.solution.state), flat(network)),
-            "NTK": change(path.ntk[0], path.start),
-            "NNGP": change(*features),
-        }
-
-    words = {
-        "parameters": "vanishes (lecture)",
-        "NTK": "vanishes (lecture), -1 (Corollary 2.4)",
-        "NNGP": "vanishes (lecture)",
-    }
-    found = nth.scaling.sweep(measure, widths, 2 if small else 16, key=KEY)
-    return fitted(axis, found, words, "relative change by training, $t = 20$")
-
-
-def errors(small: bool, axis: Axes) -> list[Row]:
-    """Theorem 2.6, of p = 2 and 4: in the width at t = 4, in the time at one width."""
-    widths = [4, 8, 16] if small else [32, 64, 128, 256]
-    ts = [0.25, 0.5, 1.0, 4.0]
-    problem = nth.Problem(points(3), jnp.asarray([1.0, -1.0, 1.0]))
-
-    def tight(dynamics: nth.AbstractDynamics) -> jax.Array:
-        controller = diffrax.PIDController(1e-11, 1e-13, norm=dynamics.error_norm)
-        return nth.integrate(dynamics, ts, stepsize_controller=controller).train
-
-    def measure(width: int, key: jax.Array) -> dict[str, jax.Array]:
-        network = nth.MLP(4, width, 2, key=key)
-        formed = nth.kernels(network, problem, 4, progress=False)
-        truth = tight(nth.GradientFlow(network, problem))
-        levels = {
-            2: nth.closed_form(formed, problem, ts).train,
-            4: tight(nth.DenseHierarchy(formed, problem)),
-        }
-        return {
-            f"p = {p}, t = {t:g}": jnp.linalg.norm(level[i] - truth[i])
-            for p, level in levels.items()
-            for i, t in enumerate(ts)
-        }
-
-    found = nth.scaling.sweep(measure, widths, 2 if small else 24, key=KEY)
-    last = {f"p = {p}, t = 4": f"{-p // 2} (Theorem 2.6)" for p in (2, 4)}
-    rows = fitted(axis, found, last, "error of level $p$, $t = 4$")
-    for p in (2, 4):
-        over = np.stack([found.values[f"p = {p}, t = {t:g}"][-1] for t in ts[:3]])
-        law = nth.scaling.fit(ts[:3], over, statistic=np.median)
-        rows.append((f"p = {p}, in the time", law, f"{p} (Theorem 2.6)"))
-    return rows
-
-
 def fitted(
     axis: Axes, found: nth.scaling.Sweep, words: dict[str, str], title: str
 ) -> list[Row]:
@@ -226,8 +162,6 @@ def draw(
 LAWS: dict[str, Callable[[bool, Axes], list[Row]]] = {
     "correlators": correlators,
     "kernels": kernels,
-    "errors": errors,
-    "training": training,
 }
 
 
@@ -235,12 +169,11 @@ LAWS: dict[str, Callable[[bool, Axes], list[Row]]] = {
 @click.option(
     "--small",
     is_flag=True,
-    help="Seconds, not minutes, and two of the laws unless --only.",
+    help="Seconds, not minutes.",
 )
 @click.option("--only", type=click.Choice(list(LAWS)), help="One of the laws.")
 def main(small: bool, only: str | None) -> None:
-    every = ["correlators", "kernels"] if small else list(LAWS)
-    for name in [only] if only else every:
+    for name in [only] if only else LAWS:
         figure = Figure(figsize=(4.8, 3.4), layout="constrained", dpi=150)
         rows = LAWS[name](small, figure.subplots())
         table = [(what, str(law), published) for what, law, published in rows]

@@ -459,9 +459,10 @@ def chosen(network, problem, order, method: Any = "auto"):
 
 
 def test_auto_is_dense_for_few_points():
+    network = make_network(64, 2)
     for order in (2, 3):
-        assert nth.cheaper_method(NETWORK, SMALL, order) == "dense"
-        assert chosen(NETWORK, SMALL, order) == "dense"
+        assert nth.cheaper_method(network, SMALL, order) == "dense"
+        assert chosen(network, SMALL, order) == "dense"
 
 
 def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
@@ -473,15 +474,15 @@ def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
 
 
 def test_auto_turns_matrix_free_once_and_sooner_at_higher_levels():
-    network = make_network(3, 1, 2)
+    network = make_network(64, 2, 2)
     dense = {}
     for order in (2, 3, 4):
         names = [
-            nth.cheaper_method(network, points(n), order) for n in 4 ** np.arange(7)
+            nth.cheaper_method(network, points(n), order) for n in 3 ** np.arange(8)
         ]
         few = dense[order] = names.count("dense")
-        assert names == ["dense"] * few + ["matrix-free"] * (7 - few)
-    assert 7 > dense[2] > dense[3] > dense[4] > 0
+        assert names == ["dense"] * few + ["matrix-free"] * (8 - few)
+    assert 8 > dense[2] > dense[3] > dense[4] > 0
 
 
 def test_auto_takes_many_points_without_forming_a_kernel():
