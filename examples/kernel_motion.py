@@ -58,7 +58,7 @@ def report(network: nth.MLP, problem: nth.Problem, width: int) -> None:
 @click.command()
 @click.option("--small", is_flag=True, help="Seconds, not a minute.")
 def main(small: bool) -> None:
-    n, width = (4, 16) if small else (12, 256)
+    n, width = (4, 32) if small else (12, 256)
     problem = data(n, 10)
     network = nth.MLP(10, width, 2, key=jax.random.key(1))
     report(network, problem, width)
