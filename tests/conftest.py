@@ -1,6 +1,9 @@
 """Strict JAX for every test: x64 on, no implicit promotion of rank or dtype."""
 
+import gc
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Compile time is the cost of these tests, not the speed of what is compiled.
@@ -18,6 +21,19 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import nth  # noqa: E402
+
+# Each compiled function holds memory maps, and Linux gives a process 65,530 of them: a
+# worker that keeps the functions of hundreds of tests dies in the compiler.
+_MAPS = Path("/proc/self/maps")
+_MOST_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True)
+def _few_maps() -> Iterator[None]:
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
