@@ -8,15 +8,12 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._errors import as_array, require_finite, require_integer
 from ._form import Points, closed_form, directions_at_once, points_of, split_block
-from ._lift import TensorFunction, lift, slot_gradient
+from ._lift import along_jacobian, lift, slot_gradient
 from ._problem import Problem
-from ._types import Params
 
 
 def contract(
@@ -95,17 +92,8 @@ def _contracted(
             gradient = slot_gradient(points.apply, points.x_train, points.rates)
             tensor = lift(tensor, gradient, n_slots, sizes.pop(0))
         else:
-            tensor = _against(tensor, points, v)
+            tensor = along_jacobian(
+                tensor, points.apply, points.x_train, v, points.rates
+            )
     slots = (len(points.x_train), *out) * free
     return tensor(points.params).reshape(len(points.x), *out, *slots)
-
-
-def _against(
-    tensor: TensorFunction, points: Points, v: Float[Array, "n *out"]
-) -> TensorFunction:
-    """D T with its new slot summed against v: the derivative of T along J(θ)ᵀv."""
-
-    def summed(params: Params) -> Float[Array, ""]:
-        return jnp.vdot(v, points.apply.over(params, points.x_train))
-
-    return lambda params: jax.jvp(tensor, (params,), (jax.grad(summed)(params),))[1]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._problem import Problem
-from ._types import Scalar, State
+from ._types import Params, Scalar, State
 
 
 class AbstractDynamics(eqx.Module):
@@ -90,3 +90,11 @@ class AbstractKernelDynamics(AbstractDynamics):
         self, state: State, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
         """K̃⁽²⁾ · v at a state, in time linear in n where no kernel is held."""
+
+
+def two_norm(scaled: Params) -> Scalar:
+    """The error norm of parameters: the root of the sum of their squares.
+
+    The sum and not the mean: |δf| ≤ ‖∇f‖·‖δθ‖, however many parameters there are.
+    """
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))

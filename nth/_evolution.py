@@ -1,16 +1,17 @@
 """The kernel that moves the outputs, along a solution: whole, or its leading modes."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
-from scipy.sparse.linalg import LinearOperator, eigsh
 from typing_extensions import Unpack
 
 from ._dynamics import AbstractDynamics, AbstractKernelDynamics
+from ._eigen import leading_modes
 from ._errors import is_traced, require_instance, require_integer
 from ._hierarchy import DenseHierarchy
 from ._integrate import IntegrateOptions, check_options, integrate
@@ -177,16 +178,9 @@ def _leading(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, falling, and their vectors, one a row."""
     leaves = jax.tree.leaves(state)
-    dtype, size = leaves[0].dtype, int(np.prod(shape))
+    dtype = leaves[0].dtype
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
         nothing = np.full((count, *shape), np.nan, dtype)
         return nothing.reshape(count, -1)[:, 0], nothing
 
-    def product(vector: np.ndarray) -> np.ndarray:
-        slots = jnp.asarray(vector.reshape(shape), dtype)
-        return np.asarray(_product(dynamics, state, slots)).ravel()
-
-    operator = LinearOperator((size, size), product, dtype=dtype)  # pyright: ignore
-    drawn = np.random.default_rng(0).normal(size=size).astype(dtype)
-    values, vectors = eigsh(operator, count, which="LA", v0=drawn)
-    return values[::-1], vectors.T[::-1].reshape(count, *shape)
+    return leading_modes(partial(_product, dynamics, state), shape, dtype, count)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._eigen import rounding_of
 from ._types import Scalar
 
 # Rates closer than this over t are worked out by a series of positive terms, which then
@@ -128,8 +129,7 @@ def spectrum(
     """Eigenvalues ≥ 0, eigenvectors, and which of them are zero but for rounding."""
     rates, modes = jnp.linalg.eigh(kernel)
     rates = jnp.maximum(rates, 0)
-    rounding = len(rates) * jnp.finfo(rates.dtype).eps * jnp.max(rates)
-    return rates, modes, rates <= rounding
+    return rates, modes, rates <= rounding_of(rates)
 
 
 def end_of_time(rates: Float[Array, " n"], null: Array) -> Scalar:

@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._descent import AbstractDescent
+from ._dynamics import two_norm
 from ._errors import require_scale
 from ._form import Points, form
+from ._lift import along_jacobian
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._rates import as_decay, by_rates, rates_of
@@ -90,12 +91,8 @@ class GradientFlow(AbstractDescent):
     def ntk_product(
         self, state: Params, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
-        def train(params: Params) -> Float[Array, "n *out"]:
-            return self.apply.over(params, self.problem.x_train)
-
-        (pulled,) = jax.vjp(train, state)[1](vector)
-        return jax.jvp(self.outputs, (state,), (self.scaled(pulled),))[1]
+        x = self.problem.x_train
+        return along_jacobian(self.outputs, self.apply, x, vector, self.rates)(state)
 
     def error_norm(self, scaled: Params) -> Scalar:
-        # The sum and not the mean: |δf| ≤ ‖∇f‖·‖δθ‖, however many parameters there are.
-        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))
+        return two_norm(scaled)

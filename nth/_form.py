@@ -56,6 +56,14 @@ class Points(eqx.Module):
         return jnp.concatenate([self.x_train] * self.with_train + [self.x_extra])
 
     @property
+    def on_train(self) -> "Points":
+        """The same network, all slots over the training points."""
+        none = self.x_train[:0]
+        return Points(
+            self.apply, self.params, self.x_train, none, True, rates=self.rates
+        )
+
+    @property
     def n_slots(self) -> int:
         """The number of training slots, n·C."""
         return len(self.x_train) * self.output.size
@@ -112,7 +120,7 @@ def form(
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ … K⁽ᵖ⁾."""
     output = points.output
-    rows, n_slots = (len(x) * output.size for x in (points.x, points.x_train))
+    rows, n_slots = len(points.x) * output.size, points.n_slots
     layers = points.layers(points.params)
     chains = [] if layers is None else _chains(layers, points)
     tensors = [points.apply.over(points.params, points.x)]
@@ -121,13 +129,12 @@ def form(
         if layers is not None and r in _OF_CHAIN:
             out = _of_chains(chains, out, block_size, progress)
         else:
-            size = block_size or (
-                directions_at_once(points, r)
-                if layers is None
-                else max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
-            )
-            depth = r - (1 if layers is None else max(_OF_CHAIN))
-            *inner, last = split_block(size, n_slots, depth)
+            if chains:  # D lifts K⁽⁴⁾, all of whose columns one direction takes
+                size = max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
+                depth = r - max(_OF_CHAIN)
+            else:
+                size, depth = directions_at_once(points, r), r - 1
+            *inner, last = split_block(block_size or size, n_slots, depth)
             out = _fill(_Lifted(tuple(inner)), points, out, 0, last, progress)
         tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
     return tuple(tensors)
@@ -156,18 +163,14 @@ def forming_cost(points: Points, order: int) -> int:
 
 def held_bytes(points: Points, order: int) -> int:
     """Bytes that forming kernels holds beside them: the changes of K⁽⁴⁾."""
-    layers = points.layers(points.params)
-    if layers is None or order < 4:
-        return 0
-    n_slots = len(points.x_train) * points.output.size
-    return 4 * n_slots**2 * _changed_bytes(layers)
+    layers = points.layers(points.params) if order >= 4 else None
+    return 0 if layers is None else 4 * points.n_slots**2 * _changed_bytes(layers)
 
 
 def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]]:
     """The chain at the points, with the first row of each: in parts, if the changes of
     extra slots are many."""
-    size, extra = points.output.size, points.x_extra
-    n_slots = len(points.x_train) * size
+    size, n_slots, extra = points.output.size, points.n_slots, points.x_extra
     one = 8 * n_slots * size * _changed_bytes(layers)
     most = max(1, _EXTRA_BYTES // one)
     count = max(1, -(-len(extra) // most))
@@ -232,7 +235,7 @@ class _Lifted(eqx.Module):
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows ..."]:
         gradient = slot_gradient(points.apply, points.x_train, points.rates)
-        n_slots = len(points.x_train) * points.output.size
+        n_slots = points.n_slots
         closed = closed_form(points, max(_OF_CHAIN))
         tensor = closed or partial(points.apply.over, xs=points.x)
         for block in self.inner:
@@ -255,7 +258,7 @@ def closed_form(points: Points, r: int) -> TensorFunction | None:
         assert layers is not None
         chain = chain_at(layers, *x, size, points.with_train)
         chain = chain.with_changes() if r == 4 else chain
-        return _OF_CHAIN[r](chain, 0, len(points.x_train) * size)
+        return _OF_CHAIN[r](chain, 0, points.n_slots)
 
     return tensor
 

@@ -7,6 +7,7 @@ shown, from its jaxpr, to act on each neuron alone. All else goes the generic wa
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
@@ -82,8 +83,12 @@ def as_layers(
         return None
     if not all(_has_dtype(layer, x.dtype) for layer in layers):
         return None
-    kinds = {(layer.activation, len(layer.weight)): layer for layer in layers}
-    return layers if all(map(_acts_on_each_neuron, kinds.values())) else None
+    plain = all(
+        layer.activation is None
+        or _acts_on_each_neuron(layer.activation, _neurons(layer))
+        for layer in layers
+    )
+    return layers if plain else None
 
 
 def rated(layers: tuple[Layer, ...], rates: Params | None) -> tuple[Layer, ...] | None:
@@ -166,13 +171,11 @@ def _has_dtype(layer: Layer, dtype: Any) -> bool:
     return fits and all(array.dtype == dtype for array in arrays)
 
 
-def _acts_on_each_neuron(layer: Layer) -> bool:
+@lru_cache(maxsize=256)
+def _acts_on_each_neuron(
+    function: Callable[[Array], Array], z: jax.ShapeDtypeStruct
+) -> bool:
     """Asked of σ‴ along a direction: σ, σ′ and σ″ are in it, and any `custom_jvp`."""
-
-    if layer.activation is None:
-        return True
-    function = layer.activation
-    z = _neurons(layer)
     try:
         traced = jax.make_jaxpr(_slope(_slope(_slope(lambda z, _: function(z)))))(z, z)
     except Exception:  # whatever it is, the generic way says it better

@@ -208,12 +208,31 @@ def third(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c"]:
     parts = []
     if chain.with_train:
         acb = _onto_gradients(layers, train, moved, train)
-        parts.append(jnp.swapaxes(acb, 1, 2) + jnp.moveaxis(acb, 2, 0))
+        parts.append(third_of(acb, acb))
     if chain.counts[1]:
         acb = _onto_gradients(layers, extra, changes(layers, extra, along), train)
         bca = _onto_gradients(layers, train, moved, extra)
-        parts.append(jnp.swapaxes(acb, 1, 2) + jnp.moveaxis(bca, 2, 0))
+        parts.append(third_of(acb, bca))
     return jnp.concatenate(parts)
+
+
+def third_of(acb: Array, bca: Array) -> Float[Array, "a b c"]:
+    """K⁽³⁾ of v_ac·∇f_b and v_bc·∇f_a, with slots in the order of their names."""
+    return jnp.swapaxes(acb, 1, 2) + jnp.moveaxis(bca, 2, 0)
+
+
+def fourth_of(
+    v: Array, v_bacd: Array, v_bcad: Array, t: Array, t_bacd: Array
+) -> Float[Array, "a b c d"]:
+    """K⁽⁴⁾ of v_xy·v_zd and T_x[y, z, d]; x, y, z are a, b, c unless a name says."""
+    return (
+        jnp.swapaxes(v, 1, 2)
+        + v
+        + jnp.swapaxes(v_bacd, 0, 1)
+        + jnp.moveaxis(v_bcad, 2, 0)
+        + t
+        + jnp.swapaxes(t_bacd, 0, 1)
+    )
 
 
 def fourth(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c d"]:
@@ -228,14 +247,7 @@ def fourth(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c d"]:
     if chain.with_train:
         v = _between_changes(layers, train, tt, train, tt_d)
         t = _third_derivatives(layers, all_of_train, all_of_train, _Along(d, tt_d))
-        parts.append(
-            jnp.swapaxes(v, 1, 2)
-            + v
-            + jnp.swapaxes(v, 0, 1)
-            + jnp.moveaxis(v, 2, 0)
-            + t
-            + jnp.swapaxes(t, 0, 1)
-        )
+        parts.append(fourth_of(v, v, v, t, t))
     if chain.counts[1]:
         v = _between_changes(layers, extra, et, train, tt_d)
         v_ba = _between_changes(layers, train, te, train, tt_d)
@@ -245,12 +257,5 @@ def fourth(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c d"]:
         t_ba = _third_derivatives(
             layers, _Along(extra, te), all_of_train, _Along(d, tt_d)
         )
-        parts.append(
-            jnp.swapaxes(v, 1, 2)
-            + v
-            + jnp.swapaxes(v_ba, 0, 1)
-            + jnp.moveaxis(v_bca, 2, 0)
-            + t
-            + jnp.swapaxes(t_ba, 0, 1)
-        )
+        parts.append(fourth_of(v, v_ba, v_bca, t, t_ba))
     return jnp.concatenate(parts)

@@ -47,6 +47,25 @@ def along(
     return jax.jvp(tensor, (params,), (gradient(params, slot),))[1]
 
 
+def along_jacobian(
+    tensor: TensorFunction,
+    apply: OutputFunction,
+    x_train: Shaped[Array, "n *in"],
+    vector: Float[Array, "n *out"],
+    rates: Params | None = None,
+) -> TensorFunction:
+    """D T with its new slot summed against a vector v: the derivative along M Jᵀv."""
+
+    def summed(params: Params) -> Float[Array, ""]:
+        return jnp.vdot(vector, apply.over(params, x_train))
+
+    def lifted(params: Params) -> Float[Array, "..."]:
+        direction = by_rates(rates, jax.grad(summed)(params))
+        return jax.jvp(tensor, (params,), (direction,))[1]
+
+    return lifted
+
+
 def lift(
     tensor: TensorFunction, gradient: SlotGradient, n_slots: int, block: int
 ) -> TensorFunction:

@@ -53,9 +53,8 @@ def laziness(
     max_steps = require_integer("max_steps", max_steps, 1)
     points = points_of(network, problem, filter_spec)
     require_squared_error(problem, "laziness")
-    train = eqx.tree_at(lambda p: p.x_extra, points, points.x_train[:0])
-    ntk = form(train, 2, None, progress=False)[1]
-    largest = jnp.linalg.eigvalsh(ntk.reshape(train.n_slots, -1))[-1]
+    ntk = form(points.on_train, 2, None, progress=False)[1]
+    largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]
     outputs = points.apply.over(points.params, points.x_train)
     distance = jnp.linalg.norm((outputs - problem.y_train).ravel())
     bends = _bend(points.apply, points.params, points.x_train, starts, max_steps)

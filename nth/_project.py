@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ._contract import checked_slots
+from ._eigen import leading_modes
 from ._errors import is_traced, require_integer
 from ._form import Points, form, points_of
-from ._lift import lift
+from ._layerwise import fourth_of, third_of
+from ._lift import along_jacobian, lift
 from ._memory import activation_bytes
 from ._network import OutputFunction
 from ._problem import Problem
@@ -97,10 +98,7 @@ def project(
     do not fit.
     """
     order = require_integer("order", order, 2)
-    points = points_of(network, problem, filter_spec)
-    points = Points(
-        points.apply, points.params, points.x_train, points.x_train[:0], with_train=True
-    )
+    points = points_of(network, problem, filter_spec).on_train
     if isinstance(modes, int | np.integer):
         vectors = _leading_modes(points, require_integer("modes", modes, 1))
     else:
@@ -120,14 +118,9 @@ def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:
         vectors = jnp.linalg.eigh(ntk)[1][:, ::-1][:, :q].T
     else:
         shape = (len(points.x_train), *output.shape)
-
-        def times(v: np.ndarray) -> np.ndarray:
-            slots = jnp.asarray(v, output.dtype).reshape(shape)
-            return np.asarray(_ntk_times(points, slots)).ravel()
-
-        ntk = LinearOperator((n_slots, n_slots), times, dtype=output.dtype)  # pyright: ignore[reportCallIssue]
-        start = np.ones(n_slots, output.dtype)
-        vectors = jnp.asarray(eigsh(ntk, q, v0=start)[1][:, ::-1].T, output.dtype)
+        times = partial(_ntk_times, points)
+        vectors = jnp.asarray(leading_modes(times, shape, output.dtype, q)[1])
+        vectors = vectors.reshape(q, n_slots)
     largest = jnp.argmax(jnp.abs(vectors), axis=1)[:, None]
     signs = jnp.sign(jnp.take_along_axis(vectors, largest, axis=1))
     return (vectors * signs).reshape(q, -1, *output.shape)
@@ -135,11 +128,9 @@ def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:
 
 @eqx.filter_jit
 def _ntk_times(points: Points, v: Float[Array, "n *out"]) -> Float[Array, "n *out"]:
-    def outputs(params: Params) -> Float[Array, "n *out"]:
-        return points.apply.over(params, points.x_train)
-
-    pulled = jax.vjp(outputs, points.params)[1](v)
-    return jax.jvp(outputs, (points.params,), pulled)[1]
+    x = points.x_train
+    outputs = partial(points.apply.over, xs=x)
+    return along_jacobian(outputs, points.apply, x, v, points.rates)(points.params)
 
 
 @eqx.filter_jit
@@ -193,20 +184,13 @@ class _Modes(eqx.Module):
     def third(self, params: Params) -> Float[Array, "q q q"]:
         u = self._gradients(params)
         vu = _inner(self._changes(params, u), u, (2, 1))  # i k j
-        return jnp.swapaxes(vu, 1, 2) + jnp.moveaxis(vu, 2, 0)
+        return third_of(vu, vu)
 
     def fourth(self, params: Params) -> Float[Array, "q q q q"]:
         u = self._gradients(params)
         v = self._changes(params, u)
         vv, t = _inner(v, v, (2, 2)), self._third_derivatives(params, u)
-        return (
-            jnp.swapaxes(vv, 1, 2)
-            + jnp.moveaxis(vv, 2, 0)
-            + vv
-            + jnp.swapaxes(vv, 0, 1)
-            + t
-            + jnp.swapaxes(t, 0, 1)
-        )
+        return fourth_of(vv, vv, vv, t, t)
 
     def gradient(self, params: Params, i: Int[Array, ""]) -> Params:
         """∇F_i."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ._eigen import rounding_of
 from ._errors import require_instance, require_scale
 from ._form import Points, form, points_of
 from ._kernels import Kernels
@@ -54,7 +55,7 @@ def spectrum(kernels: Kernels) -> Spectrum:
     slots = n * int(np.prod(out))
     values, vectors = jnp.linalg.eigh(kernels[2][:n].reshape(slots, slots))
     values, modes = values[::-1], vectors[:, ::-1].T.reshape(slots, n, *out)
-    above = values > slots * jnp.finfo(values.dtype).eps * values[0]
+    above = values > rounding_of(values)
     times = jnp.where(above, n / jnp.where(above, values, 1.0), jnp.inf)
     return Spectrum(values, modes, times)
 

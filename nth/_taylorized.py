@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from ._dynamics import AbstractDynamics
+from ._dynamics import AbstractDynamics, two_norm
 from ._errors import require_integer
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
@@ -85,8 +85,7 @@ class TaylorizedFlow(AbstractDynamics):
         return self._polynomial(state, self.problem.x)
 
     def error_norm(self, scaled: Params) -> Scalar:
-        # The sum and not the mean: |δf| ≤ ‖∇f‖·‖δw‖, however many parameters there are.
-        return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))
+        return two_norm(scaled)
 
     def _polynomial(
         self, state: Params, x: Shaped[Array, "points *in"]

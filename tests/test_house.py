@@ -1,6 +1,7 @@
 """The house: which module may import which, read with `ast`."""
 
 import ast
+import functools
 from pathlib import Path
 
 import nth
@@ -12,6 +13,7 @@ ROWS = [
     "_types",
     "_errors",
     "_warn",
+    "_eigen",
     "_loss",
     "_checkpoint",
     "_problem",
@@ -33,16 +35,19 @@ ROWS = [
     "_dynamics",
     "_descent",
     "_hierarchy",
+    "_blocks",
     "_matrix_free",
     "_exponentials",
     "_closed_form",
     "_perturbative",
     "_gauss",
+    "_recursion",
     "infinite",
     "_taylorized",
     "_flow",
     "_window",
     "_solution",
+    "_stretches",
     "_integrate",
     "_evolution",
     "_assumptions",
@@ -56,6 +61,7 @@ ROWS = [
     "_discrete",
     "_catapult",
     "_table",
+    "_comparison",
     "_compare",
     "scaling",
     "_plot",
@@ -63,7 +69,7 @@ ROWS = [
     "__main__",
 ]
 # Imported inside a method, for an optional dependency: the way does not bend back.
-LAZY = {("_compare", "_plot")}
+LAZY = {("_comparison", "_plot")}
 
 
 def imports(tree):
@@ -87,6 +93,7 @@ def imports(tree):
     return inside, outside
 
 
+@functools.cache
 def parsed():
     return {path.stem: ast.parse(path.read_text()) for path in FOLDER.glob("*.py")}
 
