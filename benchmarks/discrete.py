@@ -15,6 +15,7 @@ import time
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from matrix_free import problem_of
 
 import nth
 
@@ -22,13 +23,6 @@ jax.config.update("jax_enable_x64", True)
 
 SMALL = "--small" in sys.argv
 FEW, MANY = 2, 6
-
-
-def problem_of(n, dtype, d=64):
-    x_key, y_key = jax.random.split(jax.random.key(1))
-    x = jax.random.normal(x_key, (n, d), dtype)
-    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    return nth.Problem(x, jnp.sign(jax.random.normal(y_key, (n,), dtype)))
 
 
 def least(function, repeats=5):

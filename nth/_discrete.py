@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from ._descent import AbstractDescent
 from ._errors import require_integer
 from ._flow import GradientFlow
 from ._matrix_free import MatrixFreeHierarchy
 from ._problem import Problem
-from ._rule import GradientDescent, plan
+from ._rule import GradientDescent, Plan, plan, require_rule
 from ._solution import Solution
 from ._steps import descend, look_at_rate
 
@@ -72,17 +73,11 @@ def levels_by_steps(
     learning_rates: PyTree,
 ) -> dict[int, Solution]:
     """The prediction at each of `orders`; the rate is looked at once."""
+    options = _options(rule, filter_spec, learning_rates)
     solutions = {}
     for p in orders:
-        dynamics = MatrixFreeHierarchy(
-            network,
-            problem,
-            p,
-            filter_spec=filter_spec,
-            learning_rates=learning_rates,
-            weight_decay=getattr(rule, "weight_decay", 0.0),
-        )
-        planned = plan(rule, steps, dynamics.problem.n_train, _dtype(dynamics.params))
+        dynamics = MatrixFreeHierarchy(network, problem, p, **options)
+        planned = _plan(rule, steps, dynamics)
         if not solutions:
             look_at_rate(dynamics, planned)
         solutions[p] = descend(dynamics, planned)
@@ -104,16 +99,22 @@ def gradient_descent(
     `valid_until` is ∞, also where training diverges: outputs are NaN from there on,
     and a `RuntimeWarning` says so.
     """
-    dynamics = GradientFlow(
-        network,
-        problem,
-        filter_spec=filter_spec,
-        learning_rates=learning_rates,
-        weight_decay=getattr(rule, "weight_decay", 0.0),
-    )
-    planned = plan(rule, steps, dynamics.problem.n_train, _dtype(dynamics.params))
-    return descend(dynamics, planned)
+    options = _options(rule, filter_spec, learning_rates)
+    dynamics = GradientFlow(network, problem, **options)
+    return descend(dynamics, _plan(rule, steps, dynamics))
 
 
-def _dtype(params: PyTree) -> Any:
-    return jax.tree.leaves(params)[0].dtype
+def _options(
+    rule: GradientDescent, filter_spec: PyTree, learning_rates: PyTree
+) -> dict[str, Any]:
+    """What dynamics take of a rule; the rest is of the loop."""
+    return {
+        "filter_spec": filter_spec,
+        "learning_rates": learning_rates,
+        "weight_decay": require_rule(rule).weight_decay,
+    }
+
+
+def _plan(rule: GradientDescent, steps: Any, dynamics: AbstractDescent) -> Plan:
+    dtype = jax.tree.leaves(dynamics.params)[0].dtype
+    return plan(rule, steps, dynamics.problem.n_train, dtype)

@@ -96,6 +96,15 @@ def _is_zero(number: Any) -> bool:
     return isinstance(number, float) and number == 0
 
 
+def require_rule(rule: Any) -> GradientDescent:
+    """`rule`, if it is one."""
+    if not isinstance(rule, GradientDescent):
+        raise ValueError(
+            f"rule must be an nth.GradientDescent(learning_rate, ...); got {rule!r}."
+        )
+    return rule
+
+
 class Plan(eqx.Module):
     """What a rule does over N steps, as arrays: no value of them is compiled in."""
 
@@ -117,10 +126,6 @@ def plan(rule: GradientDescent, steps: Any, n_train: int, dtype: Any) -> Plan:
     **Raises:** `ValueError` for bad steps, a batch of more points than there are, or a
     learning rate that is no number at some step.
     """
-    if not isinstance(rule, GradientDescent):
-        raise ValueError(
-            f"rule must be an nth.GradientDescent(learning_rate, ...); got {rule!r}."
-        )
     asked = _require_steps(steps)
     number = int(asked[-1])
     slots = np.full(number + 1, len(asked))
