@@ -64,7 +64,8 @@ from ._discrete import (
     solve_discrete as solve_discrete,
 )
 from ._catapult import Catapult as Catapult, catapult as catapult
-from ._compare import Comparison as Comparison, compare as compare
+from ._comparison import Comparison as Comparison
+from ._compare import compare as compare
 from . import scaling as scaling
 
 __version__ = _version("nth")

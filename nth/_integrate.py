@@ -1,20 +1,17 @@
-"""Dynamics become a solution: diffrax, in one piece or from time to time."""
+"""Dynamics become a solution, by diffrax."""
 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, ArrayLike, Float, PyTree
-from tqdm.auto import tqdm
 
-from ._checkpoint import Checkpoint, fingerprint, is_spread, on_host
+from ._checkpoint import Checkpoint, fingerprint
 from ._dynamics import AbstractDynamics
 from ._errors import (
     is_traced,
@@ -23,6 +20,7 @@ from ._errors import (
     require_times,
 )
 from ._solution import Solution
+from ._stretches import Piece, from_time_to_time
 from ._types import Scalar, State
 from ._warn import say
 from ._window import blow_up, first_rise, loss_rate, warn_of_window
@@ -119,7 +117,9 @@ def integrate(
             )
             what = (str(traced[0]), traced[0].consts)
             file = Checkpoint(checkpoint, fingerprint(dynamics, times, how[:2], what))
-        piece = _from_time_to_time(run, dynamics, times, file, progress)
+        piece = from_time_to_time(
+            run, dynamics, times, file, progress, diffrax.RESULTS.successful
+        )
     return _say_aloud(_as_solution(dynamics, times, piece), throw)
 
 
@@ -129,16 +129,6 @@ def check_options(options: IntegrateOptions) -> None:
         known = ", ".join(IntegrateOptions.__annotations__)
         raise TypeError(f"unknown option {unknown[0]!r}: integrate takes {known}.")
     require_integer("max_steps", options.get("max_steps", 1), 1)
-
-
-class _Piece(NamedTuple):
-    """What is known after a stretch of time; `saved` is NaN where not reached."""
-
-    saved: dict[str, PyTree[Float[Array, "T ..."]]]
-    valid_until: Scalar
-    counts: dict[str, Array]
-    state: State
-    result: diffrax.RESULTS
 
 
 def _default_controller(
@@ -163,10 +153,10 @@ def _solve(
     start: Scalar,
     ts: Float[Array, " T"],
     how: tuple[Any, ...],
-) -> _Piece:
+) -> Piece:
     solver, controller, adjoint, max_steps, meter, watch = how
     solved = diffrax.diffeqsolve(
-        diffrax.ODETerm(dynamics.vector_field),  # pyright: ignore[reportArgumentType]
+        diffrax.ODETerm(eqx.filter_jit(dynamics.vector_field)),  # pyright: ignore[reportArgumentType]
         solver,
         t0=start,
         t1=ts[-1],
@@ -189,12 +179,13 @@ def _solve(
         return jnp.where(known, leaf, jnp.nan)
 
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
-    return _Piece(
+    return Piece(
         saved=jax.tree.map(only_reached, solved.ys["saved"]),
         valid_until=first_rise(steps, solved.ys["rates"]),
         counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
         state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
         result=solved.result,
+        successful=solved.result == diffrax.RESULTS.successful,
     )
 
 
@@ -230,6 +221,7 @@ def _counts(
     return counts
 
 
+@eqx.filter_jit
 def _seen(dynamics: AbstractDynamics, state: State, watch: Any) -> dict[str, Any]:
     watched = None if watch is None else watch(state)
     return {"outputs": dynamics.outputs(state), "watched": watched}
@@ -241,62 +233,8 @@ def _what_is_solved(
     return dynamics.vector_field(t, state, None), _seen(dynamics, state, watch)
 
 
-def _show(bar: tqdm, counts: dict[str, Any]) -> None:
-    bar.n = float(counts["last_time"])
-    bar.set_postfix_str(f"{counts.get('num_evaluations', '?')} evaluations")
-
-
-def _from_time_to_time(
-    run: Callable[..., _Piece],
-    dynamics: AbstractDynamics,
-    ts: Float[Array, " T"],
-    file: Checkpoint | None,
-    progress: bool,
-) -> _Piece:
-    """Solve from each requested time to the next, saving after each to `file`."""
-    state = dynamics.initial_state()
-    spread = is_spread((dynamics, state))
-    leads = not spread or jax.process_index() == 0
-    first = jax.eval_shape(run, state, ts[0], ts[:1])
-    saved = jax.tree.map(
-        lambda leaf: np.full((len(ts), *leaf.shape[1:]), np.nan, leaf.dtype),
-        first.saved,
-    )
-    counts = {name: np.zeros((), leaf.dtype) for name, leaf in first.counts.items()}
-    known = (np.zeros((), int), saved, np.asarray(np.inf, ts.dtype), counts, state)
-    if file is not None:
-        known = file.read(known) or known
-        if spread:
-            message = "checkpoint: the processes see different files; share one folder."
-            multihost_utils.assert_equal(known[0], message)
-    done, saved, valid_until, counts, state = known
-    hidden = not (progress and leads)
-    bar = tqdm(total=float(ts[-1]), disable=hidden, desc=dynamics.label)
-    _show(bar, counts)
-    result = diffrax.RESULTS.successful
-    for i in range(int(done), len(ts)):
-        start = ts[i - 1] if i else jnp.zeros_like(ts[0])
-        piece = run(jax.tree.map(jnp.asarray, state), start, ts[i : i + 1])
-        state, result = piece.state, piece.result
-        for kept, new in zip(*map(jax.tree.leaves, (saved, piece.saved)), strict=True):
-            kept[i] = on_host(new)[0]
-        valid_until = np.minimum(valid_until, piece.valid_until)
-        counts = {name: counts[name] + piece.counts[name] for name in counts}
-        counts["last_time"] = np.asarray(piece.counts["last_time"])
-        _show(bar, counts)
-        if result != diffrax.RESULTS.successful:
-            break
-        if file is not None:
-            reached = on_host((i + 1, saved, valid_until, counts, state))
-            if leads:
-                file.write(reached)
-    bar.close()
-    known = jax.tree.map(jnp.asarray, (saved, valid_until, counts, state))
-    return _Piece(*known, result=result)
-
-
 def _as_solution(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: _Piece
+    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece
 ) -> Solution:
     problem = dynamics.problem
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)

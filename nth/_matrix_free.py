@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -9,25 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
 
+from ._blocks import as_blocks, counted_rows, default_block, in_blocks
 from ._descent import AbstractDescent
-from ._errors import (
-    as_array,
-    is_traced,
-    require_finite,
-    require_integer,
-    require_scale,
-)
-from ._memory import activation_bytes
+from ._errors import as_array, require_finite, require_integer, require_scale
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._rates import as_decay, by_rates, rates_of
 from ._taylor import Coefficients, best_coefficients
 from ._types import Params, Scalar
 
-# What one block of points may hold by default: near the size of a processor's cache,
-# or, on an accelerator, enough to fill it.
-_BLOCK_BYTES = {"cpu": 2**26}
-_BLOCK_BYTES_ELSEWHERE = 2**30
 # Columns of the kernel that are worked out at once, where it is asked for whole.
 _COLUMNS = 16
 
@@ -96,7 +87,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         if block_size is None:
-            block_size = _default_block(self.apply, self.params, problem, order)
+            block_size = default_block(self.apply, self.params, problem, order)
         self.block_size = require_integer("block_size", block_size, 1)
         self.coefficients = best_coefficients(
             lambda params: self.apply.over(params, problem.x_train[:1]), self.params
@@ -118,7 +109,7 @@ class MatrixFreeHierarchy(AbstractDescent):
             part = self._pull_back(base, steps, len(x), *block)
             return jax.tree.map(jnp.add, total, part), None
 
-        blocks = (self._blocks(x), self._blocks(y), self._counted(len(x)))
+        blocks = self._blocks(x, y)
         if len(blocks[0]) == 1:
             first = jax.tree.map(lambda leaf: leaf[0], blocks)
             pulled = self._pull_back(base, steps, len(x), *first)
@@ -140,7 +131,7 @@ class MatrixFreeHierarchy(AbstractDescent):
     def penalty(self, state: Steps) -> Scalar:
         """λ/2 Σ_{k<p} [‖θ_ε‖²]_k, to the same order as f̃."""
         if self.weight_decay is None:
-            return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+            return super().penalty(state)
         products = [
             jnp.vdot(one, other)
             for i, step in enumerate(state)
@@ -206,7 +197,7 @@ class MatrixFreeHierarchy(AbstractDescent):
 
         terms = [base, *lower]
         x = self.problem.x_train
-        blocks = (self._blocks(x), self._blocks(vector), self._counted(len(x)))
+        blocks = self._blocks(x, vector)
         zeros = jax.tree.map(jnp.zeros_like, terms)
         pulled = jax.lax.scan(add, zeros, blocks)[0]
         moved = [by_rates(self.rates, step) for step in reversed(pulled)]
@@ -214,7 +205,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         def pushed(x: Array) -> Array:
             return jax.jvp(lambda terms: sum(series(x, terms)), (terms,), (moved,))[1]
 
-        return self._in_blocks(pushed, self.problem.x)
+        return in_blocks(pushed, self.problem.x, self.block_size)
 
     def error_norm(self, scaled: Steps) -> Scalar:
         squares = [
@@ -271,58 +262,15 @@ class MatrixFreeHierarchy(AbstractDescent):
             )
             return sum(terms[1:], terms[0])
 
-        return self._in_blocks(block, x)
+        return in_blocks(block, x, self.block_size)
 
     def over(
         self, params: Params, x: Shaped[Array, "points *in"]
     ) -> Float[Array, "points *out"]:
-        return self._in_blocks(lambda block: self.apply.over(params, block), x)
+        return in_blocks(partial(self.apply.over, params), x, self.block_size)
 
-    def _in_blocks(
-        self,
-        block: Callable[[Shaped[Array, "b *in"]], Float[Array, "b *out"]],
-        x: Shaped[Array, "points *in"],
-    ) -> Float[Array, "points *out"]:
-        if len(x) <= self.block_size:
-            return block(x)
-        outputs = jnp.moveaxis(jax.lax.map(block, self._blocks(x)), 0, 1)
-        return outputs.reshape(-1, *outputs.shape[2:])[: len(x)]
-
-    def _counted(self, rows: int) -> Bool[Array, "k b"]:
-        """Which rows of `_blocks` are not copies."""
-        size = min(self.block_size, rows)
-        count = -(-rows // size)
-        return (jnp.arange(size * count) < rows).reshape(size, count).T
-
-    def _blocks(self, rows: Shaped[Array, "rows ..."]) -> Shaped[Array, "k b ..."]:
-        """Rows in blocks, the last filled up with copies of the last row.
-
-        A block takes every k-th row: rows sharded over devices are so in each block.
-        """
-        size = min(self.block_size, len(rows))
-        count = -(-len(rows) // size)
-        spare = count * size - len(rows)
-        filled = jnp.pad(rows, [(0, spare)] + [(0, 0)] * (rows.ndim - 1), "edge")
-        return jnp.moveaxis(filled.reshape(size, count, *rows.shape[1:]), 0, 1)
-
-
-def _default_block(
-    apply: OutputFunction, params: Params, problem: Problem, order: int
-) -> int:
-    """Points to a block, the blocks of the training points all about as large.
-
-    The budget is of one device: points that are shared out have as many times more.
-    """
-    budget = _BLOCK_BYTES.get(jax.default_backend(), _BLOCK_BYTES_ELSEWHERE)
-    one = activation_bytes(apply, params, problem.x_train[0])
-    shares = _shares(problem.x_train)
-    most = shares * max(1, budget // (2 * order * one))
-    blocks = -(-problem.n_train // most)
-    return shares * -(-problem.n_train // (blocks * shares))
-
-
-def _shares(rows: Array) -> int:
-    """Over how many devices the rows of an array are shared out."""
-    if is_traced(rows) or rows.sharding.is_fully_replicated:
-        return 1
-    return len(rows) // rows.sharding.shard_shape(rows.shape)[0]
+    def _blocks(self, *rows: Shaped[Array, "rows ..."]) -> tuple[Array, ...]:
+        """Each of `rows` in blocks, and which rows of a block are no copies."""
+        size = self.block_size
+        blocks = (as_blocks(array, size) for array in rows)
+        return (*blocks, counted_rows(len(rows[0]), size))

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from ._compare import Comparison, Points
+    from ._comparison import Comparison, Points
 
 # Okabe & Ito's palette: told apart in print and by colour-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -7,7 +7,7 @@ import numpy as np
 from tabulate import tabulate
 
 if TYPE_CHECKING:
-    from ._compare import Comparison, Points
+    from ._comparison import Comparison, Points
 
 _SYMBOL = {"time": "t", "step": "step"}
 

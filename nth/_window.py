@@ -8,6 +8,7 @@ what never rises is L + λ/2 ‖θ‖².
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -20,6 +21,7 @@ from ._warn import warn
 _BLOW_UP = 1e6
 
 
+@eqx.filter_jit
 def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
     """⟨g, df̃/dt⟩ over ‖g‖‖df̃/dt‖: above zero where the predicted loss rises.
 
@@ -51,6 +53,7 @@ def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:
     """A diffrax condition: the outputs have left every scale of the problem."""
     limit = largest_outputs(dynamics, dynamics.outputs(dynamics.initial_state()))
 
+    @eqx.filter_jit
     def condition(t: Scalar, state: State, args: Any, **_: Any) -> Bool[Array, ""]:
         return jnp.max(jnp.abs(dynamics.outputs(state))) > limit
 

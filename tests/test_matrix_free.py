@@ -313,7 +313,7 @@ def test_blocks_of_labels_change_nothing():
 
 def test_default_blocks_fit_the_budget(monkeypatch):
     """As many points as the budget holds, in blocks about as large; one at least."""
-    from nth import _matrix_free
+    from nth import _blocks
 
     problem, network = make_problem(4, 1), make_network(3, 1)
 
@@ -323,8 +323,8 @@ def test_default_blocks_fit_the_budget(monkeypatch):
     assert size() == 4
     sizes = []
     for budget in (0, 2**9, 2**10, 2**11, 2**30):
-        monkeypatch.setattr(_matrix_free, "_BLOCK_BYTES", {"cpu": budget})
-        monkeypatch.setattr(_matrix_free, "_BLOCK_BYTES_ELSEWHERE", budget)
+        monkeypatch.setattr(_blocks, "_BLOCK_BYTES", {"cpu": budget})
+        monkeypatch.setattr(_blocks, "_BLOCK_BYTES_ELSEWHERE", budget)
         sizes.append(size())
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, 4)
