@@ -1,15 +1,60 @@
-"""MkDocs hooks: the command's options are read from the command itself."""
+"""MkDocs hooks: what pages show is asked of the code itself.
 
+The options of the command are read from it, and the scripts of examples/theory draw
+their figures on their small settings, unless these are newer than the code.
+"""
+
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 
 MARKER = "<!-- options of python -m nth -->"
+ROOT = Path(__file__).parent.parent
+SMALL = ROOT / "docs" / "figures" / "small"
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
+FIGURE = re.compile(r"^!\[(.*)\]\(\.\./figures/(\w+\.png)\)$", re.MULTILINE)
+
+
+def on_pre_build(**_: object) -> None:
+    """Figures of the theory section, drawn anew."""
+    SMALL.mkdir(exist_ok=True)
+    package = max(path.stat().st_mtime for path in ROOT.glob("nth/*.py"))
+    for script in sorted(ROOT.glob("examples/theory/[!_]*.py")):
+        done = SMALL / f"{script.stem}.txt"  # what it printed
+        newest = max(package, script.stat().st_mtime)
+        if not done.exists() or done.stat().st_mtime < newest:
+            command = [sys.executable, script, "--small"]
+            ran = subprocess.run(
+                command,
+                cwd=SMALL,
+                env={"XLA_FLAGS": FAST_TO_COMPILE, **os.environ},
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            done.write_text(ran.stdout)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A table of `python -m nth`'s options, in place of its marker."""
-    return markdown.replace(MARKER, _options()) if MARKER in markdown else markdown
+    """A table of `python -m nth`'s options in place of its marker, and below each
+    figure of the theory section the one that this build drew.
+    """
+    if MARKER in markdown:
+        markdown = markdown.replace(MARKER, _options())
+    return FIGURE.sub(_with_small, markdown)
+
+
+def _with_small(figure: re.Match[str]) -> str:
+    alt, name = figure.groups()
+    if not (SMALL / name).exists():
+        raise FileNotFoundError(f"no script of examples/theory draws {name}.")
+    title = "The same on the small setting, drawn when these pages were built"
+    folded = f"![{alt}, on a small setting](../figures/small/{name})"
+    return f'{figure[0]}\n\n??? note "{title}"\n\n    {folded}\n'
 
 
 def _options() -> str:

@@ -1,7 +1,7 @@
 """Infinite width beside finite networks: the NTK, and an ensemble that is trained.
 
-    python examples/infinite_width.py            # about a minute on 2 cores
-    python examples/infinite_width.py --small    # seconds: what the checks run
+    python examples/theory/infinite_width.py            # about a minute on 2 cores
+    python examples/theory/infinite_width.py --small    # seconds: what the checks run
 
 Prints a table and writes infinite_width.png and ensemble.png.
 """

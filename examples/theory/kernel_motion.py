@@ -1,7 +1,7 @@
 """The NTK along training: each level's prediction beside the network really trained.
 
-    python examples/kernel_motion.py            # a minute on 2 cores
-    python examples/kernel_motion.py --small    # seconds: what the checks run
+    python examples/theory/kernel_motion.py            # a minute on 2 cores
+    python examples/theory/kernel_motion.py --small    # seconds: what the checks run
 
 Prints the assumptions and scales of the theorems and writes kernel_motion.png.
 """

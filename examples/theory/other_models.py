@@ -1,7 +1,7 @@
 """Levels of the hierarchy beside the linearised and the Taylorised network.
 
-    python examples/other_models.py            # about a minute on 2 cores
-    python examples/other_models.py --small    # seconds: what the checks run
+    python examples/theory/other_models.py            # about a minute on 2 cores
+    python examples/theory/other_models.py --small    # seconds: what the checks run
 
 Prints a table and writes other_models.png.
 """

@@ -1,7 +1,7 @@
 """The closed O(1/width) correction, beside level 4 and the network really trained.
 
-    python examples/perturbative.py            # two minutes on 2 cores
-    python examples/perturbative.py --small    # seconds: what the checks run
+    python examples/theory/perturbative.py            # two minutes on 2 cores
+    python examples/theory/perturbative.py --small    # seconds: what the checks run
 
 Prints a table with the exponents of the width, and writes perturbative.png.
 """
