@@ -52,7 +52,7 @@ def check_activation(
     radius: float = 20.0,
     cells: int = 2000,
 ) -> ActivationCheck:
-    """Assumption 2.1: σ smooth, and |σ⁽ʳ⁾| ≤ C_r for 1 ≤ r ≤ 2p* + 1.
+    """Assumption 2.1 (Huang & Yau): σ smooth, |σ⁽ʳ⁾| ≤ C_r for 1 ≤ r ≤ 2p* + 1.
 
     Derivatives are exact, and looked at on a grid. That refutes; it does not prove. A
     kink, which no derivative shows, is found because over a cell σ⁽ʳ⁻¹⁾ must gain the
@@ -137,8 +137,8 @@ class DataCheck(NamedTuple):
 def check_data(
     x: ArrayLike, order: int = 2, *, samples: int = 20_000, seed: int = 0
 ) -> DataCheck:
-    """Assumption 2.2: c < ‖x_a‖ < 1/c, and any r ≤ 2p* + 1 distinct inputs have a data
-    matrix whose smallest singular value is at least c_r > 0.
+    """Assumption 2.2 (Huang & Yau): c < ‖x_a‖ < 1/c, and any r ≤ 2p* + 1 distinct
+    inputs have a data matrix whose smallest singular value is at least c_r > 0.
 
     It asks for inputs of more than 2p* dimensions, no two of them parallel.
 

@@ -93,7 +93,7 @@ def gradient_descent(
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
 ) -> Solution:
-    """Train `network` by `rule`: what [`nth.solve_discrete`][] predicts.
+    """Train `network` by `rule`, θ ← θ − η M v: what [`nth.solve_discrete`][] predicts.
 
     Arguments, returns and raises as there. `state` is the trained parameters;
     `valid_until` is ∞, also where training diverges: outputs are NaN from there on,

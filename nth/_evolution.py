@@ -110,7 +110,9 @@ def spectrum_along(
     count: int = 6,
     **options: Unpack[IntegrateOptions],
 ) -> SpectrumPath:
-    """The largest eigenvalues of K̃⁽²⁾(t) on the training points, and their vectors.
+    """The largest eigenvalues of K̃⁽²⁾(t) on the training points, and their vectors:
+
+        K̃⁽²⁾(t) e_i = λ_i e_i,        λ_1 ≥ λ_2 ≥ … ≥ λ_count.
 
     No kernel is formed: SciPy's `eigsh` (ARPACK) takes products with vectors, each at
     the price of about two gradients. The state is kept at each time: p − 1 copies of

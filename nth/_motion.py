@@ -129,7 +129,9 @@ class Motion(eqx.Module):
 
 
 def motion(path: KernelPath, problem: Problem) -> Motion:
-    """How far the kernel moves along a solution, and what for.
+    """How far the kernel moves along a solution, and what for: with K(t) = K̃⁽²⁾ on the
+    training points, ‖K(t) − K(0)‖/‖K(0)‖, the angle between the two, that between K(t)
+    and y yᵀ, and K(t)'s effective rank; sources at [`nth.theory.Motion`][].
 
     Of a hierarchy it is the motion predicted, of [`nth.GradientFlow`][] the true one.
 

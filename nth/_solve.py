@@ -88,33 +88,23 @@ def hierarchies(
     """The hierarchy at each of `orders`, kernels formed once for all that are dense."""
     require_name("method", method, METHODS)
     method = _with_decay(method, weight_decay)
+    what: dict[str, Any] = {
+        "filter_spec": filter_spec,
+        "learning_rates": learning_rates,
+    }
     methods = {
-        p: cheaper_method(network, problem, p, filter_spec=filter_spec)
-        if method == "auto"
-        else method
+        p: cheaper_method(network, problem, p, **what) if method == "auto" else method
         for p in orders
     }
     dense = [p for p in orders if methods[p] == "dense"]
     levels: dict[int, AbstractDynamics] = {}
     if dense:
-        formed = kernels(
-            network,
-            problem,
-            max(dense),
-            filter_spec=filter_spec,
-            learning_rates=learning_rates,
-        )
+        formed = kernels(network, problem, max(dense), **what)
         levels = {p: DenseHierarchy(formed, problem, p) for p in dense}
+    what["weight_decay"] = weight_decay
     for p in orders:
         if p not in levels:
-            levels[p] = MatrixFreeHierarchy(
-                network,
-                problem,
-                p,
-                filter_spec=filter_spec,
-                learning_rates=learning_rates,
-                weight_decay=weight_decay,
-            )
+            levels[p] = MatrixFreeHierarchy(network, problem, p, **what)
     return levels
 
 
@@ -137,6 +127,7 @@ def cheaper_method(
     order: int,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
 ) -> Literal["dense", "matrix-free"]:
     """Which form of the level-p hierarchy costs less, by counting multiplications.
 
@@ -149,7 +140,7 @@ def cheaper_method(
     kernels fit into a quarter of the memory. `benchmarks/cheaper_method.py` checks it.
     """
     order = require_integer("order", order, 2)
-    points = points_of(network, problem, filter_spec)
+    points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
     output = points.output
     n, slots = problem.n_train, points.n_slots
     rows = (n + problem.n_test) * output.size

@@ -50,7 +50,7 @@ def sweep(
     - `widths`: distinct integers.
     - `initialisations`: how many keys at each width. Widths share none.
     - `key`: a `jax.random.key`. The draw at a width does not depend on the others.
-    - `batch_size`: keys that are worked on together, under `jax.vmap`.
+    - `batch_size`: how many keys at most are worked on together, under `jax.vmap`.
     - `path`: a file to save to after each batch. A sweep that was killed and is started
         again goes on from there, to the same answer.
     - `progress`: show a bar.
@@ -62,7 +62,8 @@ def sweep(
     """
     sizes = _checked_widths(widths)
     count = require_integer("initialisations", initialisations, 1)
-    batch = min(require_integer("batch_size", batch_size, 1), count)
+    most = min(require_integer("batch_size", batch_size, 1), count)
+    batch = -(-count // -(-count // most))  # evened out: each new size is compiled
     like = eqx.filter_eval_shape(measure, sizes[0], key)
     for leaf in jax.tree.leaves(like):
         if leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullFormatter, NullLocator
 from tabulate import tabulate
 
 import nth
@@ -42,6 +42,9 @@ def draw(
     axis.set(xscale="log", yscale="log", xlabel="width")
     axis.set_xticks(line, [f"{place:g}" for place in at])
     axis.xaxis.set_minor_locator(NullLocator())
+    low, high = np.log10(axis.dataLim.intervaly)
+    axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(frameon=False, fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -20,7 +20,7 @@ import nth
 
 jax.config.update("jax_enable_x64", True)
 
-EARLY, LATE = [0.125, 0.25, 0.5, 1.0], 4.0
+EARLY, LATE = [0.0625, 0.125, 0.25, 0.5], 4.0
 LEVELS = {2: "-1 (Theorem 2.6)", 3: "none for odd levels", 4: "-2 (Theorem 2.6)"}
 
 
@@ -52,8 +52,9 @@ def main(small: bool) -> None:
             errors[f"p = {p}"] = late
         return errors
 
-    count, key = 4 if small else 24, jax.random.key(0)
-    found = nth.scaling.sweep(measure, widths, count, key=key, progress=not small)
+    count = 4 if small else 96
+    how = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
+    found = nth.scaling.sweep(measure, widths, count, **how)
     figure, (left, right) = axes(2)
     published = {f"p = {p}": words for p, words in LEVELS.items()}
     rows = medians(left, found, published)

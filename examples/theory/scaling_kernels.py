@@ -39,8 +39,9 @@ def main(small: bool) -> None:
             "dK(2)/dt at t = 0": jnp.max(jnp.abs(formed[3] @ g)),
         }
 
-    count, key = 32 if small else 100, jax.random.key(0)
-    found = nth.scaling.sweep(measure, widths, count, key=key, batch_size=32)
+    count = 32 if small else 200
+    how = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
+    found = nth.scaling.sweep(measure, widths, count, **how)
     figure, (axis,) = axes(1)
     report("largest entry, median", medians(axis, found, PUBLISHED))
     axis.set_title("largest entry, median over initialisations", fontsize=9)

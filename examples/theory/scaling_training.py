@@ -54,8 +54,9 @@ def main(small: bool) -> None:
             "NNGP": change(features[:1], features[1:]),
         }
 
-    count, key = 4 if small else 20, jax.random.key(0)
-    found = nth.scaling.sweep(measure, widths, count, key=key, progress=not small)
+    count = 4 if small else 96
+    how = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
+    found = nth.scaling.sweep(measure, widths, count, **how)
     figure, (axis,) = axes(1)
     report("relative change, median", medians(axis, found, PUBLISHED))
     axis.set_title(f"relative change from $t = 0$ to {LAST:g}, medians", fontsize=9)
