@@ -23,7 +23,7 @@ def points(n: int, d: int = 4) -> jax.Array:
 
 
 def axes(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(0.6 + 3.4 * panels, 3.4), layout="constrained", dpi=150)
+    figure = Figure(figsize=(0.6 + 3.4 * panels, 3.8), layout="constrained", dpi=150)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
@@ -45,7 +45,8 @@ def draw(
     low, high = np.log10(axis.dataLim.intervaly)
     axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades
     axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.legend(frameon=False, fontsize=7)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
+    axis.legend(frameon=False, fontsize=7, **below)
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -17,6 +17,8 @@ from _law import COLOURS, axes, draw, points, report
 
 import nth
 
+jax.config.update("jax_enable_x64", True)
+
 # What is averaged: the power predicted, those fitted for linear, ReLU, tanh, a label.
 PUBLISHED = {
     "f f": (0, (-0.02, 0.003, -0.02), "$f f$"),
@@ -40,10 +42,12 @@ def flat(tree: Any) -> jax.Array:
 
 
 def measure(activation: str) -> nth.scaling.Measure:
-    x = points(4)
+    x = points(4).astype(jnp.float32)
 
     def one(width: int, key: jax.Array) -> dict[str, jax.Array]:
-        network = nth.MLP(4, width, 3, activation=activation, key=key)
+        network = nth.MLP(
+            4, width, 3, activation=activation, dtype=jnp.float32, key=key
+        )
 
         def f(network: nth.MLP, i: int) -> jax.Array:
             return network(x[i])
