@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 # Compile time is the cost of these tests, not the speed of what is compiled.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 
 import jax
 

@@ -14,20 +14,23 @@ TS = np.array([0.0, 0.5, 2.0])
 def scalar():
     problem = make_problem(4, 3)
     y_test = np.array([1.0, -1.0, 1.0])
-    return nth.compare(make_network(4, 1), problem, TS, (2, 3), y_test=y_test)
+    return nth.compare(
+        make_network(4, 1), problem, TS, (2, 3), y_test=y_test, method="dense"
+    )
 
 
 @pytest.fixture(scope="module")
 def labelled():
     problem = make_problem(4, 3, outputs=2, loss=nth.SoftmaxCrossEntropy())
     network = make_network(4, 1, outputs=2)
-    return nth.compare(network, problem, TS, [2], y_test=np.array([0, 1, 1]))
+    labels = np.array([0, 1, 1])
+    return nth.compare(network, problem, TS, [2], y_test=labels, method="dense")
 
 
 def test_members_are_the_solutions(scalar):
     network, problem = make_network(4, 1), make_problem(4, 3)
     truth = nth.gradient_flow(network, problem, TS)
-    level = nth.solve(network, problem, TS, order=3)
+    level = nth.solve(network, problem, TS, order=3, method="dense")
     np.testing.assert_allclose(scalar.truth.test, truth.test, atol=1e-12)
     np.testing.assert_allclose(scalar.solutions[3].test, level.test, atol=1e-12)
     np.testing.assert_array_equal(scalar.ts, TS)
@@ -57,9 +60,9 @@ def test_accuracy_of_classes(labelled):
 
 
 def test_targets_that_are_no_labels_have_no_accuracy():
-    x = make_problem().x
+    x = make_problem(4, 3).x
     problem = nth.Problem(x[:4], np.array([0.3, 0.1, -2.0, 1.0]), x[4:])
-    comparison = nth.compare(make_network(4, 1), problem, TS, [2])
+    comparison = nth.compare(make_network(4, 1), problem, TS, [2], method="dense")
     assert comparison.accuracy("truth", "train") is None
     assert comparison.accuracy(2, "test") is None
     assert "accuracy" not in str(comparison)
@@ -77,7 +80,7 @@ def test_table_holds_the_errors(scalar):
 
 def test_table_without_test_points():
     problem = make_problem(4, 0)
-    table = str(nth.compare(make_network(4, 1), problem, TS, [2]))
+    table = str(nth.compare(make_network(4, 1), problem, TS, [2], method="dense"))
     assert "train" in table
     assert "test" not in table
 

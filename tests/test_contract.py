@@ -10,7 +10,7 @@ from conftest import Shared, make_network, make_problem
 import nth
 
 
-@pytest.fixture(params=["chain", "any network", "vector outputs"])
+@pytest.fixture(scope="module", params=["chain", "any network", "vector outputs"])
 def case(request):
     """(network, problem, kernels up to r = 4 with each slot one axis)."""
     if request.param == "chain":

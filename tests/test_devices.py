@@ -1,6 +1,6 @@
 """Several devices, several processes: the points are shared out, the answer is one.
 
-The number of devices is fixed when JAX starts, so each test starts JAX anew.
+The number of devices is fixed when JAX starts, so each test of it starts JAX anew.
 """
 
 import json
@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import nth
 
@@ -63,13 +65,13 @@ whole = np.asarray
 FOUR_DEVICES = """
 told = {"devices": jax.device_count()}
 shared_network, shared = share(mesh(AxisType.Auto))
-one = nth.solve(network, alone, ts, order=3, method="matrix-free")
-many = nth.solve(shared_network, shared, ts, order=3, method="matrix-free")
+one = nth.solve(network, alone, ts, order=2, method="matrix-free")
+many = nth.solve(shared_network, shared, ts, order=2, method="matrix-free")
 told["matrix-free"] = distance(one, many)
 told["devices of outputs"] = len(many.train.sharding.device_set)
 parts = many.train.addressable_shards
 told["points on each"] = sorted({part.data.shape[1] for part in parts})
-dynamics = nth.MatrixFreeHierarchy(shared_network, shared, 3, block_size=4)
+dynamics = nth.MatrixFreeHierarchy(shared_network, shared, 2, block_size=4)
 blocks = nth.integrate(dynamics, ts)
 told["in blocks"] = distance(one, blocks)
 predicted = dynamics.predict(blocks.state, shared.x_test)
@@ -79,7 +81,6 @@ one = nth.gradient_flow(network, alone, ts)
 many = nth.gradient_flow(explicit_network, explicit, ts)
 told["gradient flow, explicit axes"] = distance(one, many)
 told["devices, explicit axes"] = len(many.train.sharding.device_set)
-print(json.dumps(told))
 """
 
 WORK = """
@@ -89,19 +90,19 @@ def compiled(network, problem, block_size):
     return field.lower(d, d.initial_state()).compile()
 
 
-told = []
+work = []
 for block_size in (8, 4):
     one = compiled(network, alone, block_size)
     many = compiled(*share(mesh(AxisType.Auto)), block_size)
     placed = jax.tree.leaves(many.input_shardings[0])
     names = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
-    told.append({
+    work.append({
         "devices": sorted({len(s.device_set) for s in placed}),
         "inputs cut by points": sum(s.spec == PartitionSpec("points") for s in placed),
         "sends": [name for name in names if f" {name}(" in many.as_text()],
         "work": many.cost_analysis()["flops"] / one.cost_analysis()["flops"],
     })
-print(json.dumps(told))
+print(json.dumps([told, work]))
 """
 
 TWO_PROCESSES = """
@@ -133,9 +134,6 @@ def at_every_time(solution):
 
 shared = nth.Problem(share(x[:8]), share(y), share(x[8:]))
 told = {"devices": jax.device_count(), "of this process": jax.local_device_count()}
-hierarchy = nth.solve(network, shared, ts, order=2, method="matrix-free")
-told["points here"] = [s.data.shape[1] for s in hierarchy.train.addressable_shards]
-answers = [at_every_time(hierarchy)]
 try:
     nth.Problem(share(np.where(x[:8] == x[0, 0], np.nan, x[:8])), share(y))
 except ValueError as error:
@@ -143,11 +141,13 @@ except ValueError as error:
 """
 
 FROM_A_FILE = """
-everywhere = NamedSharding(mesh, PartitionSpec())
-trained = jax.device_put(network, everywhere)
-options = dict(checkpoint=os.path.join(folder, "run.npz"), progress=True)
-flow = nth.gradient_flow(trained, shared, ts, **options)
-answers.append(at_every_time(flow))
+trained = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
+how = dict(order=2, method="matrix-free")
+last = nth.solve(trained, shared, ts[-1:], **how)
+told["points here"] = [s.data.shape[1] for s in last.train.addressable_shards]
+options = dict(checkpoint=os.path.join(folder, "run.npz"), progress=True, **how)
+answers = [at_every_time(nth.solve(trained, shared, ts, **options))]
+answers.append(at_every_time(last))
 solve = nth._integrate._solve
 
 
@@ -158,13 +158,13 @@ def no_solve(dynamics, state, *arguments, **options):
 
 
 nth._integrate._solve = no_solve  # from here on the file alone can answer
-again = nth.gradient_flow(trained, shared, ts, **options)
-told["from the file"] = float(np.max(np.abs(at_every_time(again) - answers[-1])))
+again = nth.solve(trained, shared, ts, **options)
+told["from the file"] = float(np.max(np.abs(at_every_time(again) - answers[0])))
 nth._integrate._solve = solve
 if process == 0:
     expected = [
-        nth.solve(network, alone, ts, order=2, method="matrix-free"),
-        nth.gradient_flow(network, alone, ts, progress=True),
+        nth.solve(network, alone, ts, progress=True, **how),
+        nth.solve(network, alone, ts[-1:], **how),
     ]
     pairs = zip(map(at_every_time, expected), answers)
     told["apart"] = [float(np.max(np.abs(a - b))) for a, b in pairs]
@@ -205,9 +205,15 @@ def run(*scripts: str, devices: int = 1, processes: int = 1, folder: Path) -> li
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
-def test_points_shared_by_four_devices(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    scripts = (START, PROBLEM, ONE_PROCESS, FOUR_DEVICES, WORK)
+    return run(*scripts, devices=4, folder=tmp_path_factory.mktemp("four"))[0]
+
+
+def test_points_shared_by_four_devices(four_devices: list[Any]) -> None:
     """Sharding moves work, not results; the mesh may have either kind of axis."""
-    (told,) = run(START, PROBLEM, ONE_PROCESS, FOUR_DEVICES, devices=4, folder=tmp_path)
+    told = dict(four_devices[0])
     assert told.pop("devices") == told.pop("devices of outputs") == 4
     assert told.pop("points on each") == [2]
     assert told.pop("devices, explicit axes") == 4
@@ -215,10 +221,9 @@ def test_points_shared_by_four_devices(tmp_path: Path) -> None:
     assert max(told.values()) < 1e-10, told
 
 
-def test_each_device_does_its_part_of_the_work(tmp_path: Path) -> None:
+def test_each_device_does_its_part_of_the_work(four_devices: list[Any]) -> None:
     """Devices send each other sums over points, and no point; also in blocks."""
-    (told,) = run(START, PROBLEM, ONE_PROCESS, WORK, devices=4, folder=tmp_path)
-    for block in told:
+    for block in four_devices[1]:
         assert block["devices"] == [4]
         assert block["inputs cut by points"] == 2  # x_train and y_train
         assert block["sends"] == ["all-reduce"]

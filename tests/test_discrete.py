@@ -80,13 +80,13 @@ def test_truth_is_optax_step_for_step(name):
 
 def test_steps_asked_for_are_those_steps():
     rule = nth.GradientDescent(0.3, momentum=0.5)
-    whole = nth.solve_discrete(NETWORK, SCALAR, 7, rule, order=3)
-    some = nth.solve_discrete(NETWORK, SCALAR, [2, 3, 7], rule, order=3)
+    whole = nth.solve_discrete(NETWORK, SCALAR, 7, rule, order=2)
+    some = nth.solve_discrete(NETWORK, SCALAR, [2, 3, 7], rule, order=2)
     asked = np.array([2, 3, 7])
     np.testing.assert_array_equal(some.ts, asked)
     np.testing.assert_allclose(some.train, whole.train[asked], atol=1e-14)
     np.testing.assert_allclose(some.test, whole.test[asked], atol=1e-14)
-    none = nth.solve_discrete(NETWORK, SCALAR, 0, rule, order=3)
+    none = nth.solve_discrete(NETWORK, SCALAR, 0, rule, order=2)
     np.testing.assert_allclose(none.train, jax.vmap(NETWORK)(SCALAR.x_train)[None])
 
 
@@ -123,7 +123,7 @@ def test_a_batch_of_all_is_no_batch():
         0.4, momentum=0.5, weight_decay=0.01, batch_size=4, key=KEY
     )
     one, other = (
-        nth.solve_discrete(PAIR, LABELS, 4, rule, order=3) for rule in (whole, batch)
+        nth.solve_discrete(PAIR, LABELS, 4, rule, order=2) for rule in (whole, batch)
     )
     np.testing.assert_allclose(one.train, other.train, atol=1e-13)
 
@@ -260,12 +260,11 @@ EVERYTHING = nth.GradientDescent(
 )
 
 
-@pytest.mark.parametrize("rule", [nth.GradientDescent(0.5), EVERYTHING])
-def test_higher_levels_come_closer_and_wider_networks_too(rule):
+def test_higher_levels_come_closer_and_wider_networks_too():
     errors = {}
     for width, orders in ((4, (2, 3, 4)), (64, (4,))):
         network = make_network(width, 1, outputs=2, seed=1)
-        found = nth.compare(network, LABELS, 4, orders, rule=rule)
+        found = nth.compare(network, LABELS, 4, orders, rule=EVERYTHING)
         for p in orders:
             errors[width, p] = float(jnp.max(found.error(p, "train")))
     assert errors[4, 3] < errors[4, 2] / 2
@@ -297,11 +296,11 @@ def test_jit_vmap_and_gradient():
     @jax.vmap
     def one(rate):
         rule = nth.GradientDescent(rate, momentum=0.5, weight_decay=0.1)
-        return nth.solve_discrete(NETWORK, SCALAR, 3, rule, order=3).train[-1]
+        return nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=2).train[0]
 
     def total(rate):
         rule = nth.GradientDescent(rate, momentum=0.5, weight_decay=0.1)
-        solution = nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=3)
+        solution = nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=2)
         return jnp.sum(solution.train), solution.train[0]
 
     rates = jnp.array([0.2, 0.4])
@@ -325,7 +324,7 @@ def test_float32_stays_float32_and_is_close():
         0.3, momentum=0.5, weight_decay=0.1, batch_size=2, key=KEY
     )
     small = as_float32(PAIR), as_float32(LABELS)
-    for function in (partial(nth.solve_discrete, order=3), nth.gradient_descent):
+    for function in (partial(nth.solve_discrete, order=2), nth.gradient_descent):
         ours = function(*small, 3, rule)
         arrays = [ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
         assert {array.dtype for array in arrays} == {jnp.dtype("float32")}

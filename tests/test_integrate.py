@@ -29,28 +29,25 @@ def test_time_zero_alone(hierarchy):
 
 
 def test_loss_is_that_of_the_outputs(hierarchy):
-    solution = nth.integrate(hierarchy, [0.0, 1.0])
+    solution = nth.integrate(hierarchy, [0.0, 1.0, 3.0])
     y = np.asarray(hierarchy.problem.y_train)
     expected = [np.mean((f - y) ** 2) / 2 for f in np.asarray(solution.train)]
     np.testing.assert_allclose(solution.loss, expected)
 
 
-@pytest.mark.parametrize(
-    ("solver", "order"), [(diffrax.Heun(), 2), (diffrax.Bosh3(), 3)]
-)
-def test_the_users_solver_and_controller_are_used(hierarchy, solver, order):
-    """Halving a constant step divides the error by 2^order."""
+def test_the_users_solver_and_controller_are_used(hierarchy):
+    """Halving a constant step of Heun's method divides the error by 4, not by 2⁵."""
     tight = diffrax.PIDController(rtol=1e-12, atol=1e-13)
     exact = nth.integrate(hierarchy, [2.0], stepsize_controller=tight).train
     errors = []
     for steps in (20, 40):
         controller = diffrax.StepTo(jnp.linspace(0, 2, steps + 1))
         solution = nth.integrate(
-            hierarchy, [2.0], solver=solver, stepsize_controller=controller
+            hierarchy, [2.0], solver=diffrax.Heun(), stepsize_controller=controller
         )
         assert solution.stats["num_steps"] == steps
         errors.append(float(jnp.max(jnp.abs(solution.train - exact))))
-    assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
+    assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.2
 
 
 def test_forward_mode_adjoint(hierarchy):

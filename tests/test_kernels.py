@@ -1,5 +1,7 @@
 """Kernels against sums of explicit derivative arrays, and against closed forms."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,22 +21,24 @@ def brute_force(network, problem, filter_spec=eqx.is_inexact_array):
     def f(theta):
         return jax.vmap(eqx.combine(unravel(theta), frozen))(problem.x).ravel()
 
-    j = jax.jacfwd(f)(theta)
-    h = jax.jacfwd(jax.jacfwd(f))(theta)
-    t = jax.jacfwd(jax.jacfwd(jax.jacfwd(f)))(theta)
+    @jax.jit
+    def derivatives(theta):
+        j, h = jax.jacfwd(f), jax.jacfwd(jax.jacfwd(f))
+        return j(theta), h(theta), jax.jacfwd(h)(theta)
+
+    j, h, t = map(np.asarray, derivatives(theta))
     n = j.shape[0] * problem.n_train // (problem.n_train + problem.n_test)
     jn, hn, tn = j[:n], h[:n], t[:n]
-    k2 = jnp.einsum("ai,bi->ab", j, jn)
-    k3 = jnp.einsum("aij,bi,cj->abc", h, jn, jn) + jnp.einsum(
-        "ai,bij,cj->abc", j, hn, jn
-    )
+    total = partial(np.einsum, optimize=True)
+    k2 = total("ai,bi->ab", j, jn)
+    k3 = total("aij,bi,cj->abc", h, jn, jn) + total("ai,bij,cj->abc", j, hn, jn)
     k4 = (
-        jnp.einsum("aijk,bi,cj,dk->abcd", t, jn, jn, jn)
-        + jnp.einsum("aij,bik,dk,cj->abcd", h, hn, jn, jn)
-        + jnp.einsum("aij,bi,cjk,dk->abcd", h, jn, hn, jn)
-        + jnp.einsum("aik,dk,bij,cj->abcd", h, jn, hn, jn)
-        + jnp.einsum("ai,bijk,cj,dk->abcd", j, tn, jn, jn)
-        + jnp.einsum("ai,bij,cjk,dk->abcd", j, hn, hn, jn)
+        total("aijk,bi,cj,dk->abcd", t, jn, jn, jn)
+        + total("aij,bik,dk,cj->abcd", h, hn, jn, jn)
+        + total("aij,bi,cjk,dk->abcd", h, jn, hn, jn)
+        + total("aik,dk,bij,cj->abcd", h, jn, hn, jn)
+        + total("ai,bijk,cj,dk->abcd", j, tn, jn, jn)
+        + total("ai,bij,cjk,dk->abcd", j, hn, hn, jn)
     )
     return k2, k3, k4
 
@@ -55,11 +59,12 @@ def check(network, problem, out_size=1, filter_spec=eqx.is_inexact_array):
     np.testing.assert_allclose(formed[1], outputs, atol=1e-12)
 
 
-@pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
-def test_scalar_mlp_equals_brute_force(parameterization):
-    network = make_network(
-        3, 2, 2, parameterization=parameterization, use_bias=True, sigma_w=1.3
-    )
+@pytest.mark.parametrize(
+    ("parameterization", "depth"), [("nth", 2), ("ntk", 1), ("standard", 1)]
+)
+def test_scalar_mlp_equals_brute_force(parameterization, depth):
+    options = {"parameterization": parameterization, "use_bias": True, "sigma_w": 1.3}
+    network = make_network(3, depth, 2, **options)
     check(network, make_problem(3, 2, 2))
 
 
@@ -86,9 +91,9 @@ def test_convolution_equals_brute_force():
 
 
 def test_frozen_parameters_do_not_count(problem):
-    network = make_network(3, 2)
+    network = make_network(3, 1)
     spec = jax.tree.map(lambda _: False, network)
-    spec = eqx.tree_at(lambda net: net.weights[-1], spec, True)
+    spec = eqx.tree_at(lambda net: net.weights[0], spec, True)
     check(network, problem, filter_spec=spec)
 
 
@@ -182,7 +187,7 @@ def test_rows_are_rows(kind, problem):
 
 
 def test_saved_kernels_come_back(problem, tmp_path):
-    network, path = make_network(4, 2), tmp_path / "kernels.npz"
+    network, path = make_network(4, 1), tmp_path / "kernels.npz"
     formed = nth.kernels(network, problem, 3)
     formed.save(path, network, problem)
     other_targets = nth.Problem(problem.x_train, -problem.y_train, problem.x_test)
@@ -190,8 +195,9 @@ def test_saved_kernels_come_back(problem, tmp_path):
     assert found.order == 3
     for one, other in zip(found, formed, strict=True):
         np.testing.assert_array_equal(one, other)
-    solution = nth.integrate(nth.DenseHierarchy(found, other_targets), [1.0])
-    assert bool(jnp.all(jnp.isfinite(solution.train)))
+    hierarchy = nth.DenseHierarchy(found, other_targets)
+    rates = hierarchy.vector_field(jnp.zeros(()), hierarchy.initial_state(), None)
+    assert all(bool(jnp.all(jnp.isfinite(rate))) for rate in rates)
 
 
 def test_foreign_and_damaged_files_are_refused(problem, tmp_path):
@@ -220,8 +226,8 @@ def test_foreign_and_damaged_files_are_refused(problem, tmp_path):
 
 
 def test_one_set_of_kernels_serves_many_targets_at_once(problem):
-    network = make_network(6, 2)
-    formed = nth.kernels(network, problem, 3)
+    network = make_network(4, 1)
+    formed = nth.kernels(network, problem, 2)
     ts = jnp.linspace(0.0, 3.0, 4)
     targets = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, problem.n_train))
 
@@ -233,5 +239,5 @@ def test_one_set_of_kernels_serves_many_targets_at_once(problem):
     many = predict(jnp.asarray(targets))
     for y, found in zip(targets, many, strict=True):
         own = nth.Problem(problem.x_train, y, problem.x_test)
-        one = nth.solve(network, own, ts, order=3, method="matrix-free")
+        one = nth.solve(network, own, ts, order=2, method="matrix-free")
         np.testing.assert_allclose(found, one.test, atol=1e-6)

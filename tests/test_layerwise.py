@@ -42,12 +42,9 @@ def check(network, problem, filter_spec=eqx.is_inexact_array, order=4, **options
         np.testing.assert_allclose(by_layers[r], lifted[r], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("parameterization", ["nth", "ntk"])
-def test_mlp_of_three_hidden_layers(parameterization):
+def test_mlp_of_three_hidden_layers():
     options = {"sigma_w": 1.4, "sigma_b": 0.6, "activation": "gelu"}
-    network = make_network(
-        5, 3, parameterization=parameterization, use_bias=True, **options
-    )
+    network = make_network(5, 3, parameterization="ntk", use_bias=True, **options)
     check(network, make_problem(3, 2))
 
 
@@ -148,6 +145,5 @@ def test_float32_stays_float32():
     )
     options = {"use_bias": True, "parameterization": "ntk"}
     formed = nth.kernels(make_network(4, 2, dtype=jnp.float32, **options), single, 4)
-    expected = nth.kernels(make_network(4, 2, **options), problem, 4)
     assert all(kernel.dtype == jnp.float32 for kernel in formed)
-    assert formed[4].shape == expected[4].shape
+    assert formed[4].shape == (5, 3, 3, 3)

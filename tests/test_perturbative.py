@@ -45,9 +45,16 @@ def integrated(kernels, problem, ts):
     return outputs.reshape(len(ts), -1, *out), ntk
 
 
+@pytest.fixture(scope="module")
+def case():
+    """A problem, and the kernels of a network on it."""
+    problem = make_problem(3, 1)
+    return problem, nth.kernels(make_network(), problem, 4)
+
+
 @pytest.mark.parametrize("outputs", [None, 2])
 def test_solves_the_perturbation_equations(outputs):
-    problem = make_problem(3, 2, outputs=outputs)
+    problem = make_problem(3, 1, outputs=outputs)
     kernels = nth.kernels(make_network(outputs=outputs), problem, 4)
     closed = nth.perturbative(kernels, problem, TS)
     expected, ntk = integrated(kernels, problem, TS)
@@ -68,18 +75,17 @@ def _swapped(fourth, slot):
     return jnp.transpose(fourth, axes)
 
 
-def test_rates_that_coincide_or_vanish():
+def test_rates_that_coincide_or_vanish(case):
     """A repeated point makes a zero eigenvalue, a kernel ∝ 1 equal ones."""
-    problem = make_problem(3, 1)
+    problem, plain = case
     x = problem.x_train.at[1].set(problem.x_train[0])
     twice = nth.Problem(x, problem.y_train, problem.x_test)
-    for case, same in ((twice, False), (problem, True)):
-        kernels = nth.kernels(make_network(), case, 4)
-        if same:
-            equal = jnp.concatenate([jnp.eye(3), kernels[2][3:]])
-            kernels = nth.Kernels((kernels[1], equal, kernels[3], kernels[4]))
-        closed = nth.perturbative(kernels, case, TS)
-        expected, ntk = integrated(kernels, case, TS)
+    equal = jnp.concatenate([jnp.eye(3), plain[2][3:]])
+    alike = nth.Kernels((plain[1], equal, plain[3], plain[4]))
+    singular = nth.kernels(make_network(), twice, 4)
+    for points, kernels in ((twice, singular), (problem, alike)):
+        closed = nth.perturbative(kernels, points, TS)
+        expected, ntk = integrated(kernels, points, TS)
         np.testing.assert_allclose(closed.train, expected[:, :3], atol=1e-9)
         np.testing.assert_allclose(closed.test, expected[:, 3:], atol=1e-9)
         np.testing.assert_allclose(closed.ntk, ntk, atol=1e-9)
@@ -154,9 +160,8 @@ def test_differs_from_level_4_by_a_higher_order_in_the_width():
     np.testing.assert_allclose(slopes, [-1, -2, -1, -2], atol=0.25)
 
 
-def test_infinite_time_and_float32():
-    problem = make_problem(3, 1)
-    kernels = nth.kernels(make_network(), problem, 4)
+def test_infinite_time_and_float32(case):
+    problem, kernels = case
     closed = nth.perturbative(kernels, problem, [1e5, jnp.inf])
     np.testing.assert_allclose(closed.train[-1], problem.y_train, atol=1e-12)
     np.testing.assert_allclose(closed.test[0], closed.test[1], rtol=1e-9)
@@ -170,9 +175,9 @@ def test_infinite_time_and_float32():
     np.testing.assert_allclose(half.test, double.test, atol=1e-4)
 
 
-def test_errors():
-    problem = make_problem(3, 1)
-    kernels = nth.kernels(make_network(), problem, 3)
+def test_errors(case):
+    problem, whole = case
+    kernels = nth.Kernels(whole.tensors[:3])
     with pytest.raises(ValueError, match=r"go up to r = 3.*takes K\(3\) and K\(4\)"):
         nth.perturbative(kernels, problem, TS)
     with pytest.raises(ValueError, match=r"perturbative is for nth\.SquaredError"):

@@ -12,26 +12,23 @@ import nth
 TS = np.array([0.5, 2.0])
 
 
-def predict(network, problem, ts=TS, order=3):
-    return nth.solve(network, problem, ts, order=order).test
+def predict(network, problem):
+    """The tensor form; the other's transforms are in test_matrix_free.py."""
+    return nth.solve(network, problem, TS, order=3, method="dense")
 
 
-def test_jit_equals_eager(problem):
-    network = make_network(4, 1)
-    eager = predict(network, problem)
-    jitted = jax.jit(predict)(network, problem, jnp.asarray(TS))
-    np.testing.assert_allclose(jitted, eager, atol=1e-12)
+def train(network, problem):
+    return nth.gradient_flow(network, problem, TS)
 
 
-def test_vmap_over_keys_equals_a_loop(problem):
+def test_jit_and_vmap_over_keys_equal_a_loop(problem):
     def one(key):
         network = nth.MLP(3, 4, 1, key=key)
-        level = nth.solve(network, problem, TS, order=3)
-        truth = nth.gradient_flow(network, problem, TS)
+        level, truth = predict(network, problem), train(network, problem)
         return level.test, truth.test, level.valid_until
 
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.vmap(one)(keys)
+    together = jax.jit(jax.vmap(one))(keys)
     for i, key in enumerate(keys):
         for batched, single in zip(together, one(key), strict=True):
             np.testing.assert_allclose(batched[i], single, atol=1e-8)
@@ -50,17 +47,15 @@ def test_vmap_over_targets_shares_kernels(problem):
         np.testing.assert_allclose(batched, one(y), atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    "solve", [predict, lambda net, prob: nth.gradient_flow(net, prob, TS).test]
-)
+@pytest.mark.parametrize("solve", [predict, train])
 def test_gradient_with_respect_to_a_weight_scale(problem, solve):
     def total(scale):
         network = make_network(4, 1, sigma_w=scale)
-        return jnp.sum(solve(network, problem))
+        return jnp.sum(solve(network, problem).test)
 
     step = 1e-4
     expected = (total(1.2 + step) - total(1.2 - step)) / (2 * step)
-    np.testing.assert_allclose(jax.grad(total)(1.2), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(1.2), expected, rtol=1e-5)
 
 
 def as_float32(tree):
@@ -69,33 +64,30 @@ def as_float32(tree):
     )
 
 
-@pytest.mark.parametrize("loss", [nth.SquaredError(), nth.SoftmaxCrossEntropy()])
-def test_float32_stays_float32_and_is_close(loss):
-    outputs = 2 if isinstance(loss, nth.SoftmaxCrossEntropy) else None
+@pytest.mark.parametrize(
+    ("solve", "outputs", "loss"),
+    [(train, None, nth.SquaredError()), (predict, 2, nth.SoftmaxCrossEntropy())],
+)
+def test_float32_stays_float32_and_is_close(solve, outputs, loss):
     problem = make_problem(outputs=outputs, loss=loss)
     network = make_network(4, 1, outputs=outputs)
-    small = as_float32(network), as_float32(problem)
-    for solve in (
-        lambda net, prob: nth.solve(net, prob, TS, order=3),
-        lambda net, prob: nth.gradient_flow(net, prob, TS),
-    ):
-        solution = solve(*small)
-        for array in (solution.ts, solution.train, solution.test, solution.loss):
-            assert array.dtype == jnp.float32
-        expected = solve(network, problem)
-        np.testing.assert_allclose(solution.test, expected.test, atol=2e-4)
+    solution = solve(as_float32(network), as_float32(problem))
+    for array in (solution.ts, solution.train, solution.test, solution.loss):
+        assert array.dtype == jnp.float32
+    expected = solve(network, problem)
+    np.testing.assert_allclose(solution.test, expected.test, atol=2e-4)
 
 
 def test_float32_comparison_prints(problem):
     small = as_float32(make_network(4, 1)), as_float32(problem)
-    assert "p = 3" in str(nth.compare(*small, TS, (2, 3)))
+    assert "p = 2" in str(nth.compare(*small, TS, (2,), method="dense"))
 
 
 def test_nan_under_jit_is_said_aloud(problem):
     @jax.jit
     def solve(x):
         bad = nth.Problem(x, problem.y_train)
-        return nth.solve(make_network(3, 1), bad, TS, order=2).train
+        return nth.kernels(make_network(3, 1), bad, 2)[1]
 
     with pytest.raises(Exception, match="x_train has NaN or infinite entries"):
         solve(problem.x_train.at[0, 0].set(jnp.nan)).block_until_ready()
