@@ -485,6 +485,17 @@ def test_auto_turns_matrix_free_once_and_sooner_at_higher_levels():
     assert 8 > dense[2] > dense[3] > dense[4] > 0
 
 
+def test_rates_within_an_array_turn_auto_matrix_free_sooner():
+    """They go the generic way to the kernels, which costs more."""
+    network = make_network(64, 2, 2)
+    rates = jax.tree.map(jnp.ones_like, eqx.filter(network, eqx.is_inexact_array))
+    layerwise, generic = (
+        nth.cheaper_method(network, points(27), 3, learning_rates=given)
+        for given in (2.0, rates)
+    )
+    assert (layerwise, generic) == ("dense", "matrix-free")
+
+
 def test_auto_takes_many_points_without_forming_a_kernel():
     """K⁽⁴⁾ on 2000 points is 128 TB: to ask is to be told at once, or never."""
     network, problem = make_network(3, 1, 2), points(2000)
