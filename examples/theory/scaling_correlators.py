@@ -1,6 +1,6 @@
 """Averages of derivatives over initialisations: Table 1 of Dyer & Gur-Ari (2020).
 
-    python examples/theory/scaling_correlators.py           # a few minutes on 2 cores
+    python examples/theory/scaling_correlators.py           # ten minutes on 2 cores
     python examples/theory/scaling_correlators.py --small   # seconds
 
 Three hidden layers, four inputs, as theirs. Prints the exponents of the width beside
