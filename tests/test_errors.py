@@ -437,7 +437,7 @@ def test_unknown_option(front: str) -> None:
 @pytest.mark.parametrize("front", ["solve", "gradient_flow"])
 def test_failed_solve(front: str) -> None:
     """Too few steps: the error says why and where, and throw=False keeps the rest."""
-    order = {"order": 2} if front == "solve" else {}
+    order = {"order": 2, "method": "dense"} if front == "solve" else {}
     call = (network(), points(), [0.0, 0.001, 10.0])
     solution = getattr(nth, front)(*call, max_steps=1, throw=False, **order)
     last = float(solution.stats["last_time"])
@@ -513,7 +513,7 @@ def far(seed: int) -> tuple[Any, Any]:
 @pytest.fixture(scope="module")
 def comparison() -> Any:
     """The truth and level 2 of the first problem of `far`."""
-    return nth.compare(*far(0), TIMES, (2,))
+    return nth.compare(*far(0), TIMES, (2,), method="dense")
 
 
 def test_comparison(comparison: Any) -> None:

@@ -147,13 +147,17 @@ def test_the_mean_ntk_tends_to_it_as_one_over_the_width():
 
 
 @pytest.mark.parametrize(
-    ("parameterization", "depth", "activation", "width"),
-    [("nth", 1, "relu", 20), ("ntk", 2, "tanh", 60), ("standard", 1, "erf", 40)],
+    ("parameterization", "depth", "activation", "width", "draws"),
+    [
+        ("nth", 1, "relu", 20, 20_000),
+        ("ntk", 2, "tanh", 60, 5_000),
+        ("standard", 1, "erf", 40, 20_000),
+    ],
 )
 def test_finite_networks_in_each_parameterisation(
-    parameterization, depth, activation, width
+    parameterization, depth, activation, width, draws
 ):
-    """Means over 20,000 draws, biases and every σ ≠ 1 included, to 4 standard errors.
+    """Means over draws, biases and every σ ≠ 1 included, to 4 standard errors.
 
     "standard" at one hidden layer and width w: K⁽²⁾/w is off by 1/w times the part of
     the first layer and of the biases, which the limit leaves out.
@@ -167,7 +171,7 @@ def test_finite_networks_in_each_parameterisation(
     }
     limit = float(nth.infinite.kernels(X, **options).ntk[0, 1])
     scale = width if parameterization == "standard" else 1
-    mean, error = mean_ntk(width, 20_000, scale=scale, **options)
+    mean, error = mean_ntk(width, draws, scale=scale, **options)
     bias = 0.0
     if parameterization == "standard":
         a, b, c = (1.4**2 * s / 3 + 0.25 for s in (1, 1, X[0] @ X[1]))
