@@ -17,7 +17,11 @@ from matrix_free import network_of, problem_of
 import nth
 
 SMALL = "--small" in sys.argv
-CASES = ((8, 2), (256, 2), (1024, 2), (8, 3), (24, 3), (64, 3), (4, 4), (8, 4), (16, 4))
+CASES = (
+    *((8, 2), (256, 2), (1024, 2)),
+    *((8, 3), (64, 3), (192, 3), (320, 3)),
+    *((8, 4), (24, 4), (40, 4), (56, 4)),
+)
 
 
 def seconds(network, problem, order, method):
