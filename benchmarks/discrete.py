@@ -5,8 +5,8 @@
 Prints, in float64 and float32, for two hidden layers, the time of a step for p = 2 … 5,
 full batch with and without momentum and weight decay, and in mini-batches, each over
 `jax.grad` of the loss of as many points, timed before and after in the same run. The
-time of a step is the difference of two runs, of 2 and of 6 steps, over 4: what is done
-once (compilation, the look at the critical rate, the outputs) is no part of it.
+time of a step is the difference of two runs, of 2 and of 14 steps, over 12: what is
+done once (compilation, the look at the critical rate, the outputs) is no part of it.
 """
 
 import sys
@@ -22,10 +22,10 @@ import nth
 jax.config.update("jax_enable_x64", True)
 
 SMALL = "--small" in sys.argv
-FEW, MANY = 2, 6
+FEW, MANY = 2, 14
 
 
-def least(function, repeats=5):
+def least(function, repeats=4):
     jax.block_until_ready(function())
     times = []
     for _ in range(repeats):
