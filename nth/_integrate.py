@@ -185,7 +185,6 @@ def _solve(
         counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
         state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
         result=solved.result,
-        successful=solved.result == diffrax.RESULTS.successful,
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
 from ._checkpoint import Checkpoint, is_spread, on_host
@@ -23,7 +23,6 @@ class Piece(NamedTuple):
     counts: dict[str, Array]
     state: State
     result: Any
-    successful: Bool[Array, ""]
 
 
 class _Known(NamedTuple):
@@ -42,11 +41,11 @@ def from_time_to_time(
     ts: Float[Array, " T"],
     file: Checkpoint | None,
     progress: bool,
-    result: Any,
+    successful: Any,
 ) -> Piece:
     """Solve by `run` from each requested time to the next, saving after each to `file`.
 
-    `result` is what to say if nothing is left to solve.
+    `successful` is the result of a stretch that did not fail.
     """
     spread = is_spread((dynamics, dynamics.initial_state()))
     leads = not spread or jax.process_index() == 0
@@ -54,13 +53,13 @@ def from_time_to_time(
     hidden = not (progress and leads)
     bar = tqdm(total=float(ts[-1]), disable=hidden, desc=dynamics.label)
     _show(bar, known.counts)
-    successful = True
+    result = successful
     for i in range(int(known.done), len(ts)):
         start = ts[i - 1] if i else jnp.zeros_like(ts[0])
         piece = run(jax.tree.map(jnp.asarray, known.state), start, ts[i : i + 1])
-        known, result, successful = _with(known, piece), piece.result, piece.successful
+        known, result = _with(known, piece), piece.result
         _show(bar, known.counts)
-        if not successful:
+        if result != successful:
             break
         if file is not None:
             reached = on_host(tuple(known))
@@ -68,7 +67,7 @@ def from_time_to_time(
                 file.write(reached)
     bar.close()
     kept = jax.tree.map(jnp.asarray, tuple(known)[1:])
-    return Piece(*kept, result=result, successful=jnp.asarray(successful))
+    return Piece(*kept, result=result)
 
 
 def _so_far(
