@@ -188,14 +188,9 @@ def run(
         raise click.ClickException(f"--until must be finite and above 0; got {until}")
     arrays = read(data) if data else digits(train, test, seed)
     problem, y_test = as_problem(arrays, dtype)
-    network = nth.MLP(
-        problem.x_train.shape[1],
-        width,
-        depth,
-        out_size=problem.y_train.shape[1] if problem.y_train.ndim == 2 else "scalar",
-        activation=activation,
-        key=jax.random.key(seed),
-    )
+    out_size = problem.y_train.shape[1] if problem.y_train.ndim == 2 else "scalar"
+    how: Any = {"activation": activation, "key": jax.random.key(seed)}
+    network = nth.MLP(problem.x_train.shape[1], width, depth, out_size=out_size, **how)
     ts = times_until(until) if times is None else np.array(times)
     output.mkdir(parents=True, exist_ok=True)
     comparison = nth.compare(network, problem, ts, order, y_test=y_test)

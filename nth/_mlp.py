@@ -43,6 +43,20 @@ def _draw(
     return w * w_std, b * b_std
 
 
+def _scales_of(
+    parameterization: str, given: dict[str, Any], fans: list[tuple[int, int]]
+) -> list[_Scales]:
+    """The scales of each layer, of checked `sigma_w`, `sigma_a` and `sigma_b`."""
+    sigma_w, sigma_a, sigma_b = (require_scale(*item) for item in given.items())
+    if parameterization == "ntk":
+        _refuse_traced(sigma_w, sigma_a, sigma_b)
+    sigmas = [sigma_w] * (len(fans) - 1) + [sigma_a]
+    return [
+        _scales(parameterization, sigma, sigma_b, *fan)
+        for sigma, fan in zip(sigmas, fans, strict=True)
+    ]
+
+
 def _refuse_traced(*sigmas: Any) -> None:
     if is_traced(*sigmas):
         raise ValueError(
@@ -108,23 +122,15 @@ class MLP(eqx.Module):
         if out_size != "scalar":
             out_size = require_integer('out_size, if not "scalar",', out_size, 1)
         require_name("parameterization", parameterization, ("nth", "ntk", "standard"))
-        sigma_w = require_scale("sigma_w", sigma_w)
-        sigma_a = require_scale("sigma_a", sigma_a)
-        sigma_b = require_scale("sigma_b", sigma_b)
-        if parameterization == "ntk":
-            _refuse_traced(sigma_w, sigma_a, sigma_b)
+        given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
+        sizes = [in_size, *[width] * depth, 1 if out_size == "scalar" else out_size]
+        fans = list(pairwise(sizes))
+        scales = _scales_of(parameterization, given, fans)
         dtype = jnp.result_type(float) if dtype is None else dtype
-        fans = [in_size, *[width] * depth, 1 if out_size == "scalar" else out_size]
-        sigmas = [sigma_w] * depth + [sigma_a]
-        scales = [
-            _scales(parameterization, sigma, sigma_b, *fan)
-            for sigma, fan in zip(sigmas, pairwise(fans), strict=True)
-        ]
+        keys = jax.random.split(key, depth + 1)
         drawn = [
             _draw(layer_key, *fan, scale, dtype)
-            for layer_key, fan, scale in zip(
-                jax.random.split(key, depth + 1), pairwise(fans), scales, strict=True
-            )
+            for layer_key, fan, scale in zip(keys, fans, scales, strict=True)
         ]
         self.weights = tuple(w for w, _ in drawn)
         self.biases = tuple(b for _, b in drawn) if use_bias else None
