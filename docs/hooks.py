@@ -20,10 +20,10 @@ FIGURE = re.compile(r"^!\[(.*)\]\(\.\./figures/(\w+\.png)\)$", re.MULTILINE)
 def on_pre_build(**_: object) -> None:
     """Figures of the theory section, drawn anew."""
     SMALL.mkdir(exist_ok=True)
-    package = max(path.stat().st_mtime for path in ROOT.glob("nth/*.py"))
+    code = [*ROOT.glob("nth/*.py"), *ROOT.glob("examples/theory/*.py")]
+    newest = max(path.stat().st_mtime for path in code)
     for script in sorted(ROOT.glob("examples/theory/[!_]*.py")):
         done = SMALL / f"{script.stem}.txt"  # what it printed
-        newest = max(package, script.stat().st_mtime)
         if not done.exists() or done.stat().st_mtime < newest:
             command = [sys.executable, script, "--small"]
             ran = subprocess.run(

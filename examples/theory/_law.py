@@ -1,6 +1,7 @@
-"""What the scripts of laws in the width share: points, a table, a figure."""
+"""What scripts of laws in the width share: points, a table, a figure."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,15 @@ def axes(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
+def over_widths(axis: Axes, at: Sequence[float], **legend: Any) -> None:
+    """Logarithmic axes, a tick at each width, or time, and a legend."""
+    axis.set(xscale="log", yscale="log", xlabel="width")
+    axis.set_xticks(at, [f"{place:g}" for place in at])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.legend(frameon=False, **legend)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def draw(
     axis: Axes,
     at: Sequence[float],
@@ -39,15 +49,11 @@ def draw(
     line = np.asarray(at, float)
     axis.plot(line, law.prefactor * line**law.slope, color=colour, lw=0.9, ls="--")
     axis.plot(line, sizes, "o", color=colour, ms=4, label=f"{label}: {law.slope:.2f}")
-    axis.set(xscale="log", yscale="log", xlabel="width")
-    axis.set_xticks(line, [f"{place:g}" for place in at])
-    axis.xaxis.set_minor_locator(NullLocator())
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
+    over_widths(axis, at, fontsize=7, **below)
     low, high = np.log10(axis.dataLim.intervaly)
     axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades
     axis.yaxis.set_minor_formatter(NullFormatter())
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
-    axis.legend(frameon=False, fontsize=7, **below)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def medians(

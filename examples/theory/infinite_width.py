@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _law import over_widths
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -54,12 +55,9 @@ def scaling(widths: list[int], samples: int) -> None:
     axis.plot(w, spreads, "o", color=BLUE, label=r"spread of one draw, $w^{-1/2}$")
     axis.plot(w, gaps[0] * w[0] / w, color=ORANGE, lw=0.8, ls="--")
     axis.errorbar(w, gaps, 2 * doubts, fmt="o", color=ORANGE, label="mean, $w^{-1}$")
-    axis.set(xscale="log", yscale="log", xlabel="width $w$")
     axis.set_title("relative distance of the NTK from its limit", fontsize=9)
-    axis.set_xticks(w, [str(width) for width in widths])
-    axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    over_widths(axis, widths, fontsize=8)
+    axis.set_xlabel("width $w$")
     figure.savefig("infinite_width.png")
 
 

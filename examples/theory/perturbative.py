@@ -11,6 +11,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _law import over_widths
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -73,12 +74,9 @@ def main(small: bool) -> None:
     ):
         label = f"{name}: $w^{{{slope:.2f}}}$"
         axis.plot(widths, column, "o-", color=colour, lw=1.2, ms=4, label=label)
-    axis.set(xscale="log", yscale="log", xlabel="width $w$")
     axis.set_title("root-mean-square difference, test points", fontsize=9)
-    axis.set_xticks(widths, [str(w) for w in widths])
-    axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    over_widths(axis, widths, fontsize=8)
+    axis.set_xlabel("width $w$")
     figure.savefig("perturbative.png")
 
 
