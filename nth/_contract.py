@@ -11,8 +11,9 @@ import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._errors import as_array, require_finite, require_integer
-from ._form import Points, closed_form, directions_at_once, points_of, split_block
+from ._form import closed_form, directions_at_once, split_block
 from ._lift import along_jacobian, lift, slot_gradient
+from ._points import Points, points_of
 from ._problem import Problem
 
 

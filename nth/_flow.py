@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from ._descent import AbstractDescent
 from ._dynamics import two_norm
 from ._errors import require_scale
-from ._form import Points, form
+from ._form import form
 from ._lift import along_jacobian
 from ._network import OutputFunction, parametrize
+from ._points import Points
 from ._problem import Problem
 from ._rates import as_decay, by_rates, rates_of
 from ._types import Params, Scalar

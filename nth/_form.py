@@ -11,18 +11,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from ._errors import is_traced
-from ._layers import Layer, as_layers, rated
+from ._layers import Layer
 from ._layerwise import Chain, chain_at, fourth, second, third
 from ._lift import TensorFunction, along, lift, slot_gradient
 from ._memory import activation_bytes, parameter_bytes
-from ._network import OutputFunction, parametrize
-from ._problem import Problem
-from ._rates import rates_of
+from ._points import Points
 from ._types import Params
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
@@ -36,91 +33,12 @@ _OF_CHAIN = {2: second, 3: third, 4: fourth}
 Columns = Callable[[Any, Int[Array, ""], int], Float[Array, "rows ..."]]
 
 
-class Points(eqx.Module):
-    """A network and its points.
-
-    The first slot of a kernel runs over `x_train`, if `with_train`, and over `x_extra`;
-    each later one over `x_train`.
-    """
-
-    apply: OutputFunction
-    params: Params
-    x_train: Shaped[Array, "n *in"]
-    x_extra: Shaped[Array, "e *in"]
-    with_train: bool = eqx.field(static=True)
-    rates: Params | None = None
-
-    @property
-    def x(self) -> Shaped[Array, "rows *in"]:
-        """The points of the first slot."""
-        return jnp.concatenate([self.x_train] * self.with_train + [self.x_extra])
-
-    @property
-    def on_train(self) -> "Points":
-        """The same network, all slots over the training points."""
-        none = self.x_train[:0]
-        return Points(
-            self.apply, self.params, self.x_train, none, True, rates=self.rates
-        )
-
-    @property
-    def n_slots(self) -> int:
-        """The number of training slots, n·C."""
-        return len(self.x_train) * self.output.size
-
-    @property
-    def n_params(self) -> int:
-        """The number of parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
-
-    @property
-    def output(self) -> jax.ShapeDtypeStruct:
-        """The shape and dtype of one output."""
-        return jax.eval_shape(self.apply, self.params, self.x_train[0])
-
-    def layers(self, params: Params) -> tuple[Layer, ...] | None:
-        """The layers of a fully connected network, `None` for any other."""
-        layers = as_layers(self.apply, params, self.x_train[0])
-        return None if layers is None else rated(layers, self.rates)
-
-
-def points_of(
-    network: Callable[..., Any],
-    problem: Problem,
-    filter_spec: PyTree,
-    rows: Any = None,
-    learning_rates: PyTree = None,
-) -> Points:
-    """The network at the points of `problem`; `rows` are those of the first slot."""
-    apply, params, problem = parametrize(network, problem, filter_spec)
-    x = (problem.x_train, problem.x_test)
-    if rows is not None:
-        x = (problem.x_train, problem.x[_checked_rows(rows, len(problem.x))])
-    rates = rates_of(learning_rates, network, params)
-    return Points(apply, params, *x, with_train=rows is None, rates=rates)
-
-
-def _checked_rows(rows: Any, m: int) -> np.ndarray:
-    indices = np.asarray(rows)
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(
-            f"rows must be a sequence of indices of points; got {rows!r} (a mask "
-            "becomes indices by numpy.flatnonzero)."
-        )
-    if indices.size == 0 or indices.min() < 0 or indices.max() >= m:
-        raise ValueError(
-            f"rows must be at least one index from 0 to {m - 1}, of the m = {m} points "
-            f"of problem.x; got {rows!r}."
-        )
-    return indices
-
-
 def form(
     points: Points, order: int, block_size: int | None, progress: bool
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ … K⁽ᵖ⁾."""
     output = points.output
-    rows, n_slots = len(points.x) * output.size, points.n_slots
+    rows, n_slots = points.n_rows, points.n_slots
     layers = points.layers(points.params)
     chains = [] if layers is None else _chains(layers, points)
     tensors = [points.apply.over(points.params, points.x)]

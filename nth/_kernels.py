@@ -10,8 +10,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._checkpoint import Checkpoint, fingerprint
 from ._errors import require_integer
-from ._form import Points, form, held_bytes, points_of
+from ._form import form, held_bytes
 from ._memory import available_bytes
+from ._points import Points, points_of
 from ._problem import Problem
 
 
@@ -162,9 +163,8 @@ def kernels(
 
 
 def _refuse_if_too_large(points: Points, order: int) -> None:
-    output = points.output
-    rows, n_slots = (len(x) * output.size for x in (points.x, points.x_train))
-    needed = kernel_bytes(rows, n_slots, order, output.dtype.itemsize)
+    rows, n_slots = points.n_rows, points.n_slots
+    needed = kernel_bytes(rows, n_slots, order, points.output.dtype.itemsize)
     held = held_bytes(points, order)
     available = available_bytes()
     if needed + held > available:

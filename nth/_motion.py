@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from ._closed_form import require_squared_error
 from ._errors import require_instance, require_integer
 from ._evolution import KernelPath
-from ._form import form, points_of
+from ._form import form
 from ._network import OutputFunction
+from ._points import points_of
 from ._problem import Problem
 from ._types import Params, Scalar
 

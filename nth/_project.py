@@ -18,11 +18,12 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 from ._contract import checked_slots
 from ._eigen import leading_modes
 from ._errors import is_traced, require_integer
-from ._form import Points, form, points_of
+from ._form import form
 from ._layerwise import fourth_of, third_of
 from ._lift import along_jacobian, lift
 from ._memory import activation_bytes
 from ._network import OutputFunction
+from ._points import Points, points_of
 from ._problem import Problem
 from ._types import Params
 

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from ._dynamics import AbstractDynamics
 from ._errors import require_integer, require_name, require_scale, require_times
 from ._flow import GradientFlow
-from ._form import forming_cost, points_of
+from ._form import forming_cost
 from ._hierarchy import DenseHierarchy
 from ._integrate import (
     IntegrateOptions,
@@ -20,6 +20,7 @@ from ._integrate import (
 from ._kernels import kernel_bytes, kernels
 from ._matrix_free import MatrixFreeHierarchy
 from ._memory import available_bytes
+from ._points import points_of
 from ._problem import Problem
 from ._solution import Solution
 
@@ -141,13 +142,11 @@ def cheaper_method(
     """
     order = require_integer("order", order, 2)
     points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
-    output = points.output
-    n, slots = problem.n_train, points.n_slots
-    rows = (n + problem.n_test) * output.size
+    rows, slots = points.n_rows, points.n_slots
     reading = 20 * _EVALUATIONS * rows * slots ** (order - 1)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
-    solving = _EVALUATIONS * gradients * 3 * n * points.n_params
-    itemsize = output.dtype.itemsize
+    solving = _EVALUATIONS * gradients * 3 * problem.n_train * points.n_params
+    itemsize = points.output.dtype.itemsize
     fits = kernel_bytes(rows, slots, order, itemsize) < available_bytes() / 4
     cheaper = forming_cost(points, order) + reading < solving
     return "dense" if cheaper and fits else "matrix-free"

@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, PyTree
 
 from ._eigen import rounding_of
 from ._errors import require_instance, require_scale
-from ._form import Points, form, points_of
+from ._form import form
 from ._kernels import Kernels
 from ._layers import as_layers
 from ._mlp import MLP
 from ._passes import forward
+from ._points import Points, points_of
 from ._problem import Problem
 
 

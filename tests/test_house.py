@@ -26,6 +26,7 @@ ROWS = [
     "_passes",
     "_layerwise",
     "_lift",
+    "_points",
     "_form",
     "_kernels",
     "_contract",

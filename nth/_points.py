@@ -1,0 +1,101 @@
+"""What a kernel is of: a network, its parameters, and the points of each slot."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, Shaped
+
+from ._layers import Layer, as_layers, rated
+from ._network import OutputFunction, parametrize
+from ._problem import Problem
+from ._rates import rates_of
+from ._types import Params
+
+
+class Points(eqx.Module):
+    """A network and its points.
+
+    The first slot of a kernel runs over `x_train`, if `with_train`, and over `x_extra`;
+    each later one over `x_train`.
+    """
+
+    apply: OutputFunction
+    params: Params
+    x_train: Shaped[Array, "n *in"]
+    x_extra: Shaped[Array, "e *in"]
+    with_train: bool = eqx.field(static=True)
+    rates: Params | None = None
+
+    @property
+    def x(self) -> Shaped[Array, "rows *in"]:
+        """The points of the first slot."""
+        return jnp.concatenate([self.x_train] * self.with_train + [self.x_extra])
+
+    @property
+    def on_train(self) -> "Points":
+        """The same network, all slots over the training points."""
+        none = self.x_train[:0]
+        return Points(
+            self.apply, self.params, self.x_train, none, True, rates=self.rates
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """The number of slots in the first place."""
+        points = len(self.x_train) * self.with_train + len(self.x_extra)
+        return points * self.output.size
+
+    @property
+    def n_slots(self) -> int:
+        """The number of training slots, n·C."""
+        return len(self.x_train) * self.output.size
+
+    @property
+    def n_params(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def output(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of one output."""
+        return jax.eval_shape(self.apply, self.params, self.x_train[0])
+
+    def layers(self, params: Params) -> tuple[Layer, ...] | None:
+        """The layers of a fully connected network, `None` for any other."""
+        layers = as_layers(self.apply, params, self.x_train[0])
+        return None if layers is None else rated(layers, self.rates)
+
+
+def points_of(
+    network: Callable[..., Any],
+    problem: Problem,
+    filter_spec: PyTree,
+    rows: Any = None,
+    learning_rates: PyTree = None,
+) -> Points:
+    """The network at the points of `problem`; `rows` are those of the first slot."""
+    apply, params, problem = parametrize(network, problem, filter_spec)
+    x = (problem.x_train, problem.x_test)
+    if rows is not None:
+        x = (problem.x_train, problem.x[_checked_rows(rows, len(problem.x))])
+    rates = rates_of(learning_rates, network, params)
+    return Points(apply, params, *x, with_train=rows is None, rates=rates)
+
+
+def _checked_rows(rows: Any, m: int) -> np.ndarray:
+    indices = np.asarray(rows)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"rows must be a sequence of indices of points; got {rows!r} (a mask "
+            "becomes indices by numpy.flatnonzero)."
+        )
+    if indices.size == 0 or indices.min() < 0 or indices.max() >= m:
+        raise ValueError(
+            f"rows must be at least one index from 0 to {m - 1}, of the m = {m} points "
+            f"of problem.x; got {rows!r}."
+        )
+    return indices
