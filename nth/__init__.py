@@ -68,4 +68,4 @@ from ._comparison import Comparison as Comparison
 from ._compare import compare as compare
 from . import scaling as scaling
 
-__version__ = _version("nth")
+__version__ = _version("neural-tangent-hierarchy")

@@ -18,7 +18,10 @@ import numpy as np
 try:
     import click
 except ImportError:
-    sys.exit("nth: the command line needs click: pip install 'nth[examples]'")
+    sys.exit(
+        "nth: the command line needs click: "
+        "pip install 'neural-tangent-hierarchy[examples]'"
+    )
 
 import nth
 
@@ -53,7 +56,8 @@ def digits(n_train: int, n_test: int, seed: int) -> dict[str, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise click.ClickException(
-            "the digits need scikit-learn: pip install 'nth[examples]', or give --data"
+            "the digits need scikit-learn: "
+            "pip install 'neural-tangent-hierarchy[examples]', or give --data"
         ) from None
     images, numbers = load_digits(return_X_y=True)
     if n_train + n_test > len(images):

@@ -104,7 +104,7 @@ class Comparison(eqx.Module):
     def plot(self) -> "Figure":
         """A figure: loss, errors and, for labels, accuracy over time.
 
-        Needs matplotlib: `pip install 'nth[examples]'`.
+        Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
         """
         from ._plot import plot_comparison
 
@@ -114,7 +114,7 @@ class Comparison(eqx.Module):
         """A labelled data set, with dimensions `model`, `time`, `point` and `output`.
 
         `model` is `"truth"`, `"p=2"` and so on, or another model's name. Needs
-        xarray: `pip install 'nth[examples]'`.
+        xarray: `pip install 'neural-tangent-hierarchy[examples]'`.
         """
         import xarray
 
