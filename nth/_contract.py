@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ._errors import as_array, require_finite, require_integer
 from ._form import closed_form, directions_at_once, split_block
 from ._inputs import count
-from ._lift import along_jacobian, lift, slot_gradient
+from ._lift import along_jacobian, lift, require_forward_mode, slot_gradient
 from ._points import Points, points_of
 from ._problem import Problem
 
@@ -46,6 +46,7 @@ def contract(
     """
     order = require_integer("order", order, 2)
     points = points_of(network, problem, filter_spec)
+    require_forward_mode(points.apply, points.params, points.x_train, "contraction")
     return _contracted(points, _checked_vectors(vectors, order, points))
 
 

@@ -13,6 +13,7 @@ from ._closed_form import require_squared_error
 from ._errors import require_instance, require_integer
 from ._evolution import KernelPath
 from ._form import form
+from ._lift import require_forward_mode
 from ._network import OutputFunction
 from ._points import points_of
 from ._problem import Problem
@@ -54,6 +55,7 @@ def laziness(
     max_steps = require_integer("max_steps", max_steps, 1)
     points = points_of(network, problem, filter_spec)
     require_squared_error(problem, "laziness")
+    require_forward_mode(points.apply, points.params, points.x_train, "laziness")
     ntk = form(points.on_train, 2, None, progress=False)[1]
     largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]
     outputs = points.apply.over(points.params, points.x_train)

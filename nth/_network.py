@@ -37,8 +37,11 @@ class OutputFunction(eqx.Module):
 
     frozen: PyTree[Array]
     static: Any = eqx.field(static=True)
+    output: jax.ShapeDtypeStruct = eqx.field(static=True)
+    """The shape and dtype of one output."""
 
-    def __init__(self, frozen: PyTree):
+    def __init__(self, frozen: PyTree, output: jax.ShapeDtypeStruct):
+        self.output = output
         self.frozen, rest = eqx.partition(frozen, _is_array)
         leaves, treedef = jax.tree.flatten(rest, is_leaf=lambda leaf: leaf is None)
         try:
@@ -98,11 +101,10 @@ def parametrize(
     params, frozen = _partitioned(network, filter_spec)
     warn_of_statistics(network, params)
     params = _checked_params(params, problem)
-    apply = OutputFunction(frozen)
-    output = _output_of(apply, params, problem)
     refuse_changing_state(network, take(problem.x_train, 0))
+    output = _output_of(params, frozen, problem)
     refuse_mixed_points(network, problem)
-    return apply, params, problem.matched_to(output)
+    return OutputFunction(frozen, output), params, problem.matched_to(output)
 
 
 def _placed(leaf: Any) -> Any:
@@ -153,11 +155,13 @@ def _checked_params(params: Params, problem: Problem) -> Params:
 
 
 def _output_of(
-    apply: OutputFunction, params: Params, problem: Problem
+    params: Params, frozen: PyTree, problem: Problem
 ) -> jax.ShapeDtypeStruct:
     x = take(problem.x_train, 0)
     try:
-        output = eqx.filter_eval_shape(apply, params, x)
+        output = eqx.filter_eval_shape(
+            lambda params, frozen, x: eqx.combine(params, frozen)(x), params, frozen, x
+        )
     except Exception as error:
         raise ValueError(
             f"network failed on one input of x_train, {layout(x)}; it must map one "

@@ -21,7 +21,7 @@ from ._errors import is_traced, require_integer
 from ._form import form
 from ._inputs import take
 from ._layerwise import fourth_of, third_of
-from ._lift import along_jacobian, lift
+from ._lift import along_jacobian, lift, require_forward_mode
 from ._memory import activation_bytes
 from ._network import OutputFunction
 from ._points import Points, points_of
@@ -101,6 +101,9 @@ def project(
     """
     order = require_integer("order", order, 2)
     points = points_of(network, problem, filter_spec).on_train
+    if order > 2:
+        purpose = f"projection at order {order}"
+        require_forward_mode(points.apply, points.params, points.x_train, purpose)
     if isinstance(modes, int | np.integer):
         vectors = _leading_modes(points, require_integer("modes", modes, 1))
     else:

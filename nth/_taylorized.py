@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from ._dynamics import AbstractDynamics, two_norm
 from ._errors import require_integer
 from ._inputs import take
+from ._lift import require_forward_mode
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._taylor import Coefficients, best_coefficients
@@ -64,6 +65,9 @@ class TaylorizedFlow(AbstractDynamics):
         self.degree = require_integer("degree", degree, 1)
         self.apply, self.params, self.problem = parametrize(
             network, problem, filter_spec
+        )
+        require_forward_mode(
+            self.apply, self.params, problem.x_train, "a Taylor polynomial"
         )
         self.coefficients = best_coefficients(
             lambda params: self.apply.over(params, take(problem.x_train, slice(1))),
