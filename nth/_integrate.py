@@ -17,6 +17,7 @@ from ._errors import (
     is_traced,
     require_instance,
     require_integer,
+    require_path,
     require_times,
 )
 from ._solution import Solution
@@ -129,6 +130,8 @@ def check_options(options: IntegrateOptions) -> None:
         known = ", ".join(IntegrateOptions.__annotations__)
         raise TypeError(f"unknown option {unknown[0]!r}: integrate takes {known}.")
     require_integer("max_steps", options.get("max_steps", 1), 1)
+    if (checkpoint := options.get("checkpoint")) is not None:
+        require_path("checkpoint", checkpoint)
 
 
 def _default_controller(
