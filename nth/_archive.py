@@ -102,7 +102,8 @@ def _replace(path: Path, save: Callable[[BinaryIO], None]) -> None:
     partial = path.with_name(f".{name}.{secrets.token_hex(8)}.partial")
     with contextlib.ExitStack() as undo:
         with open(partial, "xb") as file:
-            undo.callback(partial.unlink)  # only from here on the file is this write's
+            # Not before: what may lie there already is not of this write.
+            undo.callback(partial.unlink, missing_ok=True)
             save(file)
             file.flush()
             os.fsync(file.fileno())

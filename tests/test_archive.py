@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import ml_dtypes
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from conftest import make_network, make_problem, tampered
 
 import nth
 from nth._checkpoint import Checkpoint
-from nth._errors import require_path
+from nth._integrate import RESULTS
 
 TREE = (np.asarray(2), np.arange(6.0).reshape(2, 3), {"a": np.asarray([True, False])})
 
@@ -283,6 +284,20 @@ def test_a_write_that_fails_leaves_what_was(
     assert os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.parametrize(
+    "user", ["integrate", "sweep", "Kernels.save", "Solution.save"]
+)
+def test_every_function_says_which_file_cannot_be_written(
+    user: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    argument = "path" if "." in user or user == "sweep" else "checkpoint"
+    message = rf"^{argument}: .*run\.npz cannot be written: .*No space left on device"
+    with pytest.raises(ValueError, match=message):
+        users(file)[user]()
+    assert os.listdir(file.parent) == []
+
+
 def test_an_interrupted_write_leaves_nothing(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,10 +326,27 @@ def measure(width: int, key: jax.Array) -> jax.Array:
     return jax.random.normal(key, ())
 
 
+def solution() -> nth.Solution:
+    zeros, zero = jnp.zeros((1, 4)), jnp.zeros(())
+    return nth.Solution(
+        jnp.ones(1),
+        zeros,
+        zeros,
+        jnp.zeros(1),
+        zero,
+        RESULTS.successful,
+        zeros,
+        {},
+        "",
+        "",
+    )
+
+
 def users(path: Any) -> dict[str, Callable[[], Any]]:
     network, problem = make_network(3, 1), make_problem()
     dynamics = nth.GradientFlow(network, problem)
-    kernels = nth.Kernels((jnp.zeros(6), jnp.zeros((6, 4))))
+    outputs = dynamics.outputs(dynamics.initial_state())
+    kernels = nth.Kernels((outputs, jnp.zeros((6, 4))))
     ts: Any = [1.0]
     return {
         "integrate": lambda: nth.integrate(dynamics, ts, checkpoint=path),
@@ -328,6 +360,7 @@ def users(path: Any) -> dict[str, Callable[[], Any]]:
         ),
         "Kernels.save": lambda: kernels.save(path, network, problem),
         "Kernels.load": lambda: nth.Kernels.load(path, network, problem),
+        "Solution.save": lambda: solution().save(path),
         "Solution.load": lambda: nth.Solution.load(path),
     }
 
@@ -353,14 +386,15 @@ def test_bad_paths(user: str, path: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("path", [3, True, b"run.npz", ["run.npz"]])
-def test_paths_of_another_type(path: Any) -> None:
-    """Given past the annotations, which only these tests enforce."""
-    message = "must be the path of a file, a str or an os.PathLike; got"
-    with pytest.raises(ValueError, match=f"^path {message}"):
-        require_path("path", path)
-    for user in ("solve", "compare"):
-        with pytest.raises(ValueError, match=f"^checkpoint {message}"):
-            users(path)[user]()
+def test_paths_of_another_type(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for user, call in users(path).items():
+        argument = "path" if "." in user or user == "sweep" else "checkpoint"
+        message = (
+            f"^{argument} must be the path of a file, a str or an os.PathLike; got"
+        )
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def solve(where):
 method, *points = sys.argv[2:]
 if points == ["outside"]:
     solve("outside")
+    sys.exit()
 for where in points:
     child = os.fork()
     if child == 0:
@@ -318,6 +319,18 @@ def test_killed_at_any_moment(file: Path, children: list[Any]) -> None:
     _, errors = child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL, errors[-3000:]
     goes_on(file, "gradient flow")
+
+
+def test_two_processes_with_one_file(file: Path, children: list[Any]) -> None:
+    """Both come to their end, and the file is whole."""
+    for _ in range(2):
+        children.append(start(file, "relaxation", "outside"))
+    for child in children:
+        _, errors = child.communicate(timeout=180)
+        assert child.returncode == 0, errors[-3000:]
+    assert os.listdir(file.parent) == [file.name]
+    assert known_times(file) == len(TS)
+    goes_on(file, "relaxation")
 
 
 def foreign(kind: str) -> dict[str, Any]:
