@@ -91,10 +91,10 @@ def integrate(
     because its outputs pass a million times their initial scale or the steps shrink to
     nothing, the values from there on are NaN, and that does not raise.
 
-    **Raises:** `ValueError` for bad times or a checkpoint that is damaged or of another
-    solve; `RuntimeError` with diffrax's reason, if `throw`, for a solve that failed
-    inside the window. Under `jax.jit` both come as JAX's own run-time errors, with the
-    same words.
+    **Raises:** `ValueError` for bad times, or a checkpoint that is damaged, belongs to
+    another solve or cannot be written; `RuntimeError` with diffrax's reason, if
+    `throw`, for a solve that failed inside the window. Under `jax.jit` both come as
+    JAX's own run-time errors, with the same words.
     """
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")

@@ -23,6 +23,7 @@ import pytest
 from conftest import make_network, make_problem, tampered
 
 import nth
+from nth import _archive
 from nth._checkpoint import Checkpoint
 from nth._integrate import RESULTS
 
@@ -64,7 +65,9 @@ def assert_equal(one: Any, other: Any) -> None:
 def test_arrays_come_back(leaf: Any, file: Path) -> None:
     checkpoint = Checkpoint(file, "identity")
     checkpoint.write([leaf])
-    (found,) = checkpoint.read([leaf])
+    found = checkpoint.read([leaf])
+    assert found is not None
+    (found,) = found
     assert found.dtype.name == leaf.dtype.name
     np.testing.assert_array_equal(found, leaf)
 
@@ -236,7 +239,8 @@ def test_what_killed_writes_left_is_removed_after_a_day(
     for left in (old, new, other):
         left.write_bytes(b"")
     for left in (old, other):
-        os.utime(left, (time.time() - 25 * 3600,) * 2)
+        yesterday = time.time() - 25 * 3600
+        os.utime(left, (yesterday, yesterday))
     checkpoint.write(TREE)
     assert not old.exists()
     assert new.exists()
@@ -275,7 +279,7 @@ def test_a_write_that_fails_leaves_what_was(
     message = r"checkpoint: .*run\.npz cannot be written: .*give another path"
     with monkeypatch.context() as patch:
         if how == "open":
-            patch.setattr(nth._archive, "open", refused_open, raising=False)
+            patch.setattr(_archive, "open", refused_open, raising=False)
         elif how != "limit":
             patch.setattr(np if how == "savez" else os, how, no_space)
         with limited_files(), pytest.raises(ValueError, match=message):

@@ -41,7 +41,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {"pickle": pickled, "copy": copy.deepc
 
 @pytest.fixture(scope="module")
 def solution() -> nth.Solution:
-    """That of the matrix-free hierarchy, whose state is a tuple of networks."""
+    """That of the matrix-free hierarchy, whose state has the structure of networks."""
     dynamics = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), 2)
     return nth.integrate(dynamics, TS, watch=dynamics.outputs)
 
@@ -271,15 +271,20 @@ def solution_state(solution: nth.Solution) -> Any:
 
 def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -> None:
     file = tmp_path / "solution.npz"
-    solution.save(file)
+    one, two = jnp.zeros(3), jnp.zeros((2, 3))
+    other(solution, state={"a": one, "b": two}).save(file)
+    shape = r"shape \(2, 3\) and dtype float64"
     wrong = {
-        r"Of \[0\]\.weights\[0\] the file has shape \(3, 3\) and dtype float64, "
-        r"and the structure shape \(4, 3\)": make_network(4, 1),
-        r"the structure nothing": (jnp.zeros(3),),
-        r"\[1\].* the file has nothing": make_network(3, 1),
+        rf"Of \['b'\] the file has {shape}, and the structure nothing": {"a": one},
+        rf"Of \['c'\] the file has nothing, and the structure {shape}": {
+            "a": one,
+            "b": two,
+            "c": two,
+        },
+        r"and the structure shape \(3,\) and dtype float64": {"a": one, "b": one},
+        r"and the structure shape \(2, 3\) and dtype bool": {"a": one, "b": two > 0},
     }
-    likes = [(make_network(4, 1),), (jnp.zeros(3),), (make_network(3, 1),) * 2]
-    for message, like in zip(wrong, likes, strict=True):
+    for message, like in wrong.items():
         with pytest.raises(ValueError, match=f"like has not the arrays.*{message}"):
             nth.Solution.load(file, like)
     with pytest.raises(ValueError, match="watched_like has not the arrays"):
