@@ -21,16 +21,24 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.sha256()
     leaves, tree = jax.tree.flatten(parts)
     leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
-    # Functions print with their address, which another process does not share.
-    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(tree)).encode())
+    digest.update(_without_addresses(str(tree)).encode())
     for leaf in leaves:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
             array = on_host(leaf)
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(bytes_of(array))
         else:
-            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
+            digest.update(_without_addresses(repr(leaf)).encode())
     return digest.hexdigest()
+
+
+def _without_addresses(text: str) -> str:
+    """Text in which functions do not print what a copy or a process does not share.
+
+    That is their address and, of a jitted function, its name, which a copy has not.
+    """
+    text = re.sub(r"<PjitFunction of .*? at 0x[0-9a-f]+>>", "<PjitFunction>", text)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -106,6 +106,11 @@ def _in_structure(found: dict[str, Any], like: PyTree, argument: str) -> PyTree:
             return None
         return found[""] if list(found) == [""] else tuple(found.values())
     leaves, tree = jax.tree.flatten(like)
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+        raise ValueError(
+            f"{argument} must be a pytree of arrays or of jax.ShapeDtypeStruct, such "
+            f"as dynamics.initial_state(); got {like!r}."
+        )
     expected = dict(zip(_leaf_names(like), map(ArraySpec.of, leaves), strict=True))
     saved = {name: ArraySpec.of(array) for name, array in found.items()}
     if list(expected.items()) != list(saved.items()):

@@ -186,6 +186,15 @@ def test_checkpoints_of_a_copy_are_accepted(how: str, tmp_path: Path) -> None:
     assert_equal(solved.train, again.train)
 
 
+def test_copies_with_jitted_functions_have_one_fingerprint() -> None:
+    """A copy of a jitted function is another object, and prints without its name."""
+    for function in (jax.nn.silu, jax.jit(lambda z: z)):
+        network = make_network(3, 1, activation=function)
+        assert fingerprint(copy.deepcopy(network)) == fingerprint(network)
+    names = [fingerprint(make_network(3, 1, activation=name)) for name in ACTIVATIONS]
+    assert len(set(names)) == len(names)
+
+
 # Files of solutions
 
 
@@ -286,6 +295,9 @@ def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -
     }
     for message, like in wrong.items():
         with pytest.raises(ValueError, match=f"like has not the arrays.*{message}"):
+            nth.Solution.load(file, like)
+    for like in ("abc", 3, [1.0, one]):
+        with pytest.raises(ValueError, match="like must be a pytree of arrays"):
             nth.Solution.load(file, like)
     with pytest.raises(ValueError, match="watched_like has not the arrays"):
         nth.Solution.load(file, watched_like=(jnp.zeros(3),))
