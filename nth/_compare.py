@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +18,7 @@ from ._errors import (
     require_finite,
     require_instance,
     require_integer,
+    require_path,
     require_times,
 )
 from ._integrate import (
@@ -128,7 +128,7 @@ def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
     path = options.get("checkpoint")
     if path is None:
         return options
-    path = Path(path)
+    path = require_path("checkpoint", path)
     return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
 
 

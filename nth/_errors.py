@@ -3,7 +3,10 @@
 import difflib
 import math
 import operator
+import os
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -158,3 +161,31 @@ def require_name(argument: str, value: Any, known: Iterable[Name]) -> Name:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     names = ", ".join(repr(name) for name in known)
     raise ValueError(f"{argument} must be one of {names}; got {value!r}.{hint}")
+
+
+def require_path(argument: str, value: Any) -> Path:
+    """`value` as the path of a regular file, or of one that can be created."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be the path of a file, a str or an os.PathLike; got "
+            f"{value!r}."
+        ) from None
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise ValueError(f"{argument}: there is no folder {folder}.") from None
+        return path
+    except (OSError, ValueError) as error:  # a NUL character is a ValueError
+        raise ValueError(
+            f"{argument} must be the path of a file; got {value!r}: {error}."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{argument} must be the path of a regular file; {path} is a folder, a "
+            "device or a pipe."
+        )
+    return path

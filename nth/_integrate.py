@@ -17,6 +17,7 @@ from ._errors import (
     is_traced,
     require_instance,
     require_integer,
+    require_path,
     require_times,
 )
 from ._solution import Solution
@@ -90,10 +91,10 @@ def integrate(
     because its outputs pass a million times their initial scale or the steps shrink to
     nothing, the values from there on are NaN, and that does not raise.
 
-    **Raises:** `ValueError` for bad times or a checkpoint that is damaged or of another
-    solve; `RuntimeError` with diffrax's reason, if `throw`, for a solve that failed
-    inside the window. Under `jax.jit` both come as JAX's own run-time errors, with the
-    same words.
+    **Raises:** `ValueError` for bad times, or a checkpoint that is damaged, belongs to
+    another solve or cannot be written; `RuntimeError` with diffrax's reason, if
+    `throw`, for a solve that failed inside the window. Under `jax.jit` both come as
+    JAX's own run-time errors, with the same words.
     """
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
@@ -129,6 +130,8 @@ def check_options(options: IntegrateOptions) -> None:
         known = ", ".join(IntegrateOptions.__annotations__)
         raise TypeError(f"unknown option {unknown[0]!r}: integrate takes {known}.")
     require_integer("max_steps", options.get("max_steps", 1), 1)
+    if (checkpoint := options.get("checkpoint")) is not None:
+        require_path("checkpoint", checkpoint)
 
 
 def _default_controller(

@@ -17,6 +17,7 @@ ROWS = [
     "_inputs",
     "_eigen",
     "_loss",
+    "_archive",
     "_checkpoint",
     "_problem",
     "_activation",
@@ -57,6 +58,7 @@ ROWS = [
     "_solution",
     "_stretches",
     "_integrate",
+    "_saving",
     "_evolution",
     "_assumptions",
     "_bounds",
@@ -76,8 +78,9 @@ ROWS = [
     "__init__",
     "__main__",
 ]
-# Imported inside a method, for an optional dependency: the way does not bend back.
-LAZY = {("_comparison", "_plot")}
+# Imported inside a method: for an optional dependency, or because files of solutions
+# need `RESULTS`.
+LAZY = {("_comparison", "_plot"), ("_solution", "_saving")}
 
 
 def imports(tree):
