@@ -75,7 +75,8 @@ class Problem(eqx.Module):
         else:
             x_test = as_inputs("x_test", x_test)
             require_same_layout("x_test", x_test, "x_train", x_train)
-        dtype = floating_dtype(x_train) or jnp.result_type(float)
+        dtype = floating_dtype(x_train) or floating_dtype(y_train)
+        dtype = dtype or jnp.result_type(float)
         self.x_train = x_train
         self.y_train = loss.check_targets(require_finite("y_train", y_train), dtype)
         self.x_test = x_test

@@ -5,6 +5,7 @@ by the definition of D, closed forms for p = 2, and plain loops for training.
 """
 
 import warnings
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +207,7 @@ def test_a_batch_that_mixes_points_is_refused():
 def test_nnx_in_training_mode_is_refused():
     x = X.astype(jnp.float32)
     problem = nth.Problem(x[:3], Y.astype(jnp.float32))
-    network = NNXNet(nnx.Rngs(0), jnp.float32)
+    network: Any = NNXNet(nnx.Rngs(0), jnp.float32)
     with pytest.raises(ValueError, match=r"changes its own variables.*network\.eval"):
         nth.kernels(network, problem, 2)
     network.norm.use_running_average = True  # dropout alone
@@ -225,13 +226,13 @@ def test_statistics_that_would_be_trained_are_named():
 
 def test_a_flax_module_without_its_variables():
     with pytest.raises(ValueError, match=r"no trainable array.*nth\.from_apply"):
-        nth.kernels(LinenNet(), nth.Problem(X[:3], Y), 2)
+        nth.kernels(cast(Any, LinenNet()), nth.Problem(X[:3], Y), 2)
 
 
 def test_nnx_parameters_are_traced():
     """Derivatives with respect to the parameters of a network that holds variables."""
     problem = nth.Problem(X[:3], Y)
-    network = NNXNet(nnx.Rngs(0))
+    network: Any = NNXNet(nnx.Rngs(0))
     network.eval()
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
 
