@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._dynamics import AbstractDynamics, two_norm
-from ._errors import require_integer
+from ._errors import require_order
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._taylor import Coefficients, best_coefficients
@@ -60,7 +60,7 @@ class TaylorizedFlow(AbstractDynamics):
         *,
         filter_spec: PyTree = eqx.is_inexact_array,
     ):
-        self.degree = require_integer("degree", degree, 1)
+        self.degree = require_order("degree", degree, 1)
         self.apply, self.params, self.problem = parametrize(
             network, problem, filter_spec
         )
