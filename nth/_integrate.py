@@ -290,7 +290,7 @@ def _raise_later(
     ]
     place = _which(solution.result, known)
 
-    def outputs(s: Solution) -> tuple[Array, ...]:  # each may be all that is used
+    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be all that is used
         return s.train, s.test, s.loss
 
     checked = eqx.branched_error_if(outputs(solution), failed, place, messages)

@@ -83,7 +83,7 @@ def _refuse_traced(*sigmas: Any) -> None:
 def _float_dtype(dtype: Any) -> np.dtype:
     """`dtype` as a floating one that JAX has as it is set."""
     default = jnp.dtype(jnp.result_type(float))
-    if dtype is None:
+    if dtype is None or dtype is float:
         return default
     try:
         known = jnp.dtype(dtype)

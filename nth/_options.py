@@ -236,18 +236,20 @@ def check_watch(watch: Any, state: State) -> None:
 def failures(max_steps: int) -> list[tuple[Any, str]]:
     """Each result of a failed solve, and what is said of it; the last is any other."""
     results = diffrax.RESULTS
+    kink = (
+        "At a kink of the loss or of the network adaptive steps shrink without end: "
+        f"take fixed ones, solver=diffrax.Heun(), {_CONSTANT}."
+    )
     return [
         (
             results.max_steps_reached,
             f"it took max_steps={max_steps} steps. Give a larger max_steps, or earlier "
-            "times.",
+            f"times. {kink}",
         ),
         (
             results.dt_min_reached,
-            "its steps became smaller than the least that is allowed, as happens at a "
-            "kink of the loss or of the network, and where outputs are not finite. "
-            "Fixed steps pass a kink: solver=diffrax.Heun(), "
-            f"{_CONSTANT}.",
+            "its steps became smaller than the least that is allowed, as happens where "
+            f"outputs are not finite. {kink}",
         ),
         (
             results.max_steps_rejected,
