@@ -18,6 +18,7 @@ from ._errors import (
     require_integer,
     require_order,
     require_positive,
+    require_supported_dtype,
 )
 from ._taylor import Coefficients, best_coefficients, by_jvp
 
@@ -195,6 +196,7 @@ def check_data(
     **Returns:** [`nth.theory.DataCheck`][].
     """
     array = require_finite("x", as_array("x", x))
+    require_supported_dtype("x", array.dtype)
     if array.ndim < 2 or 0 in array.shape:
         raise ValueError(
             f"x must have shape (n, *in), one input a row; got {array.shape}."

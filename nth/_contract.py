@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._errors import as_array, require_finite, require_integer
+from ._errors import as_array, require_finite, require_order
 from ._form import closed_form, directions_at_once, split_block
 from ._lift import along_jacobian, lift, slot_gradient
 from ._points import Points, points_of
@@ -43,7 +43,7 @@ def contract(
 
     **Raises:** `ValueError` for an order below 2 or vectors that do not fit.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     points = points_of(network, problem, filter_spec)
     return _contracted(points, _checked_vectors(vectors, order, points))
 
