@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._errors import as_array, require_finite, require_integer
+from ._errors import as_array, require_finite, require_order
 from ._form import closed_form, directions_at_once, split_block
 from ._inputs import count
 from ._lift import along_jacobian, lift, require_forward_mode, slot_gradient
@@ -44,7 +44,7 @@ def contract(
 
     **Raises:** `ValueError` for an order below 2 or vectors that do not fit.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     points = points_of(network, problem, filter_spec)
     require_forward_mode(points.apply, points.params, points.x_train, "contraction")
     return _contracted(points, _checked_vectors(vectors, order, points))

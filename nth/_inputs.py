@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from ._errors import as_array, require_finite
+from ._errors import as_array, require_finite, require_supported_dtype
 from ._types import Inputs
 
 
@@ -63,6 +63,7 @@ def _as_points(argument: str, value: Any) -> Shaped[Array, "points ..."]:
             f"{argument} must have shape (points, *in), one input per row; got a "
             "scalar."
         )
+    require_supported_dtype(argument, array.dtype)
     return require_finite(argument, array)
 
 

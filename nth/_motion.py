@@ -19,6 +19,9 @@ from ._points import points_of
 from ._problem import Problem
 from ._types import Inputs, Params, Scalar
 
+# They are iterated together, each with two vectors of the size of the parameters.
+_MOST_STARTS = 1000
+
 
 def laziness(
     network: Callable[..., Any],
@@ -44,14 +47,14 @@ def laziness(
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]; squared error.
-    - `starts`: random starts, of which the largest result is taken.
+    - `starts`: random starts, up to 1,000, of which the largest result is taken.
     - `max_steps`: iterations, where the value has not settled before.
 
     **Returns:** κ, a scalar.
 
     **Raises:** `ValueError` for another loss or bad input.
     """
-    starts = require_integer("starts", starts, 1)
+    starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
     points = points_of(network, problem, filter_spec)
     require_squared_error(problem, "laziness")

@@ -15,6 +15,7 @@ from ._errors import (
     placed_by_compiler,
     require_finite,
     require_instance,
+    require_supported_dtype,
 )
 from ._inputs import floating_dtype, layout, take
 from ._modules import NNXNetwork, as_module
@@ -136,6 +137,8 @@ def _checked_params(params: Params, problem: Problem) -> Params:
         )
     for leaf in leaves:
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if eqx.is_inexact_array(leaf):
+            require_supported_dtype("network", dtype)
         if not eqx.is_inexact_array(leaf) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"filter_spec chooses a leaf of type {dtype} for training: only "

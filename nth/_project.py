@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from ._contract import checked_slots
 from ._eigen import leading_modes
-from ._errors import is_traced, require_integer
+from ._errors import is_traced, require_integer, require_order
 from ._form import form
 from ._inputs import take
 from ._layerwise import fourth_of, third_of
@@ -99,7 +99,7 @@ def project(
     **Raises:** `ValueError` for an order below 2, more modes than slots, or modes that
     do not fit.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     points = points_of(network, problem, filter_spec).on_train
     if order > 2:
         purpose = f"projection at order {order}"

@@ -21,12 +21,12 @@ ROWS = [
     "_checkpoint",
     "_problem",
     "_activation",
-    "_mlp",
     "_modules",
     "_network_checks",
     "_network",
     "_rates",
     "_memory",
+    "_mlp",
     "_layers",
     "_passes",
     "_layerwise",
@@ -57,6 +57,8 @@ ROWS = [
     "_window",
     "_solution",
     "_stretches",
+    "_options",
+    "_diagnosis",
     "_integrate",
     "_saving",
     "_evolution",
@@ -121,9 +123,9 @@ def test_no_import_goes_back_up():
                 assert ROWS.index(other) < ROWS.index(name), (name, other)
 
 
-def test_only_integrate_imports_diffrax():
+def test_only_integration_imports_diffrax():
     users = {name for name, tree in parsed().items() if "diffrax" in imports(tree)[1]}
-    assert users == {"_integrate"}
+    assert users == {"_options", "_integrate"}
 
 
 def test_optional_dependencies_are_not_imported_by_the_library():
