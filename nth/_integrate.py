@@ -15,6 +15,7 @@ from ._checkpoint import Checkpoint, fingerprint
 from ._diagnosis import cause_at_start
 from ._dynamics import AbstractDynamics
 from ._errors import is_traced, require_instance, require_times
+from ._finite import all_finite
 from ._options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
@@ -259,9 +260,7 @@ def _say_aloud(
 ) -> Solution:
     """Warn if the window was left; raise if the solve failed inside it and `throw`."""
     successful = solution.result == diffrax.RESULTS.successful
-    finite = jnp.all(jnp.isfinite(solution.train)) & jnp.all(
-        jnp.isfinite(solution.test)
-    )
+    finite = all_finite(solution.train, solution.test)
     failed = jnp.where(successful, ~finite, jnp.isinf(solution.valid_until))
     last_time, label = solution.stats["last_time"], solution.label
     words = partial(warn_of_window, label)
