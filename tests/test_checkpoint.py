@@ -549,7 +549,7 @@ def test_evaluations_are_counted(solver: Any, truncated: bool, file: Path) -> No
 def test_a_failed_stretch_leaves_the_last_good_checkpoint(file: Path) -> None:
     """And more steps are no other solve: with them it goes on from there."""
     ts = [1e-3, 5.0]
-    with pytest.raises(RuntimeError, match="maximum number of solver steps"):
+    with pytest.raises(RuntimeError, match="it took max_steps=1 steps"):
         nth.integrate(relaxation(), ts, max_steps=1, checkpoint=file)
     assert known_times(file) == 1
     partial = nth.integrate(relaxation(), ts, max_steps=1, checkpoint=file, throw=False)
