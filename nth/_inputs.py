@@ -99,6 +99,10 @@ def layout(x: Any) -> str:
     )
 
 
+def _dtypes(x: Any) -> str:
+    return ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(x))
+
+
 def require_same_layout(argument: str, x: Inputs, name: str, like: Inputs) -> None:
     """Raise `ValueError` unless points of `x` are like those of `like`, called `name`.
 
@@ -123,6 +127,6 @@ def require_same_layout(argument: str, x: Inputs, name: str, like: Inputs) -> No
         )
     if jax.tree.leaves(own) != jax.tree.leaves(other):
         raise ValueError(
-            f"{argument} has inputs {layout(own)} and {name} {layout(other)}: cast one "
-            "of them, so that the dtypes are equal."
+            f"{argument} has dtype {_dtypes(own)} and {name} {_dtypes(other)}: cast "
+            "one of them."
         )

@@ -29,6 +29,23 @@ from ._problem import Problem
 from ._types import Inputs, Params
 
 
+class _Static:
+    """What of a network is no array, equal and hashed by its structure and leaves."""
+
+    def __init__(self, tree: PyTree):
+        self.tree = tree
+
+    def _key(self) -> Any:
+        leaves, treedef = jax.tree.flatten(self.tree)
+        return treedef, tuple(leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
 class OutputFunction(eqx.Module):
     """f(θ, x) of one input: a network with its trainable part θ taken out.
 
@@ -37,29 +54,24 @@ class OutputFunction(eqx.Module):
     """
 
     frozen: PyTree[Array]
-    static: Any = eqx.field(static=True)
+    static: _Static = eqx.field(static=True)
     output: jax.ShapeDtypeStruct = eqx.field(static=True)
     """The shape and dtype of one output."""
 
     def __init__(self, frozen: PyTree, output: jax.ShapeDtypeStruct):
         self.output = output
         self.frozen, rest = eqx.partition(frozen, _is_array)
-        leaves, treedef = jax.tree.flatten(rest, is_leaf=lambda leaf: leaf is None)
-        try:
-            hash(tuple(leaves))
-        except TypeError as error:
-            kinds = {type(leaf).__name__ for leaf in leaves if _is_unhashable(leaf)}
+        self.static = _Static(rest)
+        if kinds := {type(leaf) for leaf in jax.tree.leaves(rest) if _unhashable(leaf)}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(
-                f"network has a leaf of type {', '.join(sorted(kinds))}, which cannot "
-                f"be hashed ({error}): hold it in a static field, or as an array."
-            ) from None
-        self.static = (treedef, tuple(leaves))
+                f"network has a leaf of type {names}, which cannot be hashed: hold it "
+                "in a static field, or as an array."
+            )
 
     def network(self, params: Params) -> Any:
         """The network at the parameters `params`."""
-        treedef, leaves = self.static
-        rest = jax.tree.unflatten(treedef, leaves)
-        return eqx.combine(params, self.frozen, rest)
+        return eqx.combine(params, self.frozen, self.static.tree)
 
     def __call__(self, params: Params, x: Any) -> Float[Array, "*out"]:
         return self.network(params)(x)
@@ -73,7 +85,7 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
-def _is_unhashable(leaf: Any) -> bool:
+def _unhashable(leaf: Any) -> bool:
     try:
         hash(leaf)
     except TypeError:

@@ -89,7 +89,7 @@ def test_pytrees_that_are_refused(x, words):
         (X, "x_test has inputs .* they must have one structure"),
         ({"x": X}, "they must have one structure"),
         ({"x": X[:, :2], "z": jnp.arange(4)}, r"x_test has inputs of shape .*\(2,\)"),
-        ({"x": X, "z": jnp.arange(4.0)}, "x_test has inputs .* cast one of them"),
+        ({"x": X, "z": jnp.arange(4.0)}, "x_test has dtype .* cast one of them"),
     ],
 )
 def test_points_of_another_layout_are_refused(x_test, words):
