@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +22,7 @@ from ._errors import (
     require_instance,
     require_name,
     require_order,
+    require_path,
     require_times,
 )
 from ._flow import GradientFlow
@@ -140,7 +140,7 @@ def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
     path = options.get("checkpoint")
     if path is None:
         return options
-    path = Path(path)
+    path = require_path("checkpoint", path)
     return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
 
 
@@ -180,7 +180,7 @@ def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) ->
         for points in ("x_train", "y_train", "x_test"):
             ours = getattr(flow.problem, points)
             theirs = getattr(dynamics.problem, points)
-            if not np.array_equal(ours, theirs):
+            if not eqx.tree_equal(ours, theirs):
                 raise ValueError(
                     f"models[{name!r}] has another {points} than problem: make it of "
                     "the same problem."

@@ -4,6 +4,7 @@ import difflib
 import math
 import operator
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,15 +167,6 @@ def require_key(argument: str, value: Any) -> Any:
     return value
 
 
-def require_path(argument: str, value: Any) -> Path:
-    """`value` as a path."""
-    if not isinstance(value, str | os.PathLike) or not str(value):
-        raise ValueError(
-            f"{argument} must be the path of a file, such as 'run.npz'; got {value!r}."
-        )
-    return Path(value)
-
-
 def require_times(
     ts: Any, dtype: Any, *, with_infinity: bool = False
 ) -> Float[Array, " T"]:
@@ -285,3 +277,31 @@ def near_match(value: Any, known: Iterable[str]) -> str:
     """A sentence with the name of `known` that `value` may have meant, or nothing."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require_path(argument: str, value: Any) -> Path:
+    """`value` as the path of a regular file, or of one that can be created."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be the path of a file, a str or an os.PathLike; got "
+            f"{value!r}."
+        ) from None
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise ValueError(f"{argument}: there is no folder {folder}.") from None
+        return path
+    except (OSError, ValueError) as error:  # a NUL character is a ValueError
+        raise ValueError(
+            f"{argument} must be the path of a file; got {value!r}: {error}."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{argument} must be the path of a regular file; {path} is a folder, a "
+            "device or a pipe."
+        )
+    return path

@@ -83,9 +83,10 @@ def integrate(
     nothing, the values from there on are NaN, and that does not raise.
 
     **Raises:** `ValueError` for bad times, options that do not go together, or a
-    checkpoint that is damaged or of another solve; `RuntimeError` with the reason, if
-    `throw`, for a solve that failed inside the window. Under `jax.jit` both are raised
-    as JAX's own run-time errors, with the same words.
+    checkpoint that is damaged, belongs to another solve or cannot be written;
+    `RuntimeError` with the reason, if `throw`, for a solve that failed inside the
+    window. Under `jax.jit` both are raised as JAX's own run-time errors, with the same
+    words.
     """
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     options: IntegrateOptions = {

@@ -8,9 +8,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ._archive import ArraySpec
 from ._checkpoint import Checkpoint, fingerprint
-from ._errors import require_integer
+from ._errors import is_traced, require_integer, require_path
+from ._finite import require_finite_kernels
 from ._form import form, held_bytes
+from ._inputs import count, take
 from ._memory import available_bytes
 from ._points import Points, points_of
 from ._problem import Problem
@@ -66,12 +69,15 @@ class Kernels(eqx.Module):
         goes into the file (targets and loss do not count).
 
         **Raises:** `ValueError` if the kernels are visibly of another network or of
-        other points.
+        other points, or if the file cannot be written.
         """
+        require_path("path", path)
+        if is_traced(self, network, problem):
+            raise ValueError("kernels cannot be saved under jax.jit.")
         points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
         outputs = points.apply.over(points.params, points.x)
-        own = self.complete and outputs.shape == self[1].shape
-        own = own and outputs.dtype == self[1].dtype
+        specs = [ArraySpec.of(tensor) for tensor in self.tensors]
+        own = self.complete and _fit(specs, points)
         if not own or not bool(jnp.allclose(outputs, self[1], rtol=1e-4, atol=1e-4)):
             raise ValueError(
                 "kernels are not of this network at all points of this problem: save "
@@ -97,17 +103,30 @@ class Kernels(eqx.Module):
         **Raises:** `ValueError` if there is no file, or one that is damaged or was
         written for another network, other points or another `filter_spec`.
         """
+        require_path("path", path)
+        if is_traced(network, problem):
+            raise ValueError("kernels cannot be loaded under jax.jit.")
         points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
         file = _file(path, points)
-        tensors = file.read_leaves()
+        tensors = file.read_leaves(lambda specs: _fit(specs, points))
         if tensors is None:
             raise ValueError(f"path: there is no file {file.path}.")
         return cls(tuple(map(jnp.asarray, tensors)))
 
 
+def _fit(specs: list[ArraySpec], points: Points) -> bool:
+    """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
+    output, slot = points.output, (points.n_train, *points.output.shape)
+    rows = (count(points.x), *output.shape)
+    most = 64  # dimensions of an array in NumPy
+    return 0 < len(specs) <= most and all(
+        spec == (output.dtype.name, rows + slot * r) for r, spec in enumerate(specs)
+    )
+
+
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
     # A lambda is known by what it computes: its name says nothing.
-    traced = eqx.filter_make_jaxpr(points.apply)(points.params, points.x[0])
+    traced = eqx.filter_make_jaxpr(points.apply)(points.params, take(points.x_train, 0))
     return Checkpoint(
         path,
         fingerprint(points, str(traced[0]), traced[0].consts),
@@ -159,7 +178,12 @@ def kernels(
     _refuse_if_too_large(points, order)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
-    return Kernels(form(points, order, block_size, progress), rows is None)
+    tensors = form(points, order, block_size, progress)
+    if not is_traced(tensors):
+        n_train = points.n_train if points.with_train else count(points.x)
+        network_at = (points.apply, points.params, points.x)
+        require_finite_kernels(tensors, *network_at, n_train)
+    return Kernels(tensors, rows is None)
 
 
 def _refuse_if_too_large(points: Points, order: int) -> None:

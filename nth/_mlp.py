@@ -118,7 +118,8 @@ class MLP(eqx.Module):
     - `width`, `depth`: neurons in each hidden layer, and how many such layers (≥ 1).
     - `out_size`: `"scalar"` for outputs of shape `()`, or C for `(C,)`.
     - `activation`: a name (`"tanh"`, `"erf"`, `"relu"`, `"gelu"`, `"sigmoid"`,
-        `"softplus"`, `"sin"`, `"linear"`) or any elementwise function.
+        `"softplus"`, `"sin"`, `"linear"`) or any elementwise function. A network with
+        a named activation can be pickled.
     - `use_bias`, `sigma_w`, `sigma_a`, `sigma_b`: as in the table.
     - `dtype`: of the parameters, float32 or float64; JAX's default float if left out.
     - `key`: the random key that the parameters are drawn with.

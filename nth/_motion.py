@@ -13,10 +13,11 @@ from ._closed_form import require_squared_error
 from ._errors import require_instance, require_integer
 from ._evolution import KernelPath
 from ._form import form
+from ._lift import require_forward_mode
 from ._network import OutputFunction
 from ._points import points_of
 from ._problem import Problem
-from ._types import Params, Scalar
+from ._types import Inputs, Params, Scalar
 
 # They are iterated together, each with two vectors of the size of the parameters.
 _MOST_STARTS = 1000
@@ -57,6 +58,7 @@ def laziness(
     max_steps = require_integer("max_steps", max_steps, 1)
     points = points_of(network, problem, filter_spec)
     require_squared_error(problem, "laziness")
+    require_forward_mode(points.apply, points.params, points.x_train, "laziness")
     ntk = form(points.on_train, 2, None, progress=False)[1]
     largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]
     outputs = points.apply.over(points.params, points.x_train)
@@ -67,7 +69,7 @@ def laziness(
 
 @eqx.filter_jit
 def _bend(
-    apply: OutputFunction, params: Params, x: Array, starts: int, max_steps: int
+    apply: OutputFunction, params: Params, x: Inputs, starts: int, max_steps: int
 ) -> Scalar:
     """max ‖D²f[u, v]‖ over unit u, v, by alternating between w, u and v in
     ⟨w, D²f[u, v]⟩: each step can only raise it."""

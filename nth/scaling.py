@@ -67,7 +67,7 @@ def sweep(
     **Returns:** [`nth.scaling.Sweep`][].
 
     **Raises:** `ValueError` for bad widths, a `measure` that gives other than scalars,
-    or a file that is damaged or of another sweep.
+    or a file that is damaged, belongs to another sweep or cannot be written.
     """
     require_callable("measure", measure, "measure(width, key)")
     sizes = _checked_widths(widths)
@@ -83,11 +83,13 @@ def sweep(
     require_memory("initialisations", purpose, needed, available_bytes())
     values = jax.tree.map(lambda s: np.full((len(sizes), count), np.nan, s.dtype), like)
     done, file = np.zeros((), int), None
+    starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
     if path is not None:
         path = require_path("path", path)
         file = _file(path, measure, sizes, count, batch, key)
         done, values = file.read((done, values)) or (done, values)
-    starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
+        if not 0 <= int(done) <= len(starts):
+            raise file.damaged(f"it has {done} of {len(starts)} batches")
     bar = tqdm(total=len(starts), initial=int(done), disable=not progress)
     for step in range(int(done), len(starts)):
         i, first = starts[step]

@@ -13,11 +13,16 @@ ROWS = [
     "_types",
     "_errors",
     "_warn",
+    "_jaxpr",
+    "_inputs",
     "_eigen",
     "_loss",
+    "_archive",
     "_checkpoint",
     "_problem",
     "_activation",
+    "_modules",
+    "_network_checks",
     "_network",
     "_rates",
     "_memory",
@@ -27,12 +32,15 @@ ROWS = [
     "_layerwise",
     "_lift",
     "_points",
+    "_jacobian",
+    "_finite",
     "_form",
     "_kernels",
     "_contract",
     "_project",
     "_spectrum",
     "_taylor",
+    "_series",
     "_dynamics",
     "_descent",
     "_hierarchy",
@@ -51,6 +59,7 @@ ROWS = [
     "_stretches",
     "_options",
     "_integrate",
+    "_saving",
     "_evolution",
     "_assumptions",
     "_bounds",
@@ -70,8 +79,9 @@ ROWS = [
     "__init__",
     "__main__",
 ]
-# Imported inside a method, for an optional dependency: the way does not bend back.
-LAZY = {("_comparison", "_plot")}
+# Imported inside a method: for an optional dependency, or because files of solutions
+# need `RESULTS`.
+LAZY = {("_comparison", "_plot"), ("_solution", "_saving")}
 
 
 def imports(tree):

@@ -352,9 +352,9 @@ def test_new_points_after_the_solve(solved):
 @pytest.mark.parametrize(
     ("x_new", "words"),
     [
-        (np.zeros((2, 4)), r"x_new has shape \(2, 4\).*inputs of shape \(3,\)"),
-        (np.zeros(3), r"x_new has shape \(3,\).*inputs of shape \(3,\)"),
-        (np.float64(0), r"x_new has shape \(\)"),
+        (np.zeros((2, 4)), r"x_new has inputs of shape \(4,\).*of shape \(3,\)"),
+        (np.zeros(3), r"x_new has inputs of shape \(\).*of shape \(3,\)"),
+        (np.float64(0), "x_new must have shape .*got a scalar"),
         (np.zeros((2, 3), np.float32), "x_new has .*float32.*float64"),
         (np.full((2, 3), np.nan), "x_new has NaN or infinite entries"),
         (np.full((2, 3), np.inf), "x_new has NaN or infinite entries"),
@@ -366,6 +366,35 @@ def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
     hierarchy = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), 2)
     with pytest.raises(ValueError, match=words):
         hierarchy.predict(hierarchy.initial_state(), x_new)
+
+
+@pytest.mark.parametrize(
+    ("options", "state_of", "words"),
+    [
+        ({}, {"order": 2}, r"state is of order 2.*order 3.*Hierarchy\(\.\.\., 2\)"),
+        ({"weight_decay": 0.1}, {}, "state is of a solve without weight decay"),
+        ({}, {"weight_decay": 0.1}, "state is of a solve with weight decay"),
+        ({}, {"network": make_network(3, 2)}, "state has other arrays"),
+    ],
+)
+def test_a_state_of_another_solve_is_refused(options, state_of, words):
+    """Two coefficients could be those of order 3, or of order 2 and weight decay."""
+    made = {"network": NETWORK, "order": 3, **state_of}
+    state = nth.MatrixFreeHierarchy(
+        made.pop("network"), SMALL, made.pop("order"), **made
+    ).initial_state()
+    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 3, **options)
+    with pytest.raises(ValueError, match=words):
+        hierarchy.predict(state, SMALL.x_train)
+
+
+def test_a_state_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 2)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, SMALL, 2), SMALL)
+    for state in (None, dense.initial_state(), hierarchy.params, (hierarchy.params,)):
+        with pytest.raises(ValueError, match=r"state must be .* Solution\.state"):
+            hierarchy.predict(state, SMALL.x_train)
 
 
 # ---------------------------------------------------------------- iterated integrals
