@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ._checkpoint import Checkpoint, fingerprint
+from ._diagnosis import cause_at_start
 from ._dynamics import AbstractDynamics
 from ._errors import is_traced, require_instance, require_times
+from ._finite import all_finite
 from ._options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
@@ -128,7 +130,8 @@ def integrate(
         piece = from_time_to_time(
             run, dynamics, times, file, progress, diffrax.RESULTS.successful
         )
-    return _say_aloud(_as_solution(dynamics, times, piece), throw, max_steps)
+    solution = _as_solution(dynamics, times, piece)
+    return _say_aloud(dynamics, solution, throw, max_steps)
 
 
 def _default_controller(
@@ -252,10 +255,13 @@ def _as_solution(
     )
 
 
-def _say_aloud(solution: Solution, throw: bool, max_steps: int) -> Solution:
+def _say_aloud(
+    dynamics: AbstractDynamics, solution: Solution, throw: bool, max_steps: int
+) -> Solution:
     """Warn if the window was left; raise if the solve failed inside it and `throw`."""
     successful = solution.result == diffrax.RESULTS.successful
-    failed = ~successful & jnp.isinf(solution.valid_until)
+    finite = all_finite(solution.train, solution.test)
+    failed = jnp.where(successful, ~finite, jnp.isinf(solution.valid_until))
     last_time, label = solution.stats["last_time"], solution.label
     words = partial(warn_of_window, label)
     if is_traced(solution):
@@ -264,6 +270,8 @@ def _say_aloud(solution: Solution, throw: bool, max_steps: int) -> Solution:
     if failed and throw:
         known = failures(max_steps)
         reason = known[int(_which(solution.result, known))][1]
+        if last_time == 0 or successful:
+            reason = cause_at_start(dynamics) or reason
         raise RuntimeError(
             f"the solve of the {label} failed at t = {last_time:.6g}, before the last "
             f"time {solution.ts[-1]:.6g}: {reason} Pass throw=False for the values up "

@@ -137,6 +137,8 @@ def _checked_params(params: Params, problem: Problem) -> Params:
         )
     for leaf in leaves:
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if eqx.is_inexact_array(leaf):
+            require_supported_dtype("network", dtype)
         if not eqx.is_inexact_array(leaf) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"filter_spec chooses a leaf of type {dtype} for training: only "

@@ -257,6 +257,11 @@ def failures(max_steps: int) -> list[tuple[Any, str]]:
             "larger store_rejected_steps, or None.",
         ),
         (
+            results.successful,
+            "outputs are NaN or infinite. Fixed steps that are too large do that: give "
+            "a smaller dt0, or leave out stepsize_controller for adaptive steps.",
+        ),
+        (
             None,
             "the equations of an implicit step were not solved. Give smaller steps, "
             "other tolerances, or an explicit solver, such as diffrax.Tsit5().",

@@ -58,6 +58,7 @@ ROWS = [
     "_solution",
     "_stretches",
     "_options",
+    "_diagnosis",
     "_integrate",
     "_saving",
     "_evolution",

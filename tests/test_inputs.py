@@ -1,5 +1,8 @@
 """Inputs that are pytrees of arrays, and points at which something is not finite."""
 
+from typing import Any
+
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,3 +183,34 @@ def test_the_cure_for_a_dead_point_works():
     params = {"w": draw(3, 4), "a": jnp.asarray(1.0)}
     formed = nth.kernels(nth.from_apply(apply, params), with_dead_point(), 3)
     assert all(bool(jnp.all(jnp.isfinite(kernel))) for kernel in formed)
+
+
+def test_a_solve_that_cannot_start_says_why():
+    problem = with_dead_point()
+    for solve in (
+        lambda: nth.gradient_flow(norm_network(), problem, [1.0]),
+        lambda: nth.solve(
+            norm_network(), problem, [1.0], order=2, method="matrix-free"
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=r"at t = 0.*gradient .* x_train\[1\]"):
+            solve()
+    root = nth.Loss(lambda f, y: jnp.sqrt(jnp.abs(f * y)))
+    flat = nth.from_apply(lambda w, x: jnp.sum(w * x), draw(3))
+    problem = nth.Problem(X[:3].at[2].set(0.0), Y, loss=root)
+    with pytest.raises(RuntimeError, match=r"the loss .* infinite at x_train\[2\]"):
+        nth.gradient_flow(flat, problem, [1.0])
+
+
+def test_fixed_steps_that_diverge_are_reported():
+    problem = nth.Problem(X[:3], Y)
+    network = nth.from_apply(lambda w, x: jnp.sum(w * x) ** 3, 30 * draw(3))
+    steps: Any = {
+        "solver": diffrax.Heun(),
+        "stepsize_controller": diffrax.ConstantStepSize(),
+        "dt0": 0.1,
+    }
+    with pytest.raises(RuntimeError, match=r"outputs are NaN or infinite.*smaller dt0"):
+        nth.gradient_flow(network, problem, [5.0], **steps)
+    reached = nth.gradient_flow(network, problem, [5.0], throw=False, **steps)
+    assert not np.all(np.isfinite(reached.train))

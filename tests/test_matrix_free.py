@@ -392,7 +392,8 @@ def test_a_state_that_is_none_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 2)
     dense = nth.DenseHierarchy(nth.kernels(NETWORK, SMALL, 2), SMALL)
-    for state in (None, dense.initial_state(), hierarchy.params, (hierarchy.params,)):
+    states: Any = (None, dense.initial_state(), hierarchy.params, (hierarchy.params,))
+    for state in states:
         with pytest.raises(ValueError, match=r"state must be .* Solution\.state"):
             hierarchy.predict(state, SMALL.x_train)
 
