@@ -156,6 +156,7 @@ def _checked_params(params: Params, problem: Problem) -> Params:
                 f"filter_spec chooses a leaf of type {dtype} for training: only "
                 "real floating arrays can be trained."
             )
+        require_supported_dtype("network", dtype)
         data = floating_dtype(problem.x_train)
         if dtype != (leaves[0].dtype if data is None else data):
             raise ValueError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Shaped
 
-from ._errors import as_array, require_finite
+from ._errors import as_array, require_finite, require_supported_dtype
 from ._inputs import (
     as_inputs,
     count,
@@ -62,6 +62,7 @@ class Problem(eqx.Module):
             )
         x_train = as_inputs("x_train", x_train)
         y_train = as_array("y_train", y_train)
+        require_supported_dtype("y_train", y_train.dtype)
         n = count(x_train)
         if n == 0:
             raise ValueError("x_train has no point: give at least one training point.")

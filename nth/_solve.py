@@ -9,10 +9,17 @@ from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from ._dynamics import AbstractDynamics
-from ._errors import require_name, require_order, require_scale, require_times
+from ._errors import (
+    require_instance,
+    require_name,
+    require_order,
+    require_scale,
+    require_times,
+)
 from ._flow import GradientFlow
 from ._form import forming_cost
 from ._hierarchy import DenseHierarchy
+from ._inputs import floating_dtype
 from ._integrate import (
     IntegrateOptions,
     check_options,
@@ -73,12 +80,24 @@ def solve(
     order = require_order("order", order)
     require_name("method", method, METHODS)
     check_options(options)
-    _, params, _ = parametrize(network, problem, filter_spec)
-    require_times(ts, jax.tree.leaves(params)[0].dtype)  # before kernels are formed
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    # Before kernels are formed.
+    require_times(ts, _dtype_of_solve(network, problem, filter_spec))
     levels = hierarchies(
         network, problem, [order], method, filter_spec, learning_rates, weight_decay
     )
     return integrate(levels[order], ts, **options)
+
+
+def _dtype_of_solve(
+    network: Callable[..., Any], problem: Problem, filter_spec: PyTree
+) -> Any:
+    """The dtype of the parameters, which is that of floating inputs."""
+    dtype = floating_dtype(problem.x_train)
+    if dtype is not None:
+        return dtype
+    _, params, _ = parametrize(network, problem, filter_spec)
+    return jax.tree.leaves(params)[0].dtype
 
 
 def hierarchies(

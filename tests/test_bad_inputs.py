@@ -72,6 +72,8 @@ def problem(**options: Any) -> Any:
     ("y_train", lambda: problem(y_train=[2**70] * 4)),
     ("x_test", lambda: problem(x_test=X[:, :2])),
     ("x_test", lambda: problem(x_test=object())),
+    *[("x_train", lambda low=low: problem(x_train=jnp.asarray(X, low))) for low in LOW],
+    *[("y_train", lambda low=low: problem(y_train=jnp.asarray(Y, low))) for low in LOW],
     ("loss", lambda: problem(loss=None)),
     ("loss", lambda: problem(loss=nth.SquaredError)),
     ("fn", lambda: nth.Loss(None)),
@@ -85,6 +87,12 @@ def test_problem(argument: str, call: Call) -> None:
 def mlp(**options: Any) -> Any:
     given = {"in_size": 3, "width": 4, "depth": 1, "key": KEY, **options}
     return nth.MLP(**given)
+
+
+def low_parameters(dtype: Any) -> Any:
+    """Parameters of 16 bits, for inputs that do not set a dtype."""
+    network = nth.from_apply(lambda w, x: w * x.astype(w.dtype), jnp.ones((), dtype))
+    return nth.GradientFlow(network, nth.Problem([1, 2], [1.0, 2.0]))
 
 
 @refused(
@@ -111,6 +119,7 @@ def mlp(**options: Any) -> Any:
     ("key", lambda: mlp(key=jax.random.split(KEY))),
     ("key", lambda: mlp(key=np.ones(2))),
     ("apply_fn", lambda: nth.from_apply(None, {})),
+    *[("network", lambda low=low: low_parameters(low)) for low in LOW],
 )
 def test_network(argument: str, call: Call) -> None:
     expect(argument, call)

@@ -72,11 +72,11 @@ def applied(apply_fn: Any, params: Any, **options: Any) -> Any:
     ("y_train has shape (2,) and x_train 3 points: give one", lambda: points(Y[:2])),
     ("y_train has shape () and x_train 3 points: give one", lambda: points(1.0)),
     (
-        "x_test has inputs of shape (3,) float64 and x_train of shape (2,) float64: they",
+        "x_test has inputs of shape (3,) float64 and x_train of shape (2,) float64",
         lambda: nth.Problem(X, np.ones(4), np.ones((1, 3))),
     ),
     (
-        "x_test has dtype float32 and x_train float64: cast one of them",
+        "x_test has inputs (2,) float32 and x_train (2,) float64: cast one of them",
         lambda: nth.Problem(X, np.ones(4), X.astype(np.float32)),
     ),
     (
@@ -265,7 +265,7 @@ def never(leaf: Any) -> bool:
         lambda: formed(Layered(eqx.nn.BatchNorm(2, "batch", mode="batch"))),
     ),
     (
-        "network failed on one input of x_train, (2,) float64; it must",
+        "network failed on one input of x_train, (2,) float64; it must map",
         lambda: formed(make_network(4, 1, 5)),
     ),
     (
