@@ -66,6 +66,7 @@ ROWS = [
     "_compare",
     "scaling",
     "_plot",
+    "_api",
     "__init__",
     "__main__",
 ]
