@@ -68,6 +68,7 @@ ROWS = [
     "_plot",
     "_api",
     "__init__",
+    "_dataset",
     "__main__",
 ]
 # Imported inside a method, for an optional dependency: the way does not bend back.
