@@ -206,7 +206,7 @@ def _of_labels(
 ) -> Targets:
     """Targets made of class labels; in one line, what was made of them."""
     train = train.astype(np.int64) if train.dtype.kind in "bf" else train
-    classes = _classes(train, loss)
+    classes = _classes(train, test, loss)
     count = len(classes)
     kinds = f"{count} classes, labels {_listed(classes)}"
     loss = loss or ("squared-error" if count == 2 else "cross-entropy")
@@ -235,10 +235,16 @@ def _of_labels(
     return Targets(numbers[0], known, loss, out_size, description)
 
 
-def _classes(labels: np.ndarray, loss: str | None) -> np.ndarray:
-    """The distinct labels, in increasing order."""
+def _classes(
+    labels: np.ndarray, test: np.ndarray | None, loss: str | None
+) -> np.ndarray:
+    """The distinct training labels, in increasing order.
+
+    -1, +1 and 0, 1 are two classes even if one of them has no training point.
+    """
+    every = labels if test is None else np.concatenate([labels, test.ravel()])
     for pair in ([-1, 1], [0, 1]):
-        if np.all(np.isin(labels, pair)):
+        if np.all(np.isin(every, pair)):
             return np.array(pair)
     classes = np.unique(labels)
     count = len(classes)
