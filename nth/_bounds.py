@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from scipy.optimize import brentq
 
 from ._errors import (
     require_instance,
@@ -132,6 +131,8 @@ class Bounds(eqx.Module):
         """The larger m with m/(ln m)^C = `amount`."""
         if self.log_power == 0 or math.isinf(amount):
             return amount
+
+        from scipy.optimize import brentq  # slow to import
 
         def excess(log: float) -> float:
             return log - self.log_power * math.log(log) - math.log(amount)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from scipy import stats
 from tqdm.auto import tqdm
 
 from ._checkpoint import Checkpoint, fingerprint
@@ -236,6 +235,8 @@ def fit(
             f"values are NaN or infinite at widths {at[rows].tolist()}: leave those "
             "out, or see why the measure failed."
         )
+    from scipy import stats  # slow to import
+
     reduced = np.abs(array if array.ndim == 1 else _reduced(statistic, array))
     if np.any(reduced == 0):
         raise ValueError("values are zero at some width: zero has no logarithm.")
@@ -293,6 +294,8 @@ def _bootstrapped(
             "values have one initialisation a width, from which no interval can be "
             "drawn: measure more, or give shape (W,)."
         )
+    from scipy import stats
+
     centred = logs - logs.mean()
 
     def slope(*samples: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -21,6 +21,7 @@ from conftest import make_network, make_problem, tampered
 from jax.core import Tracer
 
 import nth
+from nth import _integrate
 from nth._checkpoint import Checkpoint
 
 TS = [0.0, 0.5, 1.0, 2.0, 3.0]
@@ -69,14 +70,14 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on nothing may be solved; only shapes may be asked for."""
-    solve = nth._integrate._solve
+    solve = _integrate._solve
 
     def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:
         leaves = jax.tree.leaves(state)
         assert all(isinstance(leaf, Tracer) for leaf in leaves), "a solve"
         return solve(dynamics, state, *args, **options)
 
-    monkeypatch.setattr(nth._integrate, "_solve", refuse)
+    monkeypatch.setattr(_integrate, "_solve", refuse)
 
 
 def relaxation(**options: Any) -> Relaxation:

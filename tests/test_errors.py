@@ -76,7 +76,7 @@ def applied(apply_fn: Any, params: Any, **options: Any) -> Any:
         lambda: nth.Problem(X, np.ones(4), np.ones((1, 3))),
     ),
     (
-        "x_test has inputs (2,) float32 and x_train (2,) float64: cast one of them",
+        "x_test has dtype float32 and x_train float64: cast one of them",
         lambda: nth.Problem(X, np.ones(4), X.astype(np.float32)),
     ),
     (
