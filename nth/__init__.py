@@ -17,7 +17,7 @@ from ._loss import (
 from ._problem import Problem as Problem
 from ._activation import softplus as softplus
 from ._mlp import MLP as MLP
-from ._network import from_apply as from_apply
+from ._modules import from_apply as from_apply
 from ._kernels import Kernels as Kernels, kernels as kernels
 from ._contract import contract as contract
 from ._project import Projection as Projection, project as project

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._errors import as_array, require_finite, require_integer
 from ._form import closed_form, directions_at_once, split_block
+from ._inputs import count
 from ._lift import along_jacobian, lift, slot_gradient
 from ._points import Points, points_of
 from ._problem import Problem
@@ -66,7 +67,7 @@ def checked_slots(
 ) -> Array:
     """`value` as finite floats of shape `(*leading, n, *out)`."""
     output = points.output
-    expected = (*leading, len(points.x_train), *output.shape)
+    expected = (*leading, points.n_train, *output.shape)
     array = require_finite(argument, as_array(argument, value), "replace them.")
     if array.shape != expected:
         raise ValueError(
@@ -96,5 +97,5 @@ def _contracted(
             tensor = along_jacobian(
                 tensor, points.apply, points.x_train, v, points.rates
             )
-    slots = (len(points.x_train), *out) * free
-    return tensor(points.params).reshape(len(points.x), *out, *slots)
+    slots = (points.n_train, *out) * free
+    return tensor(points.params).reshape(count(points.x), *out, *slots)

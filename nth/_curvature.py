@@ -10,13 +10,20 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._descent import AbstractDescent
-from ._errors import require_scale
+from ._errors import is_traced, require, require_scale
 from ._flow import GradientFlow
+from ._jacobian import push_by_points
 from ._problem import Problem
 from ._rule import require_momentum
-from ._types import Params, Scalar
+from ._types import Inputs, Params, Scalar
 
 _MOST_ITERATIONS = 96
+
+_NOT_FINITE = (
+    "network: the curvature of the loss at initialization is NaN or infinite, so there "
+    "is no critical learning rate. Check that outputs and gradients are finite at all "
+    "training points."
+)
 
 Vector = Float[Array, " P"]
 
@@ -68,7 +75,7 @@ def max_learning_rate(
 
 def critical_rate(
     dynamics: AbstractDescent,
-    x: Shaped[Array, "b *in"],
+    x: Inputs,
     y: Shaped[Array, "b ..."],
     momentum: Any,
     nesterov: bool,
@@ -78,7 +85,10 @@ def critical_rate(
     """The critical rate on the points `x`, `y`: at least that, where κ is not found
     to the end, for κ is approached from below."""
     dynamics, x, y = jax.lax.stop_gradient((dynamics, x, y))
-    kappa = _largest_curvature(dynamics, x, y, tolerance, iterations)
+    kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, False)
+    if not is_traced(kappa) and not jnp.isfinite(kappa):
+        kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, True)
+    kappa = require(kappa, jnp.isfinite(kappa), _NOT_FINITE)
     momentum = jnp.asarray(0 if momentum is None else momentum, kappa.dtype)
     factor = 2 * (1 + momentum)
     if nesterov:
@@ -89,20 +99,29 @@ def critical_rate(
 @eqx.filter_jit
 def _largest_curvature(
     dynamics: AbstractDescent,
-    x: Shaped[Array, "b *in"],
+    x: Inputs,
     y: Shaped[Array, "b ..."],
     tolerance: float,
     iterations: int,
+    by_points: bool,
 ) -> Scalar:
-    """κ, from a start in the range of √M Jᵀ."""
+    """κ, from a start in the range of √M Jᵀ; with `by_points` J acts on one point after
+    another, which is slower and finite wherever the gradients are."""
     loss = dynamics.problem.loss
     _, unravel = ravel_pytree(dynamics.params)
 
     def network(params: Params) -> Float[Array, "b *out"]:
         return dynamics.apply.over(params, x)
 
-    outputs, push = jax.linearize(network, dynamics.params)
-    pull = jax.linear_transpose(push, dynamics.params)
+    # Reverse mode and its transpose: a function may have no forward mode (custom_vjp).
+    outputs, pull = jax.vjp(network, dynamics.params)
+    transpose = jax.linear_transpose(pull, outputs)
+
+    def push(direction: Params) -> Float[Array, "b *out"]:
+        if by_points:
+            return push_by_points(dynamics.apply, dynamics.params, x, direction)
+        return transpose((direction,))[0]
+
     roots = None if dynamics.rates is None else jax.tree.map(jnp.sqrt, dynamics.rates)
 
     def root(params: Params) -> Params:
@@ -142,7 +161,8 @@ def _lanczos(
     dtype = start.dtype
 
     def unit(vector: Vector, norm: Scalar) -> Vector:
-        return jnp.where(norm > 0, vector / jnp.where(norm > 0, norm, 1), 0)
+        # A norm that is NaN is not zero: it shows in the result.
+        return jnp.where(norm == 0, 0, vector / jnp.where(norm == 0, 1, norm))
 
     def unfinished(carry: Any) -> Array:
         k, *_, largest, residual = carry
@@ -157,8 +177,10 @@ def _lanczos(
         last = jnp.maximum(k - 1, 0)
         matrix = matrix.at[k, last].set(beta).at[last, k].set(beta).at[k, k].set(alpha)
         values, vectors = jnp.linalg.eigh(matrix)
+        # `eigh` of a NaN matrix may be anything: a NaN is passed on past it.
+        largest = jnp.where(jnp.isfinite(norm), values[-1], jnp.nan)
         residual = norm * jnp.abs(vectors[k, -1])
-        return k + 1, now, unit(new, norm), norm, matrix, values[-1], residual
+        return k + 1, now, unit(new, norm), norm, matrix, largest, residual
 
     zero, infinite = jnp.zeros((), dtype), jnp.asarray(jnp.inf, dtype)
     first = unit(start, jnp.linalg.norm(start))

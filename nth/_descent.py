@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from ._dynamics import AbstractKernelDynamics
 from ._network import OutputFunction
-from ._types import Params, Scalar, State
+from ._types import Inputs, Params, Scalar, State
 
 
 class AbstractDescent(AbstractKernelDynamics):
@@ -28,9 +28,7 @@ class AbstractDescent(AbstractKernelDynamics):
     weight_decay: eqx.AbstractVar[Scalar | None]
 
     @abc.abstractmethod
-    def gradient(
-        self, state: State, x: Shaped[Array, "b *in"], y: Shaped[Array, "b ..."]
-    ) -> State:
+    def gradient(self, state: State, x: Inputs, y: Shaped[Array, "b ..."]) -> State:
         """G of the mean loss over the points `x`, `y`."""
 
     @abc.abstractmethod
@@ -42,14 +40,10 @@ class AbstractDescent(AbstractKernelDynamics):
         """The parameters that a state stands for."""
 
     @abc.abstractmethod
-    def over(
-        self, params: Params, x: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
+    def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
         """The network itself at `params`, on any number of points."""
 
-    def slope(
-        self, state: State, x: Shaped[Array, "b *in"], y: Shaped[Array, "b ..."]
-    ) -> State:
+    def slope(self, state: State, x: Inputs, y: Shaped[Array, "b ..."]) -> State:
         """G + λ·state on the points `x`, `y`."""
         gradient = self.gradient(state, x, y)
         if self.weight_decay is None:

@@ -16,7 +16,7 @@ from ._network import OutputFunction, parametrize
 from ._points import Points
 from ._problem import Problem
 from ._rates import as_decay, by_rates, rates_of
-from ._types import Params, Scalar
+from ._types import Inputs, Params, Scalar
 
 
 class GradientFlow(AbstractDescent):
@@ -59,9 +59,7 @@ class GradientFlow(AbstractDescent):
     def initial_state(self) -> Params:
         return self.params
 
-    def gradient(
-        self, state: Params, x: Shaped[Array, "b *in"], y: Shaped[Array, "b ..."]
-    ) -> Params:
+    def gradient(self, state: Params, x: Inputs, y: Shaped[Array, "b ..."]) -> Params:
         """∇_θ of the mean loss over the points `x`, `y`."""
 
         def loss(params: Params) -> Scalar:
@@ -75,9 +73,7 @@ class GradientFlow(AbstractDescent):
     def parameters(self, state: Params) -> Params:
         return state
 
-    def over(
-        self, params: Params, x: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
+    def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
         return self.apply.over(params, x)
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:

@@ -1,7 +1,8 @@
 """Kernels formed block after block of their last slot: by layers, or by the operator D.
 
 A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices, and D lifts K⁽⁴⁾ to
-what is above it. For any other network D lifts the outputs themselves.
+what is above it. For any other network K⁽²⁾ is a product of Jacobians, by reverse mode,
+and D lifts the outputs to what is above it, by forward mode.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,17 @@ from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from ._errors import is_traced
+from ._inputs import count, take
+from ._jacobian import jacobian_products
 from ._layers import Layer
 from ._layerwise import Chain, chain_at, fourth, second, third
-from ._lift import TensorFunction, along, lift, slot_gradient
+from ._lift import (
+    TensorFunction,
+    along,
+    lift,
+    require_forward_mode,
+    slot_gradient,
+)
 from ._memory import activation_bytes, parameter_bytes
 from ._points import Points
 from ._types import Params
@@ -41,11 +50,17 @@ def form(
     rows, n_slots = points.n_rows, points.n_slots
     layers = points.layers(points.params)
     chains = [] if layers is None else _chains(layers, points)
+    if layers is None and order > 2:
+        purpose = f"order {order} for a network that is no chain of dense layers"
+        require_forward_mode(points.apply, points.params, points.x_train, purpose)
     tensors = [points.apply.over(points.params, points.x)]
     for r in range(2, order + 1):
         out = jnp.zeros((rows,) + (n_slots,) * (r - 1), output.dtype)
         if layers is not None and r in _OF_CHAIN:
             out = _of_chains(chains, out, block_size, progress)
+        elif r == 2:
+            columns, size = jacobian_products(points, block_size or 0)
+            out = _fill(columns, points, out, 0, size, progress)
         else:
             if chains:  # D lifts K⁽⁴⁾, all of whose columns one direction takes
                 size = max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
@@ -64,14 +79,15 @@ def forming_cost(points: Points, order: int) -> int:
 
     For a chain of layers with P parameters and N neurons, 2P for each pair of slots
     forth and back, and about (2, 2, 3)·N for each entry of K⁽²⁾, K⁽³⁾, K⁽⁴⁾, doubled by
-    each D beyond. For any other network, 2^r P for each entry of K⁽ʳ⁾.
+    each D beyond. For any other network, P for each entry of K⁽²⁾ and 2^r P for each
+    of K⁽ʳ⁾ above it.
     """
     slots = points.n_slots
-    rows = slots + len(points.x_extra) * points.output.size
+    rows = slots + count(points.x_extra) * points.output.size
     entries = rows * slots ** (order - 1)
     layers = points.layers(points.params)
     if layers is None:
-        return 2**order * points.n_params * entries
+        return (1 if order == 2 else 2**order) * points.n_params * entries
     neurons = sum(len(layer.weight) for layer in layers)
     passes = 2 * points.n_params * (rows * slots if order > 2 else rows)
     return passes + (2, 2, 3)[min(order, 4) - 2] * neurons * entries * 2 ** max(
@@ -225,5 +241,7 @@ def directions_at_once(points: Points, order: int) -> int:
     """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
     activations of its own, and each further derivative doubles them."""
     apply, params, x = points.apply, points.params, points.x
-    one = parameter_bytes(params) + len(x) * activation_bytes(apply, params, x[0])
+    one = parameter_bytes(params) + count(x) * activation_bytes(
+        apply, params, take(x, 0)
+    )
     return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ._dynamics import AbstractKernelDynamics
 from ._errors import require_instance, require_integer
+from ._inputs import floating_dtype
 from ._kernels import Kernels
 from ._problem import Problem
 from ._types import Scalar
@@ -64,8 +65,8 @@ class DenseHierarchy(AbstractKernelDynamics):
                 f"kernels have shape {ntk} for K(2), and problem has m = {points[0]} "
                 f"points of which n = {points[1]} train: form them on its points."
             )
-        x, dtype = problem.x_train.dtype, kernels[1].dtype
-        if jnp.issubdtype(x, jnp.floating) and x != dtype:
+        x, dtype = floating_dtype(problem.x_train), kernels[1].dtype
+        if x is not None and x != dtype:
             raise ValueError(
                 f"kernels have dtype {dtype} and problem has {x}: cast one of them."
             )

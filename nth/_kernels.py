@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._checkpoint import Checkpoint, fingerprint
-from ._errors import require_integer
+from ._errors import is_traced, require_integer
+from ._finite import require_finite_kernels
 from ._form import form, held_bytes
+from ._inputs import count, take
 from ._memory import available_bytes
 from ._points import Points, points_of
 from ._problem import Problem
@@ -107,7 +109,7 @@ class Kernels(eqx.Module):
 
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
     # A lambda is known by what it computes: its name says nothing.
-    traced = eqx.filter_make_jaxpr(points.apply)(points.params, points.x[0])
+    traced = eqx.filter_make_jaxpr(points.apply)(points.params, take(points.x_train, 0))
     return Checkpoint(
         path,
         fingerprint(points, str(traced[0]), traced[0].consts),
@@ -159,7 +161,12 @@ def kernels(
     _refuse_if_too_large(points, order)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
-    return Kernels(form(points, order, block_size, progress), rows is None)
+    tensors = form(points, order, block_size, progress)
+    if not is_traced(tensors):
+        n_train = points.n_train if points.with_train else count(points.x)
+        network_at = (points.apply, points.params, points.x)
+        require_finite_kernels(tensors, *network_at, n_train)
+    return Kernels(tensors, rows is None)
 
 
 def _refuse_if_too_large(points: Points, order: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from ._mlp import MLP
 from ._network import OutputFunction
@@ -64,20 +64,21 @@ class _Mapped(eqx.Module):
 
 
 def as_layers(
-    apply: OutputFunction, params: Params, x: Shaped[Array, "*in"]
+    apply: OutputFunction, params: Params, x: Any
 ) -> tuple[Layer, ...] | None:
     """The layers of a fully connected network; `None` if it is not provably one.
 
     `x` is one input. A parameter trains if `params` holds it.
     """
-    network = eqx.combine(params, apply.frozen)
+    network = apply.network(params)
     if type(network) is MLP:
         layers = _of_mlp(network, params)
     elif type(network) is eqx.nn.MLP:
         layers = _of_equinox(network, params)
     else:
         return None
-    if layers is None or x.size != layers[0].weight.shape[-1]:
+    one_array = isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+    if layers is None or not one_array or x.size != layers[0].weight.shape[-1]:
         return None
     if layers[0].activation is None:  # an affine function: nothing beyond K⁽²⁾
         return None

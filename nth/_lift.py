@@ -15,25 +15,60 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
+from ._inputs import take
+from ._jaxpr import primitives
 from ._network import OutputFunction
 from ._rates import by_rates
-from ._types import Params
+from ._types import Inputs, Params
+
+# What a ValueError says of a network that has no forward-mode derivative.
+_NO_FORWARD_MODE = (
+    "network has no forward-mode derivative, which {purpose} takes: {error} Define "
+    "its function with jax.custom_jvp in place of jax.custom_vjp; in a diffrax solve "
+    "use adjoint=diffrax.DirectAdjoint(). (nth.kernels at order 2, "
+    "nth.gradient_flow and nth.max_learning_rate take reverse mode alone.)"
+)
 
 TensorFunction = Callable[[Params], Float[Array, "..."]]
 SlotGradient = Callable[[Params, Int[Array, ""]], Params]
 
 
+def require_forward_mode(
+    apply: OutputFunction, params: Params, x: Inputs, purpose: str
+) -> None:
+    """Raise `ValueError` if the network at one point cannot be differentiated by
+    `jax.jvp`, as `purpose` takes."""
+
+    def outputs(params: Params) -> Float[Array, "*out"]:
+        return apply(params, take(x, 0))
+
+    def slope(params: Params) -> Float[Array, "*out"]:
+        return jax.jvp(outputs, (params,), (params,))[1]
+
+    names = primitives(jax.make_jaxpr(outputs)(params))
+    if not any(name.startswith("custom_vjp") for name in names):
+        return
+    try:  # twice, since JAX finds fault with one derivative when it is compiled alone
+        jax.eval_shape(lambda p: jax.jvp(slope, (p,), (p,)), params)
+    except Exception as error:  # what a network can raise has no end
+        message = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            _NO_FORWARD_MODE.format(purpose=purpose, error=message)
+        ) from error
+
+
 def slot_gradient(
-    apply: OutputFunction, x_train: Shaped[Array, "n *in"], rates: Params | None = None
+    apply: OutputFunction, x_train: Inputs, rates: Params | None = None
 ) -> SlotGradient:
     """(θ, β) ↦ M ∇f_β(θ), the slots counted in row order of `(n, *out)`."""
 
     def gradient(params: Params, slot: Int[Array, ""]) -> Params:
         def f_slot(params: Params) -> Float[Array, ""]:
-            size = jax.eval_shape(apply, params, x_train[0]).size
-            return apply(params, x_train[slot // size]).reshape(size)[slot % size]
+            size = jax.eval_shape(apply, params, take(x_train, 0)).size
+            output = apply(params, take(x_train, slot // size))
+            return output.reshape(size)[slot % size]
 
         return by_rates(rates, jax.grad(f_slot)(params))
 
@@ -50,7 +85,7 @@ def along(
 def along_jacobian(
     tensor: TensorFunction,
     apply: OutputFunction,
-    x_train: Shaped[Array, "n *in"],
+    x_train: Inputs,
     vector: Float[Array, "n *out"],
     rates: Params | None = None,
 ) -> TensorFunction:

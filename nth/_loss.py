@@ -184,11 +184,17 @@ def _as_real(targets: Array, dtype: DTypeLike) -> Array:
 
 
 def _same_shape(targets: Array, output: jax.ShapeDtypeStruct) -> Array:
-    """`targets`, if each has the shape of one `output`."""
+    """`targets`, if each has the shape and dtype of one `output`."""
     if targets.shape[1:] != output.shape:
         raise ValueError(
             f"y_train has targets of shape {targets.shape[1:]} and the network outputs "
             f"of shape {output.shape}: they must be equal (a scalar network, "
             'out_size="scalar", takes targets of shape (n,)).'
+        )
+    if targets.dtype != output.dtype:
+        raise ValueError(
+            f"y_train has dtype {targets.dtype} and the network outputs "
+            f"{output.dtype}: cast one of them, for instance by "
+            f'y_train.astype("{output.dtype}").'
         )
     return targets

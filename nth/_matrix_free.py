@@ -8,21 +8,22 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from ._blocks import as_blocks, counted_rows, default_block, in_blocks
 from ._descent import AbstractDescent
-from ._errors import as_array, require_finite, require_integer, require_scale
+from ._errors import require_integer, require_scale
+from ._inputs import as_inputs, count, require_same_layout, take
+from ._lift import require_forward_mode
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._rates import as_decay, by_rates, rates_of
+from ._series import SeriesState, Steps, require_state
 from ._taylor import Coefficients, best_coefficients
-from ._types import Params, Scalar
+from ._types import Inputs, Params, Scalar
 
 # Columns of the kernel that are worked out at once, where it is asked for whole.
 _COLUMNS = 16
-
-Steps = tuple[Params, ...]
 
 
 class MatrixFreeHierarchy(AbstractDescent):
@@ -37,12 +38,12 @@ class MatrixFreeHierarchy(AbstractDescent):
     and f̃ is the solution of [`nth.DenseHierarchy`][] at the same level, exactly: it is
     the Chen–Fliess series of gradient flow, cut at words of length p − 1.
 
-    The state is (u_1, …, u_{p−1}): p − 1 copies of the parameters. An evaluation costs
+    The state holds u_1, …, u_{p−1}: p − 1 copies of the parameters. An evaluation costs
     a few gradients of the loss, in time linear in n, in memory of one block of points.
 
     With learning rates M and a weight decay λ, which bears no ε,
     dθ/dt = −M (ε J(θ)ᵀ g + λ θ). Then θ₀ decays too: it is the coefficient u_0, which
-    stands first in the state, and du_k/dt = −M ([J(θ_ε)ᵀ g]_{k−1} + λ u_k).
+    the state holds as well, and du_k/dt = −M ([J(θ_ε)ᵀ g]_{k−1} + λ u_k).
 
     **Arguments:**
 
@@ -89,79 +90,85 @@ class MatrixFreeHierarchy(AbstractDescent):
         if block_size is None:
             block_size = default_block(self.apply, self.params, problem, order)
         self.block_size = require_integer("block_size", block_size, 1)
+        require_forward_mode(
+            self.apply, self.params, problem.x_train, 'the method "matrix-free"'
+        )
+        one = take(problem.x_train, slice(1))
         self.coefficients = best_coefficients(
-            lambda params: self.apply.over(params, problem.x_train[:1]), self.params
+            lambda params: self.apply.over(params, one), self.params
         )
         self.label = f"level-{order} hierarchy"
 
-    def initial_state(self) -> Steps:
+    def initial_state(self) -> SeriesState:
         zeros = jax.tree.map(jnp.zeros_like, self.params)
-        steps = (zeros,) * (self.order - 1)
-        return steps if self.weight_decay is None else (self.params, *steps)
+        base = None if self.weight_decay is None else self.params
+        return SeriesState(base, (zeros,) * (self.order - 1))
 
     def gradient(
-        self, state: Steps, x: Shaped[Array, "b *in"], y: Shaped[Array, "b ..."]
-    ) -> Steps:
-        """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, where it is there."""
+        self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
+    ) -> SeriesState:
+        """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if it is there."""
         base, steps = self._series(state)
+        points = count(x)
 
         def add(total: Steps, block: Any) -> tuple[Steps, None]:
-            part = self._pull_back(base, steps, len(x), *block)
+            part = self._pull_back(base, steps, points, *block)
             return jax.tree.map(jnp.add, total, part), None
 
         blocks = self._blocks(x, y)
-        if len(blocks[0]) == 1:
-            first = jax.tree.map(lambda leaf: leaf[0], blocks)
-            pulled = self._pull_back(base, steps, len(x), *first)
+        if count(blocks) == 1:
+            pulled = self._pull_back(base, steps, points, *take(blocks, 0))
         else:
             zeros = jax.tree.map(jnp.zeros_like, steps)
             pulled = jax.lax.scan(add, zeros, blocks)[0]
-        if self.weight_decay is None:
-            return pulled
-        return (jax.tree.map(jnp.zeros_like, base), *pulled)
+        return SeriesState(jax.tree.map(jnp.zeros_like, state.base), pulled)
 
-    def scaled(self, direction: Steps) -> Steps:
-        return tuple(by_rates(self.rates, step) for step in direction)
+    def scaled(self, direction: SeriesState) -> SeriesState:
+        base = direction.base
+        return SeriesState(
+            None if base is None else by_rates(self.rates, base),
+            tuple(by_rates(self.rates, step) for step in direction.steps),
+        )
 
-    def parameters(self, state: Steps) -> Params:
+    def parameters(self, state: SeriesState) -> Params:
         """θ₀ + Σ_k u_k."""
         base, steps = self._series(state)
         return jax.tree.map(lambda leaf, *terms: sum(terms, leaf), base, *steps)
 
-    def penalty(self, state: Steps) -> Scalar:
+    def penalty(self, state: SeriesState) -> Scalar:
         """λ/2 Σ_{k<p} [‖θ_ε‖²]_k, to the same order as f̃."""
         if self.weight_decay is None:
             return super().penalty(state)
+        terms = (state.base, *state.steps)
         products = [
             jnp.vdot(one, other)
-            for i, step in enumerate(state)
-            for partner in state[: self.order - i]
+            for i, step in enumerate(terms)
+            for partner in terms[: self.order - i]
             for one, other in zip(
                 jax.tree.leaves(step), jax.tree.leaves(partner), strict=True
             )
         ]
         return self.weight_decay * sum(products) / 2
 
-    def outputs(self, state: Steps) -> Float[Array, "m *out"]:
+    def outputs(self, state: SeriesState) -> Float[Array, "m *out"]:
         return self._outputs(state, self.problem.x)
 
-    def predict(self, state: Steps, x_new: ArrayLike) -> Float[Array, "points *out"]:
+    def predict(self, state: SeriesState, x_new: Any) -> Float[Array, "points *out"]:
         """f̃ on points that need not be of the problem: Σ_k [f(θ_ε, x)]_k.
 
-        `state` is that of a solution, `Solution.state`, and `x_new` has shape
-        `(points, *in)`.
-        """
-        x = require_finite("x_new", as_array("x_new", x_new))
-        expected = self.problem.x_train
-        fits = x.ndim == expected.ndim and x.shape[1:] == expected.shape[1:]
-        if not fits or x.dtype != expected.dtype:
-            raise ValueError(
-                f"x_new has shape {x.shape} and dtype {x.dtype}: it must hold "
-                f"inputs of shape {expected.shape[1:]} and dtype {expected.dtype}."
-            )
-        return self._outputs(state, x)
+        **Arguments:**
 
-    def ntk(self, state: Steps) -> Float[Array, "m ..."]:
+        - `state`: that of a solution of this hierarchy, `Solution.state`.
+        - `x_new`: inputs as those of `problem`, shape `(points, *in)`.
+
+        **Raises:** `ValueError` for inputs that differ from those of `problem`, or a
+        state of another method, order, network or weight decay.
+        """
+        x = as_inputs("x_new", x_new)
+        require_same_layout("x_new", x, "x_train", self.problem.x_train)
+        return self._outputs(require_state(state, self.initial_state()), x)
+
+    def ntk(self, state: SeriesState) -> Float[Array, "m ..."]:
         like = jax.eval_shape(self.outputs, state)
         shape = (self.problem.n_train, *like.shape[1:])
         units = jnp.eye(math.prod(shape), dtype=like.dtype).reshape(-1, *shape)
@@ -171,7 +178,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         return jnp.moveaxis(columns, 0, -1).reshape(*like.shape, *shape)
 
     def ntk_product(
-        self, state: Steps, vector: Float[Array, "n *out"]
+        self, state: SeriesState, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
         """K̃⁽²⁾ · v = Σ_{k=0}^{p−2} [J(θ_ε) M J(θ_ε)ᵀ v]_k.
 
@@ -180,7 +187,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         """
         base, (*lower, _) = self._series(state)
 
-        def series(x: Array, terms: list[Params]) -> list[Array]:
+        def series(x: Inputs, terms: list[Params]) -> list[Array]:
             def along(params: Params) -> Array:
                 return self.apply.over(params, x)
 
@@ -202,30 +209,30 @@ class MatrixFreeHierarchy(AbstractDescent):
         pulled = jax.lax.scan(add, zeros, blocks)[0]
         moved = [by_rates(self.rates, step) for step in reversed(pulled)]
 
-        def pushed(x: Array) -> Array:
+        def pushed(x: Inputs) -> Array:
             return jax.jvp(lambda terms: sum(series(x, terms)), (terms,), (moved,))[1]
 
         return in_blocks(pushed, self.problem.x, self.block_size)
 
-    def error_norm(self, scaled: Steps) -> Scalar:
+    def error_norm(self, scaled: SeriesState) -> Scalar:
+        terms = [step for step in (scaled.base, *scaled.steps) if step is not None]
         squares = [
-            sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)) for step in scaled
+            sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)) for step in terms
         ]
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return jnp.sqrt(jnp.max(jnp.stack(squares)) / size)
 
-    def _series(self, state: Steps) -> tuple[Params, Steps]:
-        """θ₀ as it is now, and u_1 … u_{p−1}."""
-        if len(state) == self.order:
-            return state[0], state[1:]
-        return self.params, state
+    def _series(self, state: SeriesState) -> tuple[Params, Steps]:
+        """θ₀ at this time, and u_1 … u_{p−1}."""
+        base = self.params if state.base is None else state.base
+        return base, state.steps
 
     def _pull_back(
         self,
         base: Params,
         steps: Steps,
         points: int,
-        x: Shaped[Array, "b *in"],
+        x: Inputs,
         y: Shaped[Array, "b ..."],
         counted: Bool[Array, " b"],
     ) -> Steps:
@@ -246,17 +253,15 @@ class MatrixFreeHierarchy(AbstractDescent):
             return terms[-2], sum(terms[1:], terms[0])
 
         _, pull, outputs = jax.vjp(series, base, lower, has_aux=True)
-        g = self.problem.loss.gradient(outputs, y) * (len(x) / points)
+        g = self.problem.loss.gradient(outputs, y) * (count(x) / points)
         counted = jnp.expand_dims(counted, range(1, g.ndim))
         base, lower = pull(jnp.where(counted, g, 0))
         return (*reversed(lower), base)
 
-    def _outputs(
-        self, state: Steps, x: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
+    def _outputs(self, state: SeriesState, x: Inputs) -> Float[Array, "points *out"]:
         base, steps = self._series(state)
 
-        def block(x: Shaped[Array, "b *in"]) -> Float[Array, "b *out"]:
+        def block(x: Inputs) -> Float[Array, "b *out"]:
             terms = self.coefficients(
                 lambda params: self.apply.over(params, x), base, steps
             )
@@ -264,13 +269,10 @@ class MatrixFreeHierarchy(AbstractDescent):
 
         return in_blocks(block, x, self.block_size)
 
-    def over(
-        self, params: Params, x: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
+    def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
         return in_blocks(partial(self.apply.over, params), x, self.block_size)
 
-    def _blocks(self, *rows: Shaped[Array, "rows ..."]) -> tuple[Array, ...]:
+    def _blocks(self, *rows: Inputs) -> tuple[Any, ...]:
         """Each of `rows` in blocks, and which rows of a block are no copies."""
         size = self.block_size
-        blocks = (as_blocks(array, size) for array in rows)
-        return (*blocks, counted_rows(len(rows[0]), size))
+        return (*as_blocks(rows, size), counted_rows(count(rows), size))

@@ -1,14 +1,14 @@
 """Memory: what there is, and what a network's points take."""
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import psutil
-from jaxtyping import Array, Shaped
 
 from ._network import OutputFunction
-from ._types import Params
+from ._types import Inputs, Params
 
 
 def available_bytes() -> int:
@@ -19,15 +19,15 @@ def available_bytes() -> int:
     return psutil.virtual_memory().available
 
 
-def activation_bytes(
-    apply: OutputFunction, params: Params, x: Shaped[Array, "*in"]
-) -> int:
+def activation_bytes(apply: OutputFunction, params: Params, x: Any) -> int:
     """Bytes that a reverse pass keeps for each further point, `x` being one."""
 
     def kept(points: int) -> int:
-        xs = jax.eval_shape(lambda x: jax.numpy.stack([x] * points), x)
+        xs = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((points, *leaf.shape), leaf.dtype), x
+        )
 
-        def residuals(params: Params, xs: Array) -> object:
+        def residuals(params: Params, xs: Inputs) -> object:
             return jax.vjp(partial(apply.over, xs=xs), params)[1]
 
         held = jax.tree.leaves(eqx.filter_eval_shape(residuals, params, xs))

@@ -16,7 +16,7 @@ from ._form import form
 from ._network import OutputFunction
 from ._points import points_of
 from ._problem import Problem
-from ._types import Params, Scalar
+from ._types import Inputs, Params, Scalar
 
 
 def laziness(
@@ -64,7 +64,7 @@ def laziness(
 
 @eqx.filter_jit
 def _bend(
-    apply: OutputFunction, params: Params, x: Array, starts: int, max_steps: int
+    apply: OutputFunction, params: Params, x: Inputs, starts: int, max_steps: int
 ) -> Scalar:
     """max ‖D²f[u, v]‖ over unit u, v, by alternating between w, u and v in
     ⟨w, D²f[u, v]⟩: each step can only raise it."""

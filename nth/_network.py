@@ -7,7 +7,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from ._errors import (
     is_traced,
@@ -15,55 +16,65 @@ from ._errors import (
     require_finite,
     require_instance,
 )
+from ._inputs import floating_dtype, layout, take
+from ._modules import NNXNetwork, as_module
+from ._network_checks import (
+    refuse_changing_state,
+    refuse_mixed_points,
+    refuse_randomness_and_state,
+    warn_of_statistics,
+)
 from ._problem import Problem
-from ._types import Params
-
-
-class _Apply(eqx.Module):
-    params: PyTree
-    apply_fn: Callable[..., Any] = eqx.field(static=True)
-    batched: bool = eqx.field(static=True)
-
-    def __call__(self, x: Array) -> Array:
-        if self.batched:
-            return self.apply_fn(self.params, x[None])[0]
-        return self.apply_fn(self.params, x)
-
-
-def from_apply(
-    apply_fn: Callable[..., Any], params: PyTree, *, batched: bool = False
-) -> eqx.Module:
-    """A network from a function and its parameters, the pair of Flax and its like.
-
-    **Arguments:**
-
-    - `apply_fn`: `apply_fn(params, x)`, such as a Flax module's `apply`.
-    - `params`: a pytree of arrays; those of floating dtype are trained, unless a
-        `filter_spec` says otherwise (Flax's `batch_stats` must be frozen). Its path in
-        the module is `.params`.
-    - `batched`: `False` if `apply_fn` takes one input `(*in)`, `True` if it takes a
-        batch `(points, *in)`; it is then given batches of one.
-
-    **Raises:** `ValueError` if `apply_fn` is not callable.
-    """
-    if not callable(apply_fn):
-        raise ValueError(f"apply_fn must be callable; got {apply_fn!r}.")
-    return _Apply(jax.tree.map(jnp.asarray, params), apply_fn, batched)
+from ._types import Inputs, Params
 
 
 class OutputFunction(eqx.Module):
-    """f(θ, x) of one input: a network with its trainable part θ taken out."""
+    """f(θ, x) of one input: a network with its trainable part θ taken out.
 
-    frozen: PyTree
+    Leaves that are no arrays, such as activation functions, are static, so that any
+    transformation of JAX takes it.
+    """
 
-    def __call__(self, params: Params, x: Shaped[Array, "*in"]) -> Float[Array, "*out"]:
-        return eqx.combine(params, self.frozen)(x)
+    frozen: PyTree[Array]
+    static: Any = eqx.field(static=True)
 
-    def over(
-        self, params: Params, xs: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
-        """f(θ) on many inputs, one by one: nothing couples them."""
+    def __init__(self, frozen: PyTree):
+        self.frozen, rest = eqx.partition(frozen, _is_array)
+        leaves, treedef = jax.tree.flatten(rest, is_leaf=lambda leaf: leaf is None)
+        try:
+            hash(tuple(leaves))
+        except TypeError as error:
+            kinds = {type(leaf).__name__ for leaf in leaves if _is_unhashable(leaf)}
+            raise ValueError(
+                f"network has a leaf of type {', '.join(sorted(kinds))}, which cannot "
+                f"be hashed ({error}): hold it in a static field, or as an array."
+            ) from None
+        self.static = (treedef, tuple(leaves))
+
+    def network(self, params: Params) -> Any:
+        """The network at the parameters `params`."""
+        treedef, leaves = self.static
+        rest = jax.tree.unflatten(treedef, leaves)
+        return eqx.combine(params, self.frozen, rest)
+
+    def __call__(self, params: Params, x: Any) -> Float[Array, "*out"]:
+        return self.network(params)(x)
+
+    def over(self, params: Params, xs: Inputs) -> Float[Array, "points *out"]:
+        """f(θ) on many inputs, each alone."""
         return jax.vmap(self, in_axes=(None, 0))(params, xs)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _is_unhashable(leaf: Any) -> bool:
+    try:
+        hash(leaf)
+    except TypeError:
+        return True
+    return False
 
 
 def parametrize(
@@ -71,50 +82,47 @@ def parametrize(
 ) -> tuple[OutputFunction, Params, Problem]:
     """f(θ, x), θ, and `problem` with its targets checked against the outputs.
 
-    **Raises:** `ValueError` if the network has dropout or state switched on, nothing to
-    train, another dtype than the data, or outputs that do not fit inputs or targets.
+    **Raises:** `ValueError` if the network has dropout or state switched on, mixes the
+    points of a batch, has nothing to train, another dtype than the data, or outputs
+    that do not fit inputs or targets.
     """
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    network = as_module(network)
     if not callable(network):
         raise ValueError(
-            f"network must be an eqx.Module of one input, or nth.from_apply(...); got "
-            f"{network!r}."
+            "network must be an eqx.Module of one input, a flax.nnx.Module, or "
+            f"nth.from_apply(apply_fn, params); got {network!r}."
         )
-    _refuse_randomness_and_state(network)
+    refuse_randomness_and_state(network)
     network = jax.tree.map(_placed, network)
-    try:
-        params, frozen = eqx.partition(network, filter_spec)
-    except ValueError as error:
-        raise ValueError(
-            "filter_spec must be a function of a leaf, or a pytree prefix of booleans "
-            f"over the network: {error}"
-        ) from None
+    params, frozen = _partitioned(network, filter_spec)
+    warn_of_statistics(network, params)
     params = _checked_params(params, problem)
     apply = OutputFunction(frozen)
-    return apply, params, problem.matched_to(_output_of(apply, params, problem))
+    output = _output_of(apply, params, problem)
+    refuse_changing_state(network, take(problem.x_train, 0))
+    refuse_mixed_points(network, problem)
+    return apply, params, problem.matched_to(output)
 
 
 def _placed(leaf: Any) -> Any:
     return placed_by_compiler(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
-def _refuse_randomness_and_state(network: Any) -> None:
-    normalised = (eqx.nn.BatchNorm, eqx.nn.SpectralNorm)
-    kinds = (eqx.nn.Dropout, *normalised, eqx.nn.StateIndex)
-    for layer in jax.tree.leaves(network, is_leaf=lambda x: isinstance(x, kinds)):
-        if isinstance(layer, eqx.nn.Dropout):
-            if layer.p > 0 and not layer.inference:
-                raise ValueError(
-                    "network has dropout switched on, so its outputs are random: "
-                    "switch it off with eqx.nn.inference_mode(network)."
-                )
-        elif isinstance(layer, kinds) and not getattr(layer, "inference", False):
-            raise ValueError(
-                f"network has state ({type(layer).__name__}) that training would "
-                "change: the hierarchy is of a function of parameters alone. Use a "
-                "layer without state (LayerNorm, GroupNorm), or switch it with "
-                "eqx.nn.inference_mode(network) and close over its state."
-            )
+def _partitioned(network: Any, filter_spec: PyTree) -> tuple[Params, PyTree]:
+    """What trains, and the rest."""
+    try:
+        params, frozen = eqx.partition(network, filter_spec)
+    except ValueError as error:
+        raise ValueError(
+            "filter_spec must be a function of a leaf, or a pytree prefix of booleans "
+            f"over the network; got {filter_spec!r}: {error}"
+        ) from None
+    if isinstance(network, NNXNetwork):
+        none = jax.tree.map(lambda _: None, params.others)
+        params = NNXNetwork(params.params, none, network.graphdef)
+        frozen = NNXNetwork(frozen.params, network.others, network.graphdef)
+    return params, frozen
 
 
 def _checked_params(params: Params, problem: Problem) -> Params:
@@ -131,8 +139,8 @@ def _checked_params(params: Params, problem: Problem) -> Params:
                 f"filter_spec chooses a leaf of type {dtype} for training: only "
                 "real floating arrays can be trained."
             )
-        data = problem.x_train.dtype
-        if dtype != (data if jnp.issubdtype(data, jnp.floating) else leaves[0].dtype):
+        data = floating_dtype(problem.x_train)
+        if dtype != (leaves[0].dtype if data is None else data):
             raise ValueError(
                 f"network has parameters of dtype {dtype} and x_train has {data}: "
                 "cast one of them, for instance x_train.astype(...), or all points."
@@ -147,14 +155,13 @@ def _checked_params(params: Params, problem: Problem) -> Params:
 def _output_of(
     apply: OutputFunction, params: Params, problem: Problem
 ) -> jax.ShapeDtypeStruct:
-    x = problem.x_train[0]
+    x = take(problem.x_train, 0)
     try:
         output = eqx.filter_eval_shape(apply, params, x)
     except Exception as error:
         raise ValueError(
-            f"network failed on one input of x_train, of shape {x.shape} and dtype "
-            f"{x.dtype}; it must map one input to one output (no batch axis, no key, "
-            f"no state). It said: {error}"
+            f"network failed on one input of x_train, {layout(x)}; it must map one "
+            f"input to one output (no batch axis, no key, no state). It said: {error}"
         ) from error
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise ValueError(

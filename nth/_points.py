@@ -5,15 +5,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import PyTree
 
+from ._inputs import count, join, take
 from ._layers import Layer, as_layers, rated
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._rates import rates_of
-from ._types import Params
+from ._types import Inputs, Params
 
 
 class Points(eqx.Module):
@@ -25,34 +25,39 @@ class Points(eqx.Module):
 
     apply: OutputFunction
     params: Params
-    x_train: Shaped[Array, "n *in"]
-    x_extra: Shaped[Array, "e *in"]
+    x_train: Inputs
+    x_extra: Inputs
     with_train: bool = eqx.field(static=True)
     rates: Params | None = None
 
     @property
-    def x(self) -> Shaped[Array, "rows *in"]:
+    def x(self) -> Inputs:
         """The points of the first slot."""
-        return jnp.concatenate([self.x_train] * self.with_train + [self.x_extra])
+        return join(*[self.x_train] * self.with_train, self.x_extra)
 
     @property
     def on_train(self) -> "Points":
         """The same network, all slots over the training points."""
-        none = self.x_train[:0]
+        none = take(self.x_train, slice(0))
         return Points(
             self.apply, self.params, self.x_train, none, True, rates=self.rates
         )
 
     @property
+    def n_train(self) -> int:
+        """The number of training points."""
+        return count(self.x_train)
+
+    @property
     def n_rows(self) -> int:
         """The number of slots in the first place."""
-        points = len(self.x_train) * self.with_train + len(self.x_extra)
+        points = self.n_train * self.with_train + count(self.x_extra)
         return points * self.output.size
 
     @property
     def n_slots(self) -> int:
         """The number of training slots, n·C."""
-        return len(self.x_train) * self.output.size
+        return self.n_train * self.output.size
 
     @property
     def n_params(self) -> int:
@@ -62,11 +67,11 @@ class Points(eqx.Module):
     @property
     def output(self) -> jax.ShapeDtypeStruct:
         """The shape and dtype of one output."""
-        return jax.eval_shape(self.apply, self.params, self.x_train[0])
+        return jax.eval_shape(self.apply, self.params, take(self.x_train, 0))
 
     def layers(self, params: Params) -> tuple[Layer, ...] | None:
         """The layers of a fully connected network, `None` for any other."""
-        layers = as_layers(self.apply, params, self.x_train[0])
+        layers = as_layers(self.apply, params, take(self.x_train, 0))
         return None if layers is None else rated(layers, self.rates)
 
 
@@ -81,7 +86,7 @@ def points_of(
     apply, params, problem = parametrize(network, problem, filter_spec)
     x = (problem.x_train, problem.x_test)
     if rows is not None:
-        x = (problem.x_train, problem.x[_checked_rows(rows, len(problem.x))])
+        x = (problem.x_train, take(problem.x, _checked_rows(rows, count(problem.x))))
     rates = rates_of(learning_rates, network, params)
     return Points(apply, params, *x, with_train=rows is None, rates=rates)
 

@@ -19,6 +19,7 @@ from ._contract import checked_slots
 from ._eigen import leading_modes
 from ._errors import is_traced, require_integer
 from ._form import form
+from ._inputs import take
 from ._layerwise import fourth_of, third_of
 from ._lift import along_jacobian, lift
 from ._memory import activation_bytes
@@ -118,7 +119,7 @@ def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:
         ntk = form(points, 2, None, progress=False)[1].reshape(n_slots, n_slots)
         vectors = jnp.linalg.eigh(ntk)[1][:, ::-1][:, :q].T
     else:
-        shape = (len(points.x_train), *output.shape)
+        shape = (points.n_train, *output.shape)
         times = partial(_ntk_times, points)
         vectors = jnp.asarray(leading_modes(times, shape, output.dtype, q)[1])
         vectors = vectors.reshape(q, n_slots)
@@ -150,10 +151,10 @@ def _projected(
 
 def _blocks(
     points: Points, modes: Float[Array, "q n *out"]
-) -> tuple[Shaped[Array, "k b *in"], Float[Array, "k q b *out"]]:
+) -> tuple[PyTree[Shaped[Array, "k b ..."]], Float[Array, "k q b *out"]]:
     """Points and modes in blocks; what fills up the last has no weight."""
-    n, q = len(points.x_train), len(modes)
-    one = activation_bytes(points.apply, points.params, points.x_train[0])
+    n, q = points.n_train, len(modes)
+    one = activation_bytes(points.apply, points.params, take(points.x_train, 0))
     size = min(n, max(1, _BLOCK_BYTES // (8 * q * one)))
     count = -(-n // size)
     size = -(-n // count)
@@ -165,14 +166,15 @@ def _blocks(
         shape = (*array.shape[:axis], count, size, *array.shape[axis + 1 :])
         return jnp.moveaxis(array.reshape(shape), axis, 0)
 
-    return filled(points.x_train, 0, "edge"), filled(modes, 1, "constant")
+    x = jax.tree.map(lambda leaf: filled(leaf, 0, "edge"), points.x_train)
+    return x, filled(modes, 1, "constant")
 
 
 class _Modes(eqx.Module):
     """F_i = Σ_β e_i[β] f_β, in blocks of points, and their kernels, functions of θ."""
 
     apply: OutputFunction
-    x: Shaped[Array, "k b *in"]
+    x: PyTree[Shaped[Array, "k b ..."]]
     modes: Float[Array, "k q b *out"]
 
     def first(self, params: Params) -> Float[Array, " q"]:
@@ -209,9 +211,10 @@ class _Modes(eqx.Module):
 
             return quantity(functions)
 
-        if len(self.x) == 1:
-            return of_block((self.x[0], self.modes[0]))
-        shapes = jax.eval_shape(of_block, (self.x[0], self.modes[0]))
+        first = take((self.x, self.modes), 0)
+        if len(self.modes) == 1:
+            return of_block(first)
+        shapes = jax.eval_shape(of_block, first)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         def add(total: Tree, block: Any) -> tuple[Tree, None]:

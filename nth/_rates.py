@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from ._errors import as_array, require
+from ._modules import as_module
 from ._types import Params, Scalar
 
 
@@ -22,6 +23,7 @@ def rates_of(learning_rates: PyTree, network: Any, params: Params) -> Params | N
     """
     if learning_rates is None:
         return None
+    network = as_module(network)
     try:
         whole = jax.tree.map(
             lambda rate, part: jax.tree.map(lambda _: rate, part),

@@ -13,8 +13,8 @@ from ._eigen import rounding_of
 from ._errors import require_instance, require_scale
 from ._form import form
 from ._kernels import Kernels
-from ._layers import as_layers
 from ._mlp import MLP
+from ._network import OutputFunction
 from ._passes import forward
 from ._points import Points, points_of
 from ._problem import Problem
@@ -89,9 +89,9 @@ def _training_only(points: Points, path: Any) -> Points:
     """`points` with all parameters but one frozen."""
     where = jax.tree_util.tree_map_with_path(lambda p, _: p == path, points.params)
     params, others = eqx.partition(points.params, where)
-    frozen = eqx.combine(others, points.apply.frozen)
+    apply = OutputFunction(points.apply.network(others))
     return eqx.tree_at(
-        lambda points: (points.apply.frozen, points.params), points, (frozen, params)
+        lambda points: (points.apply, points.params), points, (apply, params)
     )
 
 
@@ -125,7 +125,7 @@ def nngp(
     sigma_a = require_scale("sigma_a", sigma_a)
     sigma_b = require_scale("sigma_b", sigma_b)
     points = points_of(network, problem, eqx.is_inexact_array)
-    layers = as_layers(points.apply, points.params, points.x_train[0])
+    layers = points.layers(points.params)
     if layers is None or layers[-1].activation is not None:
         raise ValueError(
             "network must be an nth.MLP or eqx.nn.MLP with an affine last layer: the "
@@ -136,4 +136,4 @@ def nngp(
     paper = isinstance(network, MLP) and network.parameterization == "nth"
     weight = sigma_a**2 / (1 if paper else fan_in)
     bias = 0.0 if layers[-1].bias is None else sigma_b**2
-    return weight * (features @ features[: len(points.x_train)].T) + bias
+    return weight * (features @ features[: points.n_train].T) + bias

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._curvature import critical_rate
 from ._descent import AbstractDescent
+from ._inputs import take
 from ._integrate import RESULTS
 from ._rule import Plan
 from ._solution import Solution
@@ -46,7 +47,7 @@ def look_at_rate(dynamics: AbstractDescent, plan: Plan) -> None:
     if plan.rates.size == 0:
         return
     rows = slice(None) if plan.rows is None else plan.rows[0]
-    x, y = dynamics.problem.x_train[rows], dynamics.problem.y_train[rows]
+    x, y = take(dynamics.problem.x_train, rows), dynamics.problem.y_train[rows]
     critical = critical_rate(dynamics, x, y, plan.momentum, plan.nesterov, 1e-2, _LOOK)
     largest = jnp.max(plan.rates)
     say(_warn_of_rate, critical / largest, largest, critical)
@@ -121,7 +122,7 @@ def _step(
     """θ ← θ − η M v, v ← μ v + G + λ θ; coefficient by coefficient for a series."""
     x, y = dynamics.problem.x_train, dynamics.problem.y_train
     if rows is not None:
-        x, y = x[rows], y[rows]
+        x, y = take(x, rows), y[rows]
     slope = dynamics.slope(state, x, y)
     if velocity is not None:
         velocity = jax.tree.map(lambda v, d: plan.momentum * v + d, velocity, slope)

@@ -1,26 +1,40 @@
 """Taylor coefficients in ε of a function along θ_ε = θ₀ + Σ_k ε^k u_k.
 
 `by_jet` is Taylor arithmetic, `jax.experimental.jet`: about K²/2 products in place of
-each one. It is taken wherever it is exact: where it has a rule for every primitive, and
-none has a derivative of its own (`custom_jvp`), which it would pass over. Elsewhere
-`by_jvp` nests `jvp`, which knows every function that has derivatives at all, and costs
-more as K grows.
+each one. Some of its rules are wrong (that of `rem` is, for negative numbers, and that
+of `pow`), and it ignores derivatives that are defined by `custom_jvp`. So it is used
+where derivatives pass through no other primitives than those of `PROVED`, for each of
+which a test compares it with `by_jvp`. Elsewhere `by_jvp` nests `jvp`, which knows every
+function that has derivatives, and costs more as K grows.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._jaxpr import differentiated
 from ._types import Params
 
 try:
     from jax.experimental.jet import jet
 except ImportError:  # an experimental module may go: nested jvp does all of it
     jet = None
+
+# The primitives for which jet is exact to rounding; tests/test_taylor.py proves each.
+PROVED = frozenset(
+    """
+    abs add add_any broadcast_in_dim concatenate conv_general_dilated
+    convert_element_type copy cos cosh cumsum div dot_general dynamic_slice
+    dynamic_update_slice eq erf erfc exp floor gather ge gt integer_pow is_finite le
+    log logistic lt max min mul ne neg pad reduce_max reduce_min reduce_sum reshape rev
+    round rsqrt scatter-add select_n sign sin sinh slice split sqrt square squeeze
+    stop_gradient sub tanh transpose
+    """.split()  # noqa: SIM905
+)
 
 Function = Callable[[Params], Float[Array, "..."]]
 Coefficients = Callable[[Function, Params, Sequence[Params]], list[Float[Array, "..."]]]
@@ -71,25 +85,12 @@ def _with_slope(curve: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def best_coefficients(function: Function, base: Params) -> Coefficients:
-    """`by_jet` where it is exact for `function`, else `by_jvp`."""
-    names = set(_primitives(jax.make_jaxpr(function)(base)))
-    # The rule for `pow`, a power that is no integer constant, takes a logarithm: it is
-    # NaN at a negative base.
-    if any(name.startswith("custom_") or name == "pow" for name in names):
+    """`by_jet` where it is proved exact for `function`, else `by_jvp`."""
+    names, _ = differentiated(jax.make_jaxpr(function)(base).jaxpr)
+    if not names <= PROVED:
         return by_jvp
     try:
         jax.eval_shape(lambda *u: by_jet(function, base, u), base, base)
     except Exception:  # a missing rule is a KeyError, an unfinished one anything
         return by_jvp
     return by_jet
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    """The names of the primitives of a jaxpr, those of its parts included."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for part in jax.tree.leaves(
-            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
-            if hasattr(part, "eqns"):
-                yield from _primitives(part)

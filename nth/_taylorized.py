@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from ._dynamics import AbstractDynamics, two_norm
 from ._errors import require_integer
+from ._inputs import take
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._taylor import Coefficients, best_coefficients
-from ._types import Params, Scalar
+from ._types import Inputs, Params, Scalar
 
 
 class TaylorizedFlow(AbstractDynamics):
@@ -65,7 +66,8 @@ class TaylorizedFlow(AbstractDynamics):
             network, problem, filter_spec
         )
         self.coefficients = best_coefficients(
-            lambda params: self.apply.over(params, problem.x_train[:1]), self.params
+            lambda params: self.apply.over(params, take(problem.x_train, slice(1))),
+            self.params,
         )
         self.label = (
             "linearised network" if degree == 1 else f"network Taylorised to {degree}"
@@ -87,9 +89,7 @@ class TaylorizedFlow(AbstractDynamics):
     def error_norm(self, scaled: Params) -> Scalar:
         return two_norm(scaled)
 
-    def _polynomial(
-        self, state: Params, x: Shaped[Array, "points *in"]
-    ) -> Float[Array, "points *out"]:
+    def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:
         """f_d(w): the coefficients in ε of f(θ₀ + ε w), summed."""
         still = jax.tree.map(jnp.zeros_like, state)
         terms = self.coefficients(

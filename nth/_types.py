@@ -6,7 +6,7 @@
 | `q`    | test points                                                     |
 | `m`    | all points, n + q, training points first                        |
 | `*out` | the outputs of one point: nothing for a scalar network, C for C |
-| `*in`  | one input                                                       |
+| `*in`  | one input, where inputs are one array                           |
 | `T`    | requested times                                                 |
 
 | symbol | name in the code     | meaning                                          |
@@ -22,7 +22,10 @@
 
 from typing import Any, TypeAlias
 
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
+
+Inputs: TypeAlias = PyTree[Shaped[Array, "_ ..."]]
+"""Points: an array `(points, *in)`, or a pytree of arrays with one leading axis."""
 
 Params: TypeAlias = PyTree[Any]
 State: TypeAlias = PyTree[Any]

@@ -1,0 +1,103 @@
+"""Which points make outputs, gradients or kernels NaN or infinite."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ._inputs import count
+from ._network import OutputFunction
+from ._types import Inputs, Params
+
+# Points whose gradients are computed together.
+_BATCH = 64
+_CURE = (
+    "Remove these points, or make the network differentiable there, for instance by "
+    "jnp.sqrt(s + 1e-12) in place of jnp.sqrt(s)."
+)
+
+
+@eqx.filter_jit
+def all_finite(*arrays: Array) -> Bool[Array, ""]:
+    """Whether no entry of any of `arrays` is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
+
+
+def cause_of_non_finite(
+    apply: OutputFunction, params: Params, x: Inputs, n_train: int
+) -> str | None:
+    """Where the outputs or their gradients are NaN or infinite, in words.
+
+    `x` holds the training points first. `None` if both are finite at every point.
+    """
+    outputs, norms = _looked_at(apply, params, x)
+    bad = _rows_of(~np.isfinite(outputs))
+    if bad.size:
+        return (
+            f"the network's output is NaN or infinite at {_named(bad, n_train)}. "
+            f"{_CURE}"
+        )
+    bad = _rows_of(~np.isfinite(norms))
+    if bad.size:
+        return (
+            "the gradient of the network's output with respect to its parameters is "
+            f"NaN or infinite at {_named(bad, n_train)}, as that of a norm, a square "
+            f"root or a quotient can be at 0. {_CURE}"
+        )
+    return None
+
+
+def require_finite_kernels(
+    tensors: tuple[Float[Array, "rows ..."], ...],
+    apply: OutputFunction,
+    params: Params,
+    x: Inputs,
+    n_train: int,
+) -> None:
+    """Raise `ValueError` if a kernel, as K⁽¹⁾ … K⁽ᵖ⁾, has a NaN or infinite entry."""
+    if bool(all_finite(*tensors)):
+        return
+    r = next(i for i, k in enumerate(tensors, 1) if not bool(all_finite(k)))
+    cause = cause_of_non_finite(apply, params, x, n_train)
+    if cause is None:
+        cause = (
+            f"derivatives of order {r - 1} of the network are NaN or infinite at some "
+            "of the points, as those of a norm or a power can be at 0. Use a lower "
+            "order, or a network that is smooth there."
+        )
+    raise ValueError(f"network: K({r}) has NaN or infinite entries: {cause}")
+
+
+@eqx.filter_jit
+def _looked_at(
+    apply: OutputFunction, params: Params, x: Inputs
+) -> tuple[Float[Array, "points *out"], Float[Array, " points"]]:
+    """Outputs, and the squared norms of the gradients of their sums."""
+
+    def squared_norm(one: Inputs) -> Float[Array, ""]:
+        gradient = jax.grad(lambda p: jnp.sum(apply(p, one)))(params)
+        return sum(
+            (jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)),
+            jnp.zeros((), jax.tree.leaves(params)[0].dtype),
+        )
+
+    norms = jax.lax.map(squared_norm, x, batch_size=min(_BATCH, count(x)))
+    return apply.over(params, x), norms
+
+
+def _rows_of(bad: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+
+
+def _named(indices: np.ndarray, n_train: int) -> str:
+    """Points by the name of their argument and their place in it."""
+    parts = []
+    for name, chosen in (
+        ("x_train", indices[indices < n_train]),
+        ("x_test", indices[indices >= n_train] - n_train),
+    ):
+        if chosen.size:
+            listed = ", ".join(map(str, chosen[:5])) + ", …" * (chosen.size > 5)
+            parts.append(f"{name}[{listed}]")
+    return " and ".join(parts)

@@ -1,0 +1,50 @@
+"""Reading what a function is made of from its jaxpr."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+
+def primitives(jaxpr: Any) -> Iterator[str]:
+    """The names of the primitives of a jaxpr, those of its parts included."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for part in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            if hasattr(part, "eqns"):
+                yield from primitives(part)
+
+
+def differentiated(
+    jaxpr: Any, active: Sequence[bool] | None = None
+) -> tuple[set[str], list[bool]]:
+    """The names of the primitives that derivatives pass through.
+
+    `active` says which inputs are differentiated, all by default. Also returns which
+    outputs depend on those by floating numbers: integers carry no derivative.
+    """
+    active = [True] * len(jaxpr.invars) if active is None else active
+    known = {var for var, on in zip(jaxpr.invars, active, strict=True) if on}
+    names: set[str] = set()
+    for equation in jaxpr.eqns:
+        inputs = [_is_in(var, known) for var in equation.invars]
+        if not any(inputs):
+            continue
+        outputs = [True] * len(equation.outvars)
+        if equation.primitive.name in ("jit", "pjit"):
+            inner, outputs = differentiated(equation.params["jaxpr"].jaxpr, inputs)
+            names |= inner
+        else:
+            names.add(equation.primitive.name)
+        for var, on in zip(equation.outvars, outputs, strict=True):
+            if on and jnp.issubdtype(var.aval.dtype, jnp.inexact):
+                known.add(var)
+    return names, [_is_in(var, known) for var in jaxpr.outvars]
+
+
+def _is_in(var: Any, known: set[Any]) -> bool:
+    return not isinstance(var, Literal) and var in known

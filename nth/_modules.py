@@ -1,0 +1,84 @@
+"""Networks of other frameworks as modules of Equinox."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ._inputs import take
+
+
+class ApplyNetwork(eqx.Module):
+    params: PyTree
+    apply_fn: Callable[..., Any] = eqx.field(static=True)
+    batched: bool = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Array:
+        if self.batched:
+            return self.apply_fn(self.params, take(x, None))[0]
+        return self.apply_fn(self.params, x)
+
+
+class NNXNetwork(eqx.Module):
+    """A `flax.nnx.Module`, split: a weight that is used twice is one array here."""
+
+    params: PyTree
+    others: PyTree
+    """Variables other than `nnx.Param`, such as batch statistics: never trained."""
+    graphdef: Any = eqx.field(static=True)
+
+    def __call__(self, x: Any) -> Array:
+        return self.with_state_after(x)[0]
+
+    def with_state_after(self, x: Any) -> tuple[Array, list[Array], list[Array]]:
+        """The output, and `others` before and after the call."""
+        nnx = sys.modules["flax.nnx"]
+        network = nnx.merge(self.graphdef, self.params, self.others)
+        before = jax.tree.leaves(nnx.split(network, nnx.Param, ...)[2])
+        output = network(x)
+        return output, before, jax.tree.leaves(nnx.split(network, nnx.Param, ...)[2])
+
+
+def from_apply(
+    apply_fn: Callable[..., Any], params: PyTree, *, batched: bool = False
+) -> eqx.Module:
+    """A network from a function and its parameters, as Flax and Haiku have them.
+
+    **Arguments:**
+
+    - `apply_fn`: `apply_fn(params, x)`, such as a Flax module's `apply`.
+    - `params`: a pytree; its arrays of floating dtype are trained, unless a
+        `filter_spec` says otherwise. Its path in the module is `.params`. Leaves that
+        are no arrays are passed on as they are.
+    - `batched`: `False` if `apply_fn` takes one input `(*in)`, `True` if it takes a
+        batch `(points, *in)`; it is then called with batches of one point.
+
+    Collections beside Flax's `"params"`, such as `"batch_stats"`, are no parameters:
+    close over them, `from_apply(lambda p, x: apply({"params": p, **rest}, x), ...)`.
+
+    **Raises:** `ValueError` if `apply_fn` is not callable or `batched` not a bool.
+    """
+    if not callable(apply_fn):
+        raise ValueError(f"apply_fn must be callable; got {apply_fn!r}.")
+    if not isinstance(batched, bool):
+        raise ValueError(f"batched must be True or False; got {batched!r}.")
+    return ApplyNetwork(jax.tree.map(_as_leaf, params), apply_fn, batched)
+
+
+def _as_leaf(leaf: Any) -> Any:
+    numbers = (np.ndarray, np.generic, float, complex)
+    return jnp.asarray(leaf) if isinstance(leaf, numbers) else leaf
+
+
+def as_module(network: Any) -> Any:
+    """`network`, a `flax.nnx.Module` split into its parameters and the rest."""
+    nnx: Any = sys.modules.get("flax.nnx")  # there if `network` is one of its modules
+    if nnx is None or not isinstance(network, nnx.Module):
+        return network
+    graphdef, params, others = nnx.split(network, nnx.Param, ...)
+    return NNXNetwork(params, others, graphdef)
