@@ -16,6 +16,10 @@ from jaxtyping import Array, Bool, Float
 
 Name = TypeVar("Name", bound=str)
 
+# The highest level, degree or number of derivatives: compile time grows exponentially
+# where an operation has no rule in Taylor arithmetic, and no use of more is known.
+MOST_ORDER = 12
+
 
 class WindowWarning(UserWarning):
     """A prediction was asked for past the window in which its truncation holds."""
@@ -111,8 +115,10 @@ def require_times(
     )
 
 
-def require_integer(argument: str, value: Any, least: int) -> int:
-    """`value` as an `int` of at least `least`."""
+def require_integer(
+    argument: str, value: Any, least: int, most: int | None = None, why: str = ""
+) -> int:
+    """`value` as an `int` from `least` to `most`; `why` there is a greatest one."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -123,7 +129,16 @@ def require_integer(argument: str, value: Any, least: int) -> int:
         ) from None
     if number < least:
         raise ValueError(f"{argument} must be at least {least}; got {number}.")
+    if most is not None and number > most:
+        reason = f", {why}" if why else ""
+        raise ValueError(f"{argument} must be at most {most}{reason}; got {number}.")
     return number
+
+
+def require_order(argument: str, value: Any, least: int = 2) -> int:
+    """`value` as a level, degree or order from `least` to `MOST_ORDER`."""
+    why = "as the time to compile grows exponentially with it"
+    return require_integer(argument, value, least, MOST_ORDER, why)
 
 
 def require_scale(argument: str, value: Any) -> Any:

@@ -27,7 +27,7 @@ from ._lift import (
     require_forward_mode,
     slot_gradient,
 )
-from ._memory import activation_bytes, parameter_bytes
+from ._memory import activation_bytes, tree_bytes
 from ._points import Points
 from ._types import Params
 
@@ -241,7 +241,5 @@ def directions_at_once(points: Points, order: int) -> int:
     """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
     activations of its own, and each further derivative doubles them."""
     apply, params, x = points.apply, points.params, points.x
-    one = parameter_bytes(params) + count(x) * activation_bytes(
-        apply, params, take(x, 0)
-    )
+    one = tree_bytes(params) + count(x) * activation_bytes(apply, params, take(x, 0))
     return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))
