@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._eigen import rounding_of
 from ._types import Scalar
@@ -98,7 +98,9 @@ def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
     return jnp.exp(-t * nodes[-1]) * t**power * total
 
 
-@jax.custom_jvp
+_Eigen = tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, " n"]]
+
+
 def relax(
     kernel: Float[Array, "n n"], ts: Float[Array, " T"], start: Float[Array, "n c"]
 ) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
@@ -108,7 +110,18 @@ def relax(
     At t = ∞ the second is K⁺ · start, the pseudo-inverse: a zero eigenvalue moves
     nothing. Derivatives are exact where eigenvalues coincide, too (Daleckii & Krein).
     """
-    rates, modes, null = spectrum(kernel)
+    return relax_with(kernel, spectrum(kernel), ts, start)
+
+
+@jax.custom_jvp
+def relax_with(
+    kernel: Float[Array, "n n"],
+    eigen: _Eigen,
+    ts: Float[Array, " T"],
+    start: Float[Array, "n c"],
+) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
+    """`relax`, given `spectrum(kernel)`: several calls then need it once."""
+    rates, modes, null = eigen
     inside = modes.T @ start
 
     def at(t: Scalar) -> tuple[Array, Array]:
@@ -118,11 +131,10 @@ def relax(
     return jax.vmap(at)(ts)
 
 
-@relax.defjvp
-def _relax_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
-    kernel, ts, start = primals
-    d_kernel, d_ts, d_start = tangents
-    rates, modes, null = spectrum(kernel)
+@relax_with.defjvp
+def _relax_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    _, (rates, modes, null), ts, start = primals
+    d_kernel, _, d_ts, d_start = tangents
     turned = modes.T @ (d_kernel + d_kernel.T) @ modes / 2
     inside, d_inside = modes.T @ start, modes.T @ d_start
     pair = rates[:, None], rates[None, :]
@@ -139,7 +151,7 @@ def _relax_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
         d_decay = moved[0] + decay * d_inside - rates[:, None] * speed
         return modes @ d_decay, modes @ (moved[1] + integral * d_inside + speed)
 
-    return relax(kernel, ts, start), jax.vmap(at)(ts, d_ts)
+    return relax_with(*primals), jax.vmap(at)(ts, d_ts)
 
 
 def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
@@ -154,7 +166,7 @@ def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
 
 def spectrum(
     kernel: Float[Array, "n n"],
-) -> tuple[Float[Array, " n"], Float[Array, "n n"], Array]:
+) -> _Eigen:
     """Eigenvalues ≥ 0, eigenvectors, and which of them are zero but for rounding."""
     rates, modes = jnp.linalg.eigh(kernel)
     rates = jnp.maximum(rates, 0)

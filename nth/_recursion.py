@@ -14,7 +14,7 @@ from ._gauss import Pairs, Rule, rule_for, safe_root
 # Points in a tile of each side: few for sums over nodes, so that little of the work on
 # the diagonal is done twice; for closed forms as many as a processor's cache holds.
 _TILE, _TILE_OF_SUMS = 128, 4
-# Pairs of points times layers, and layers, up to which nothing is in a loop.
+# Pairs of points times layers, and layers, up to which no loop is used.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
 
@@ -80,9 +80,9 @@ def recursion(
 def _fits_whole(sides: _Sides, layers: Layer) -> bool:
     """Whether all pairs are worked on at once, and the loop over layers is unrolled.
 
-    That is quickest for few pairs. And it is right for more: JAX loses the rules of
-    `custom_jvp` inside a `scan` where a reverse-mode derivative is differentiated
-    again, and second derivatives are then NaN where points coincide.
+    That is fastest for few pairs. It also has second derivatives where points coincide:
+    in a `scan` they are NaN, as JAX drops the rules of `custom_jvp` from its body when
+    a reverse-mode derivative is differentiated again.
     """
     depth = len(layers.weight) - 1
     fits = len(sides[0]) * len(sides[1]) * depth <= _MOST_WHOLE
