@@ -180,21 +180,34 @@ class _Lifted(eqx.Module):
         return columns.reshape(-1, *[n_slots] * later, size)
 
 
-def closed_form(points: Points, r: int) -> TensorFunction | None:
-    """θ ↦ K⁽ʳ⁾ of a chain of layers, r = 2, 3, 4; `None` for any other network."""
+def closed_form(
+    points: Points, r: int, start: Int[Array, ""] | int = 0, size: int | None = None
+) -> TensorFunction | None:
+    """θ ↦ K⁽ʳ⁾ of a chain of layers, r = 2, 3, 4; `None` for any other network.
+
+    `start` and `size` are the columns of its last slot, all of them if left out.
+    """
     if points.layers(points.params) is None:
         return None
-    size = points.output.size
     x = (points.x_train, points.x_extra)
 
     def tensor(params: Params) -> Float[Array, "rows ..."]:
         layers = points.layers(params)
         assert layers is not None
-        chain = chain_at(layers, *x, size, points.with_train)
+        chain = chain_at(layers, *x, points.output.size, points.with_train)
         chain = chain.with_changes() if r == 4 else chain
-        return _OF_CHAIN[r](chain, 0, points.n_slots)
+        return _OF_CHAIN[r](chain, start, size or points.n_slots)
 
     return tensor
+
+
+def closed_columns_at_once(points: Points, r: int) -> int:
+    """How many columns of `closed_form` keep within `_BLOCK_BYTES`."""
+    layers = points.layers(points.params)
+    assert layers is not None
+    x = (points.x_train, points.x_extra)
+    chain = chain_at(layers, *x, points.output.size, points.with_train)
+    return min(points.n_slots, _columns_at_once(chain, r))
 
 
 def _fill(

@@ -5,11 +5,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._closed_form import Times, as_matrices, as_trajectory, require_squared_error
+from ._closed_form import (
+    NOT_FINITE,
+    Times,
+    as_matrices,
+    as_trajectory,
+    require_squared_error,
+)
 from ._errors import require, require_times
 from ._exponentials import decay_with_zero, end_of_time, nested_decay, spectrum
+from ._finite import checked_finite
 from ._hierarchy import DenseHierarchy
 from ._kernels import Kernels
+from ._memory import require_memory, tree_bytes
 from ._problem import Problem
 from ._types import Scalar
 
@@ -19,6 +27,8 @@ _BLOCKS = 8
 # Entries of K⁽⁴⁾ that are worked on at once where a first slot has fewer: enough to
 # hide the cost of a loop, few enough for a processor's cache.
 _ENTRIES_AT_ONCE = 2**17
+# Arrays of the size of one first slot of K⁽⁴⁾ that nested integrals hold at most.
+_SPARE = 40
 
 
 class Perturbation(eqx.Module):
@@ -64,14 +74,15 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf` if the
         NTK on the training points is not singular.
 
-    **Returns:** [`nth.Perturbation`][]. Work is m·n³ numbers for each time, and memory
-    some tens of times that of K⁽⁴⁾.
+    **Returns:** [`nth.Perturbation`][]. Work is m·n³ numbers for each time. Memory is
+    half that of K⁽⁴⁾ beside it, and a few times that of the NTK at all times.
 
     Derivatives with respect to the kernels need eigenvalues that are distinct, as those
     of `jnp.linalg.eigh` do; with respect to the targets they do not.
 
-    **Raises:** `ValueError` for another loss, bad times, kernels of an order below 4 or
-    that do not fit, or t = ∞ with a singular NTK, where the correction grows for ever.
+    **Raises:** `ValueError` for another loss, bad times, kernels of an order below 4,
+    that do not fit or have NaN, what would not fit in memory, or t = ∞ with a singular
+    NTK, where the correction grows without bound.
     """
     level = DenseHierarchy(kernels, problem, 2)
     require_squared_error(problem, "perturbative")
@@ -81,16 +92,30 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
             "K(4): form them with nth.kernels(network, problem, order=4)."
         )
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
-    tensors = kernels.tensors[:4]
+    _require_memory(kernels, len(times))
+    tensors = checked_finite("kernels", kernels.tensors[:4], NOT_FINITE)
     outputs, ntk, singular = _solve(tensors, level.problem, times)
     outputs = require(
         outputs,
         ~(singular & jnp.isinf(times)),
         "ts has inf, and the NTK on the training points is singular: along its null "
-        "vectors the correction grows for ever. Give finite times.",
+        "vectors the correction grows without bound. Give finite times.",
     )
     path = as_trajectory(outputs, level.problem, times)
     return Perturbation(path.ts, path.train, path.test, path.loss, ntk)
+
+
+def _require_memory(kernels: Kernels, times: int) -> None:
+    """Raise `ValueError` if the correction would not fit in memory."""
+    ntk, fourth = tree_bytes(kernels[2]), tree_bytes(kernels[4])
+    # Three arrays of a block of K⁽⁴⁾, and some of one first slot.
+    blocks = 4 * fourth // _BLOCKS + _SPARE * fourth // len(kernels[1])
+    require_memory(
+        "ts",
+        f"the correction at {times} times",
+        blocks + 4 * times * ntk,
+        "Give fewer times, or kernels of fewer points or in float32.",
+    )
 
 
 @eqx.filter_jit
