@@ -14,9 +14,8 @@ from ._errors import (
     require,
     require_finite,
     require_integer,
-    require_memory,
 )
-from ._memory import available_bytes
+from ._memory import require_memory
 from ._types import Scalar
 
 Phase = Literal["lazy", "catapult", "divergent"]
@@ -117,7 +116,9 @@ def catapult(
     """
     width = require_integer("width", width, 1)
     steps = require_integer("steps", steps, 0)
-    require_memory("steps", f"keeping {steps} steps", 48 * steps, available_bytes())
+    require_memory(
+        "steps", f"keeping {steps} steps", 48 * steps, "Give a smaller number."
+    )
     f, ntk = _as_scalar("output", output), _as_scalar("ntk", ntk)
     rate = _as_scalar("learning_rate", learning_rate)
     rate = require(rate, rate >= 0, "learning_rate must be at least 0.")

@@ -10,14 +10,21 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._errors import require_times
 from ._exponentials import relax
+from ._finite import checked_finite
 from ._hierarchy import DenseHierarchy
 from ._kernels import Kernels, kernels as form_kernels
 from ._loss import SquaredError
+from ._memory import require_memory, tree_bytes
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._types import Params
 
 Times = ArrayLike | Sequence[float]
+
+NOT_FINITE = (
+    "form them by nth.kernels, at points and parameters where the network is finite "
+    "and differentiable."
+)
 
 
 class Trajectory(eqx.Module):
@@ -60,10 +67,13 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     Derivatives are exact also where eigenvalues of K coincide; at t = ∞ they are those
     of a kernel that is not singular.
 
-    **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit.
+    **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit
+    or have NaN.
     """
     level = DenseHierarchy(kernels, problem, 2)
     require_squared_error(problem, "closed_form")
+    finite = checked_finite("kernels", level.levels, NOT_FINITE)
+    level = eqx.tree_at(lambda level: level.levels, level, finite)
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
     return as_trajectory(_outputs(level, times), level.problem, times)
 
@@ -142,6 +152,12 @@ def displacement(
     train = Problem(problem.x_train, problem.y_train)
     formed = form_kernels(network, train, 2, filter_spec=filter_spec)
     times = require_times(ts, formed[1].dtype, with_infinity=True)
+    require_memory(
+        "ts",
+        f"the parameters at {len(times)} times",
+        len(times) * (tree_bytes(params) + tree_bytes(formed[1])),
+        "Give fewer times.",
+    )
     return _pulled_back(apply, params, train, formed.tensors, times)
 
 

@@ -8,12 +8,27 @@ from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._errors import as_array, require_finite, require_order
-from ._form import closed_form, directions_at_once, split_block
+from ._form import (
+    closed_columns_at_once,
+    closed_form,
+    directions_at_once,
+    held_bytes,
+    split_block,
+)
 from ._inputs import count
-from ._lift import along_jacobian, lift, require_forward_mode, slot_gradient
+from ._lift import (
+    TensorFunction,
+    along_jacobian,
+    lift,
+    require_forward_mode,
+    slot_gradient,
+)
+from ._memory import require_memory
 from ._points import Points, points_of
 from ._problem import Problem
 
@@ -36,18 +51,23 @@ def contract(
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
-    - `order`: r ≥ 2.
+    - `order`: r, from 2 to 12.
     - `vectors`: one for each of the r − 1 later slots, shape `(n, *out)`, or `None` for
         a slot that stays.
 
     **Returns:** shape `(m, *out)`, followed by `(n, *out)` for each slot that stays.
 
-    **Raises:** `ValueError` for an order below 2 or vectors that do not fit.
+    Memory beside the result stays near 256 MiB.
+
+    **Raises:** `ValueError` for a bad order, vectors that do not fit, or a result that
+    would not fit in memory.
     """
     order = require_order("order", order)
     points = points_of(network, problem, filter_spec)
     require_forward_mode(points.apply, points.params, points.x_train, "contraction")
-    return _contracted(points, _checked_vectors(vectors, order, points))
+    checked = _checked_vectors(vectors, order, points)
+    _require_memory(points, checked)
+    return _contracted(points, checked)
 
 
 def _checked_vectors(
@@ -78,25 +98,83 @@ def checked_slots(
     return array.astype(output.dtype)
 
 
+def _require_memory(points: Points, vectors: Sequence[Array | None]) -> None:
+    """Raise `ValueError` if the slots that stay would not fit in memory."""
+    free = sum(v is None for v in vectors)
+    leading = _leading(vectors)
+    entries = points.n_rows * points.n_slots**free
+    held = held_bytes(points, leading + 1) if leading <= 3 else 0
+    require_memory(
+        "vectors",
+        f"a kernel of {points.n_rows} slots and {free} of {points.n_slots}",
+        entries * points.output.dtype.itemsize + held,
+        "Give vectors for more of the slots, or use fewer training points or float32.",
+    )
+
+
+def _leading(vectors: Sequence[Array | None]) -> int:
+    """How many slots stay before the first that is summed."""
+    return next((k for k, v in enumerate(vectors) if v is not None), len(vectors))
+
+
 @eqx.filter_jit
 def _contracted(
     points: Points, vectors: tuple[Float[Array, "n *out"] | None, ...]
 ) -> Float[Array, "m ..."]:
-    n_slots, out = points.n_slots, points.output.shape
-    free = sum(v is None for v in vectors)
-    leading = next((k for k, v in enumerate(vectors) if v is not None), len(vectors))
-    closed = closed_form(points, leading + 1) if 0 < leading <= 3 else None
-    tensor = closed or partial(points.apply.over, xs=points.x)
-    rest = vectors[leading:] if closed else vectors
-    size = directions_at_once(points, len(vectors) + 1)
-    sizes = list(split_block(size, n_slots, sum(v is None for v in rest)))
-    for v in rest:
+    free, leading = sum(v is None for v in vectors), _leading(vectors)
+    out = points.output.shape
+    if 0 < leading <= 3 and points.layers(points.params) is not None:
+        kernel = _by_columns(points, vectors, leading, free)
+    else:
+        tensor = partial(points.apply.over, xs=points.x)
+        kernel = _summed(tensor, points, vectors, len(vectors) + 1)(points.params)
+    return kernel.reshape(count(points.x), *out, *(points.n_train, *out) * free)
+
+
+def _by_columns(
+    points: Points, vectors: Sequence[Array | None], leading: int, free: int
+) -> Float[Array, "rows ..."]:
+    """From a kernel in closed form, in blocks of the last slot before the first sum."""
+    rest, n_slots = vectors[leading:], points.n_slots
+    # Each derivative of a block holds as much once more.
+    size = max(1, closed_columns_at_once(points, leading + 1) >> len(rest))
+
+    def columns(start: Array | int, size: int) -> Array:
+        tensor = closed_form(points, leading + 1, start, size)
+        assert tensor is not None
+        return _summed(tensor, points, rest, len(vectors) + 1)(points.params)
+
+    if size >= n_slots:
+        return columns(0, n_slots)
+
+    def write(i: Array, kernel: Array) -> Array:
+        start = jnp.minimum(i * size, n_slots - size)  # the last block overlaps
+        block = columns(start, size)
+        block = block.reshape(
+            *kernel.shape[:leading], size, *kernel.shape[leading + 1 :]
+        )
+        return jax.lax.dynamic_update_slice_in_dim(kernel, block, start, leading)
+
+    shape = (points.n_rows,) + (n_slots,) * free
+    empty = jnp.zeros(shape, points.output.dtype)
+    return jax.lax.fori_loop(0, -(-n_slots // size), write, empty)
+
+
+def _summed(
+    tensor: TensorFunction,
+    points: Points,
+    vectors: Sequence[Array | None],
+    order: int,
+) -> TensorFunction:
+    """`tensor` with a later slot for each of `vectors`, summed or not."""
+    size = directions_at_once(points, order)
+    sizes = list(split_block(size, points.n_slots, sum(v is None for v in vectors)))
+    for v in vectors:
         if v is None:
             gradient = slot_gradient(points.apply, points.x_train, points.rates)
-            tensor = lift(tensor, gradient, n_slots, sizes.pop(0))
+            tensor = lift(tensor, gradient, points.n_slots, sizes.pop(0))
         else:
             tensor = along_jacobian(
                 tensor, points.apply, points.x_train, v, points.rates
             )
-    slots = (points.n_train, *out) * free
-    return tensor(points.params).reshape(count(points.x), *out, *slots)
+    return tensor

@@ -221,15 +221,6 @@ def require_order(argument: str, value: Any, least: int = 2) -> int:
     return require_integer(argument, value, least, MOST_ORDER, why)
 
 
-def require_memory(argument: str, purpose: str, needed: int, available: int) -> None:
-    """Raise `ValueError` if more bytes are `needed` for a `purpose` than there are."""
-    if needed > available:
-        raise ValueError(
-            f"{argument}: {purpose} takes {needed / 2**30:,.1f} GiB, and "
-            f"{available / 2**30:,.1f} GiB are available. Give a smaller number."
-        )
-
-
 def require_scale(argument: str, value: Any) -> Any:
     """`value`, finite and at least zero. A tracer is checked when it runs."""
     if is_traced(value):

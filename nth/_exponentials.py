@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._eigen import rounding_of
 from ._types import Scalar
@@ -19,6 +19,9 @@ from ._types import Scalar
 # needs so many of them in float64: 4³² 35!/(32! 3!)/36! < 1e-17.
 _NEAR = 4.0
 _TERMS = 32
+# Terms that XLA fuses into one kernel: a loop over single terms writes each to memory
+# and takes five times as long; more terms at once take long to compile.
+_UNROLL = 8
 
 
 def nested_decay(*rates: Float[Array, "..."], t: Scalar) -> Float[Array, "..."]:
@@ -30,15 +33,41 @@ def nested_decay(*rates: Float[Array, "..."], t: Scalar) -> Float[Array, "..."]:
     a ↦ e^{−at} at the rates (Hermite & Genocchi), thus symmetric in them. Rates may
     coincide, and be zero; they are at least 0, of shapes of one rank that broadcast.
     """
-    ordered = jnp.sort(jnp.stack(jnp.broadcast_arrays(*rates)), axis=0)
-    nodes = [ordered[i] for i in range(len(rates))]
-    table = [jnp.exp(-t * node) for node in nodes]
-    for size in range(2, len(rates) + 1):
-        table = [
-            _join(nodes[i : i + size], table[i], table[i + 1], t)
-            for i in range(len(rates) - size + 1)
-        ]
-    return table[0]
+    return _table(rates, t)[-1][0]
+
+
+def decay_with_zero(
+    *rates: Float[Array, "..."], t: Scalar
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """h[a₁, …, a_k](t) and h[0, a₁, …, a_k](t), for little more than the second."""
+    *_, before, (last,) = _table((jnp.zeros_like(rates[0]), *rates), t)
+    return before[-1], last
+
+
+def _table(rates: tuple[Array, ...], t: Scalar) -> list[list[Array]]:
+    """h of every run of neighbors among the sorted rates, by the length of the run."""
+    nodes = _ascending(rates)
+    rows = [[jnp.exp(-t * node) for node in nodes]]
+    for size in range(2, len(nodes) + 1):
+        shorter = rows[-1]
+        rows.append(
+            [
+                _join(nodes[i : i + size], shorter[i], shorter[i + 1], t)
+                for i in range(len(nodes) - size + 1)
+            ]
+        )
+    return rows
+
+
+def _ascending(rates: tuple[Array, ...]) -> list[Array]:
+    """The rates sorted, elementwise: a sorting network, which XLA fuses with what
+    follows. `jnp.sort` of a stack would write them to memory."""
+    nodes = list(rates)
+    for last in range(len(nodes) - 1, 0, -1):
+        for i in range(last):
+            low, high = nodes[i], nodes[i + 1]
+            nodes[i], nodes[i + 1] = jnp.minimum(low, high), jnp.maximum(low, high)
+    return nodes
 
 
 def _join(nodes: list[Array], left: Array, right: Array, t: Scalar) -> Array:
@@ -52,7 +81,7 @@ def _join(nodes: list[Array], left: Array, right: Array, t: Scalar) -> Array:
 def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
     """h by e^{−t a_k} t^{k−1} Σ_r H_r(x₁, …, x_{k−1})/(k−1+r)!, x_i = t(a_k − a_i) ≥ 0,
     with H_r the sum of all monomials of degree r: no term is negative."""
-    x = [t * (nodes[-1] - node) for node in nodes[:-1]]
+    x = jnp.broadcast_arrays(*(t * (nodes[-1] - node) for node in nodes[:-1]))
     power = len(x)
 
     def add(carry: Any, r: Array) -> tuple[Any, None]:
@@ -65,11 +94,13 @@ def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
 
     first = jnp.ones_like(x[0]) / math.factorial(power)
     r = jnp.arange(1, _TERMS + 1, dtype=first.dtype)
-    (_, total), _ = jax.lax.scan(add, ([first] * power, first), r)
+    (_, total), _ = jax.lax.scan(add, ([first] * power, first), r, unroll=_UNROLL)
     return jnp.exp(-t * nodes[-1]) * t**power * total
 
 
-@jax.custom_jvp
+_Eigen = tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, " n"]]
+
+
 def relax(
     kernel: Float[Array, "n n"], ts: Float[Array, " T"], start: Float[Array, "n c"]
 ) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
@@ -79,7 +110,18 @@ def relax(
     At t = ∞ the second is K⁺ · start, the pseudo-inverse: a zero eigenvalue moves
     nothing. Derivatives are exact where eigenvalues coincide, too (Daleckii & Krein).
     """
-    rates, modes, null = spectrum(kernel)
+    return relax_with(kernel, spectrum(kernel), ts, start)
+
+
+@jax.custom_jvp
+def relax_with(
+    kernel: Float[Array, "n n"],
+    eigen: _Eigen,
+    ts: Float[Array, " T"],
+    start: Float[Array, "n c"],
+) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
+    """`relax`, given `spectrum(kernel)`: several calls then need it once."""
+    rates, modes, null = eigen
     inside = modes.T @ start
 
     def at(t: Scalar) -> tuple[Array, Array]:
@@ -89,11 +131,10 @@ def relax(
     return jax.vmap(at)(ts)
 
 
-@relax.defjvp
-def _relax_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
-    kernel, ts, start = primals
-    d_kernel, d_ts, d_start = tangents
-    rates, modes, null = spectrum(kernel)
+@relax_with.defjvp
+def _relax_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    _, (rates, modes, null), ts, start = primals
+    d_kernel, _, d_ts, d_start = tangents
     turned = modes.T @ (d_kernel + d_kernel.T) @ modes / 2
     inside, d_inside = modes.T @ start, modes.T @ d_start
     pair = rates[:, None], rates[None, :]
@@ -110,7 +151,7 @@ def _relax_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
         d_decay = moved[0] + decay * d_inside - rates[:, None] * speed
         return modes @ d_decay, modes @ (moved[1] + integral * d_inside + speed)
 
-    return relax(kernel, ts, start), jax.vmap(at)(ts, d_ts)
+    return relax_with(*primals), jax.vmap(at)(ts, d_ts)
 
 
 def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
@@ -125,7 +166,7 @@ def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
 
 def spectrum(
     kernel: Float[Array, "n n"],
-) -> tuple[Float[Array, " n"], Float[Array, "n n"], Array]:
+) -> _Eigen:
     """Eigenvalues ≥ 0, eigenvectors, and which of them are zero but for rounding."""
     rates, modes = jnp.linalg.eigh(kernel)
     rates = jnp.maximum(rates, 0)

@@ -1,11 +1,14 @@
 """Which points make outputs, gradients or kernels NaN or infinite."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ._errors import require
 from ._inputs import count
 from ._network import OutputFunction
 from ._types import Inputs, Params
@@ -22,6 +25,14 @@ _CURE = (
 def all_finite(*arrays: Array) -> Bool[Array, ""]:
     """Whether no entry of any of `arrays` is NaN or infinite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
+
+
+def checked_finite(
+    argument: str, arrays: Sequence[Array], cure: str
+) -> tuple[Array, ...]:
+    """`arrays`, with an error now, or at run time if traced, for NaN or infinity."""
+    message = f"{argument} have NaN or infinite entries: {cure}"
+    return tuple(require(array, all_finite(array), message) for array in arrays)
 
 
 def cause_of_non_finite(

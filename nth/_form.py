@@ -27,7 +27,7 @@ from ._lift import (
     require_forward_mode,
     slot_gradient,
 )
-from ._memory import activation_bytes, parameter_bytes
+from ._memory import activation_bytes, tree_bytes
 from ._points import Points
 from ._types import Params
 
@@ -180,21 +180,34 @@ class _Lifted(eqx.Module):
         return columns.reshape(-1, *[n_slots] * later, size)
 
 
-def closed_form(points: Points, r: int) -> TensorFunction | None:
-    """θ ↦ K⁽ʳ⁾ of a chain of layers, r = 2, 3, 4; `None` for any other network."""
+def closed_form(
+    points: Points, r: int, start: Int[Array, ""] | int = 0, size: int | None = None
+) -> TensorFunction | None:
+    """θ ↦ K⁽ʳ⁾ of a chain of layers, r = 2, 3, 4; `None` for any other network.
+
+    `start` and `size` are the columns of its last slot, all of them if left out.
+    """
     if points.layers(points.params) is None:
         return None
-    size = points.output.size
     x = (points.x_train, points.x_extra)
 
     def tensor(params: Params) -> Float[Array, "rows ..."]:
         layers = points.layers(params)
         assert layers is not None
-        chain = chain_at(layers, *x, size, points.with_train)
+        chain = chain_at(layers, *x, points.output.size, points.with_train)
         chain = chain.with_changes() if r == 4 else chain
-        return _OF_CHAIN[r](chain, 0, points.n_slots)
+        return _OF_CHAIN[r](chain, start, size or points.n_slots)
 
     return tensor
+
+
+def closed_columns_at_once(points: Points, r: int) -> int:
+    """How many columns of `closed_form` keep within `_BLOCK_BYTES`."""
+    layers = points.layers(points.params)
+    assert layers is not None
+    x = (points.x_train, points.x_extra)
+    chain = chain_at(layers, *x, points.output.size, points.with_train)
+    return min(points.n_slots, _columns_at_once(chain, r))
 
 
 def _fill(
@@ -241,7 +254,5 @@ def directions_at_once(points: Points, order: int) -> int:
     """How many directions keep within `_BLOCK_BYTES`: each holds parameters and
     activations of its own, and each further derivative doubles them."""
     apply, params, x = points.apply, points.params, points.x
-    one = parameter_bytes(params) + count(x) * activation_bytes(
-        apply, params, take(x, 0)
-    )
+    one = tree_bytes(params) + count(x) * activation_bytes(apply, params, take(x, 0))
     return max(1, _BLOCK_BYTES // (2 ** (order - 1) * one))

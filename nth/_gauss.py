@@ -141,13 +141,16 @@ class Rule(NamedTuple):
     by_angle: bool
     """Whether it takes versines."""
 
+    closed: bool
+    """Whether it is a closed form."""
+
 
 def rule_for(activation: Function, nodes: int) -> Rule:
     """The closed form of `activation`, or sums over `nodes` nodes in each direction."""
     for name, (square, moments) in _CLOSED.items():
         if activation is ACTIVATIONS[name]:
             zero = partial(jnp.sum, initial=0.0, where=False)
-            return Rule(square, moments, zero, name == "relu")
+            return Rule(square, moments, zero, name == "relu", True)
     slope = _Derivative(activation)
 
     def by_sums(pairs: Pairs) -> Moments:
@@ -163,7 +166,9 @@ def rule_for(activation: Function, nodes: int) -> Rule:
             worst.append(jnp.max(jnp.abs(fine - coarse) / size))
         return jnp.maximum(*worst)
 
-    return Rule(partial(_mean, _Square(activation), nodes), by_sums, doubt, False)
+    return Rule(
+        partial(_mean, _Square(activation), nodes), by_sums, doubt, False, False
+    )
 
 
 class _Derivative(eqx.Module):

@@ -16,6 +16,7 @@ from ._diagnosis import cause_at_start
 from ._dynamics import AbstractDynamics
 from ._errors import is_traced, require_instance, require_times
 from ._finite import all_finite
+from ._memory import require_memory, tree_bytes
 from ._options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
@@ -28,6 +29,9 @@ from ._stretches import Piece, from_time_to_time
 from ._types import Scalar, State
 from ._warn import say
 from ._window import blow_up, first_rise, loss_rate, warn_of_window
+
+# Copies of the state that a Runge–Kutta method of seven stages holds.
+_COPIES = 9
 
 # How a solve can end: `Solution.result` is one of them, in either clock.
 RESULTS = diffrax.RESULTS
@@ -106,6 +110,7 @@ def integrate(
     check_options(options)
     state = dynamics.initial_state()
     times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
+    _require_memory(dynamics, state, times, watch)
     check_step_times(stepsize_controller, times)
     check_watch(watch, state)
     if stepsize_controller is None:
@@ -132,6 +137,19 @@ def integrate(
         )
     solution = _as_solution(dynamics, times, piece)
     return _say_aloud(dynamics, solution, throw, max_steps)
+
+
+def _require_memory(
+    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], watch: Any
+) -> None:
+    """Raise `ValueError` if what is saved, and the state of the solver, do not fit."""
+    saved = tree_bytes(eqx.filter_eval_shape(_seen, dynamics, state, watch))
+    require_memory(
+        "ts",
+        f"a solve of the {dynamics.label} with values saved at {len(ts)} times",
+        len(ts) * saved + _COPIES * tree_bytes(state),
+        "Give fewer times, use fewer points or float32, or let watch keep less.",
+    )
 
 
 def _default_controller(

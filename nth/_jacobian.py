@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ._inputs import count, take
-from ._memory import activation_bytes, parameter_bytes
+from ._memory import activation_bytes, tree_bytes
 from ._network import OutputFunction
 from ._points import Points
 from ._rates import by_rates
@@ -28,7 +28,7 @@ def jacobian_products(
     size = points.output.size
     per_point = activation_bytes(
         points.apply, points.params, take(points.x_train, 0)
-    ) + size * parameter_bytes(points.params)
+    ) + size * tree_bytes(points.params)
     rows = max(1, _BLOCK_BYTES // (4 * per_point))
     # Each block of columns computes the gradients of all rows again: it is larger.
     held = max(1, block_size // size) if block_size else 3 * rows

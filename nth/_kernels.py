@@ -10,11 +10,11 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._archive import ArraySpec
 from ._checkpoint import Checkpoint, fingerprint
-from ._errors import is_traced, require_integer, require_path
+from ._errors import is_traced, require_integer, require_order, require_path
 from ._finite import require_finite_kernels
 from ._form import form, held_bytes
 from ._inputs import count, take
-from ._memory import available_bytes
+from ._memory import require_memory
 from ._points import Points, points_of
 from ._problem import Problem
 
@@ -157,7 +157,7 @@ def kernels(
 
     - `network`: an `eqx.Module` of one input, [`nth.MLP`][] or [`nth.from_apply`][].
     - `problem`: the points, m = n + q.
-    - `order`: the highest r, at least 2.
+    - `order`: the highest r, from 2 to 12.
     - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: the rate of each parameter, 1 if left out. With M their diagonal
@@ -170,10 +170,10 @@ def kernels(
 
     **Returns:** [`nth.Kernels`][], of m·C·(n·C)^{r−1} numbers for r = 1 … order.
 
-    **Raises:** `ValueError` for an order below 2, a network that does not fit, or
+    **Raises:** `ValueError` for a bad order, a network that does not fit, or
     kernels that would not fit in memory; that is found before anything is allocated.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     points = points_of(network, problem, filter_spec, rows, learning_rates)
     _refuse_if_too_large(points, order)
     if block_size is not None:
@@ -188,17 +188,15 @@ def kernels(
 
 def _refuse_if_too_large(points: Points, order: int) -> None:
     rows, n_slots = points.n_rows, points.n_slots
-    needed = kernel_bytes(rows, n_slots, order, points.output.dtype.itemsize)
-    held = held_bytes(points, order)
-    available = available_bytes()
-    if needed + held > available:
-        raise ValueError(
-            f"order: kernels up to r = {order} on {rows} x {n_slots} slots take "
-            f"{needed / 2**30:,.1f} GiB, forming them {held / 2**30:,.1f} GiB, and "
-            f"{available / 2**30:,.1f} GiB are "
-            'available. Use method="matrix-free", fewer training points, a lower '
-            "order, or float32."
-        )
+    formed = kernel_bytes(rows, n_slots, order, points.output.dtype.itemsize)
+    require_memory(
+        "order",
+        f"forming kernels up to r = {order} on {rows} x {n_slots} slots",
+        formed + held_bytes(points, order),
+        "Use fewer training points, a lower order or float32. Parts of a kernel are "
+        "rows=..., nth.contract and nth.project; a solve needs no kernels with "
+        'nth.solve(..., method="matrix-free").',
+    )
 
 
 def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:

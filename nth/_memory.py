@@ -1,22 +1,87 @@
-"""Memory: what there is, and what a network's points take."""
+"""Memory: what is available, what arrays take, and the refusal of what does not fit."""
 
+import math
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import psutil
+from jaxtyping import PyTree
 
 from ._network import OutputFunction
 from ._types import Inputs, Params
 
+# The control groups of this process, and the files of each: its limit, its usage, and
+# the file cache in that usage which Linux gives up when memory is needed. See
+# cgroups(7); psutil reports the memory of the machine, not that of a container.
+_GROUPS = Path("/proc/self/cgroup")
+_MOUNT = Path("/sys/fs/cgroup")
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+
 
 def available_bytes() -> int:
-    """Bytes free on the default device."""
+    """Bytes free on the default device; on a CPU, as far as a container allows."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *_group_allowances()])
+
+
+def _group_allowances() -> Iterator[int]:
+    """Bytes that each limited control group of this process may still take."""
+    groups = _GROUPS.read_text() if _GROUPS.exists() else ""
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = _MOUNT / controllers
+        files = _VERSION_1 if controllers else _VERSION_2
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield from _allowance(folder, *files)
+
+
+def _allowance(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
+    """What the control group of `folder` may still take; nothing if it has no limit."""
+    try:
+        most = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        counts = (folder / "memory.stat").read_text().split()
+    except OSError:  # the root has no such files, or they are not visible here
+        return []
+    if most == "max":
+        return []
+    freed = int(counts[counts.index(cache) + 1]) if cache in counts else 0
+    return [max(0, int(most) - used + freed)]
+
+
+def require_memory(argument: str, purpose: str, needed: int, cure: str) -> None:
+    """Raise `ValueError` if more bytes are needed for `purpose` than are available.
+
+    `cure` is a sentence: what to do instead, in the function that was called.
+    """
+    available = available_bytes()
+    if needed > available:
+        raise ValueError(
+            f"{argument}: {purpose} takes {_size(needed)}, and {_size(available)} are "
+            f"available. {cure}"
+        )
+
+
+def _size(count: int) -> str:
+    gib = count / 2**30
+    return f"{gib:,.1f} GiB" if gib < 1e6 else f"{gib:.1e} GiB"
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of the arrays in a pytree, or of arrays of such shapes and dtypes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def activation_bytes(apply: OutputFunction, params: Params, x: Any) -> int:
@@ -30,13 +95,6 @@ def activation_bytes(apply: OutputFunction, params: Params, x: Any) -> int:
         def residuals(params: Params, xs: Inputs) -> object:
             return jax.vjp(partial(apply.over, xs=xs), params)[1]
 
-        held = jax.tree.leaves(eqx.filter_eval_shape(residuals, params, xs))
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in held)
+        return tree_bytes(eqx.filter_eval_shape(residuals, params, xs))
 
     return max(1, kept(2) - kept(1))
-
-
-def parameter_bytes(params: Params) -> int:
-    """Bytes of one copy of the parameters."""
-    leaves = jax.tree.leaves(params)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

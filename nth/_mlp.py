@@ -16,12 +16,11 @@ from ._errors import (
     require_bool,
     require_integer,
     require_key,
-    require_memory,
     require_name,
     require_scale,
     require_supported_dtype,
 )
-from ._memory import available_bytes
+from ._memory import require_memory
 
 # Every layer is compiled by itself, so that depth is paid in time to compile.
 _MOST_LAYERS = 1000
@@ -167,7 +166,7 @@ class MLP(eqx.Module):
         numbers = sum((fan_in + 1) * fan_out for fan_in, fan_out in fans)
         needed = 2 * numbers * dtype.itemsize  # as drawn, and scaled
         purpose = f"drawing {numbers:,} parameters"
-        require_memory("width and depth", purpose, needed, available_bytes())
+        require_memory("width and depth", purpose, needed, "Give a smaller number.")
         keys = jax.random.split(require_key("key", key), depth + 1)
         drawn = [
             _draw(layer_key, *fan, scale, dtype)

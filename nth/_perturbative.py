@@ -5,13 +5,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._closed_form import Times, as_matrices, as_trajectory, require_squared_error
+from ._closed_form import (
+    NOT_FINITE,
+    Times,
+    as_matrices,
+    as_trajectory,
+    require_squared_error,
+)
 from ._errors import require, require_times
-from ._exponentials import end_of_time, nested_decay, spectrum
+from ._exponentials import decay_with_zero, end_of_time, nested_decay, spectrum
+from ._finite import checked_finite
 from ._hierarchy import DenseHierarchy
 from ._kernels import Kernels
+from ._memory import require_memory, tree_bytes
 from ._problem import Problem
 from ._types import Scalar
+
+# Blocks of first slots: the memory beside K⁽⁴⁾ is a few times K⁽⁴⁾ over this, and each
+# block reads all of K⁽⁴⁾ once.
+_BLOCKS = 8
+# Entries of K⁽⁴⁾ that are worked on at once where a first slot has fewer: enough to
+# hide the cost of a loop, few enough for a processor's cache.
+_ENTRIES_AT_ONCE = 2**17
+# Arrays of the size of one first slot of K⁽⁴⁾ that nested integrals hold at most.
+_SPARE = 40
 
 
 class Perturbation(eqx.Module):
@@ -57,14 +74,15 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf` if the
         NTK on the training points is not singular.
 
-    **Returns:** [`nth.Perturbation`][]. Work is m·n³ numbers for each time, and memory
-    some tens of times that of K⁽⁴⁾.
+    **Returns:** [`nth.Perturbation`][]. Work is m·n³ numbers for each time. Memory is
+    half that of K⁽⁴⁾ beside it, and a few times that of the NTK at all times.
 
     Derivatives with respect to the kernels need eigenvalues that are distinct, as those
     of `jnp.linalg.eigh` do; with respect to the targets they do not.
 
-    **Raises:** `ValueError` for another loss, bad times, kernels of an order below 4 or
-    that do not fit, or t = ∞ with a singular NTK, where the correction grows for ever.
+    **Raises:** `ValueError` for another loss, bad times, kernels of an order below 4,
+    that do not fit or have NaN, what would not fit in memory, or t = ∞ with a singular
+    NTK, where the correction grows without bound.
     """
     level = DenseHierarchy(kernels, problem, 2)
     require_squared_error(problem, "perturbative")
@@ -74,37 +92,30 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
             "K(4): form them with nth.kernels(network, problem, order=4)."
         )
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
-    tensors = kernels.tensors[:4]
+    _require_memory(kernels, len(times))
+    tensors = checked_finite("kernels", kernels.tensors[:4], NOT_FINITE)
     outputs, ntk, singular = _solve(tensors, level.problem, times)
     outputs = require(
         outputs,
         ~(singular & jnp.isinf(times)),
         "ts has inf, and the NTK on the training points is singular: along its null "
-        "vectors the correction grows for ever. Give finite times.",
+        "vectors the correction grows without bound. Give finite times.",
     )
     path = as_trajectory(outputs, level.problem, times)
     return Perturbation(path.ts, path.train, path.test, path.loss, ntk)
 
 
-class _Modes(eqx.Module):
-    """What stands still, in the eigenbasis of Θ₀: later slots are modes k, and hold the
-    residual's part in each, Δ_k.
-    """
-
-    rates: Float[Array, " N"]
-    """λ_k, times n."""
-
-    test_rows: Float[Array, "Q N"]
-    """Θ₀ on the test points."""
-
-    train: tuple[Float[Array, "N N N"], Float[Array, "N N N N"]]
-    """K⁽³⁾ and K⁽⁴⁾ of the training points, the first slot a mode too."""
-
-    test: tuple[Float[Array, "Q N N"], Float[Array, "Q N N N"]]
-    """K⁽³⁾ and K⁽⁴⁾ of the test points."""
-
-    motion: tuple[Float[Array, "M N N"], Float[Array, "M N N N"]]
-    """K⁽³⁾ and K⁽⁴⁾ with two slots that are points."""
+def _require_memory(kernels: Kernels, times: int) -> None:
+    """Raise `ValueError` if the correction would not fit in memory."""
+    ntk, fourth = tree_bytes(kernels[2]), tree_bytes(kernels[4])
+    # Three arrays of a block of K⁽⁴⁾, and some of one first slot.
+    blocks = 4 * fourth // _BLOCKS + _SPARE * fourth // len(kernels[1])
+    require_memory(
+        "ts",
+        f"the correction at {times} times",
+        blocks + 4 * times * ntk,
+        "Give fewer times, or kernels of fewer points or in float32.",
+    )
 
 
 @eqx.filter_jit
@@ -112,80 +123,140 @@ def _solve(
     tensors: tuple[Array, ...], problem: Problem, ts: Float[Array, " T"]
 ) -> tuple[Float[Array, "T m *out"], Float[Array, "T m ..."], Array]:
     """Outputs and NTK at each time, and whether the NTK is singular."""
-    f, kernel, *higher = tensors
+    f, kernel, third, fourth = tensors
     start, rows, square, residual = as_matrices(f, kernel, problem)
     size = len(residual)
+    higher = (third.reshape(-1, size, size), fourth.reshape(-1, size, size, size))
     rates, vectors, null = spectrum(square)
     delta = vectors.T @ residual
-    modes = _in_modes(rates, vectors, delta, rows[size:], higher)
     times = jnp.where(jnp.isinf(ts), end_of_time(rates, null), ts / problem.n_train)
+    test_rows = rows[size:] @ vectors
+    modes = _Modes(rates, vectors, delta, times, with_tests=len(test_rows) > 0)
+    fed, gathered, motions = _of_slots(modes, higher)
 
-    def at(t: Scalar) -> tuple[Array, Array]:
+    def at(step: tuple[Array, ...]) -> tuple[Array, Array]:
+        t, fed, gathered, motion = step
         decayed = jnp.exp(-rates * t) * delta
         spent = nested_decay(jnp.zeros_like(rates), rates, t=t) * delta
-        train, test = _correction(modes, t)
-        train = start[:size] - residual + vectors @ (decayed + train)
-        test = start[size:] - modes.test_rows @ spent + test
+        train = start[:size] - residual + vectors @ (decayed + fed[:size])
+        test = start[size:] - test_rows @ (spent + gathered[:size]) + fed[size:]
         outputs = jnp.concatenate([train, test]).reshape(f.shape)
-        return outputs, kernel + _motion(modes, t).reshape(kernel.shape)
+        motion = jnp.concatenate([vectors @ motion[:size], motion[size:]]) @ vectors.T
+        return outputs, kernel + motion.reshape(kernel.shape)
 
-    outputs, ntk = jax.lax.map(at, times)
+    outputs, ntk = jax.lax.map(at, (times, fed, gathered, motions))
     return outputs, ntk, jnp.any(null)
 
 
-def _in_modes(
-    rates: Array, vectors: Array, delta: Array, test_rows: Array, higher: list[Array]
-) -> _Modes:
-    size = len(rates)
-    weighted = vectors * delta[None]
-    third = higher[0].reshape(-1, size, size)
-    fourth = higher[1].reshape(-1, size, size, size)
-    third = jnp.einsum("abc,ck->abk", third, weighted)
-    fourth = jnp.einsum("abcd,ck,dl->abkl", fourth, weighted, weighted)
-    motion = (third, fourth)
-    rotated = [jnp.einsum("ab...,bj->aj...", x, weighted) for x in motion]
-    train = [jnp.einsum("a...,ai->i...", x[:size], vectors) for x in rotated]
-    third, fourth = (x[size:] for x in rotated)
-    return _Modes(
-        rates, test_rows @ vectors, (train[0], train[1]), (third, fourth), motion
-    )
+class _Modes(eqx.Module):
+    """The eigenbasis of Θ₀ on the training points, and the times."""
+
+    rates: Float[Array, " N"]
+    """The eigenvalues λ_k, times n."""
+
+    vectors: Float[Array, "N N"]
+    """The eigenvectors, as columns."""
+
+    delta: Float[Array, " N"]
+    """The residual at t = 0 along each."""
+
+    times: Float[Array, " T"]
+    """Times over n; finite."""
+
+    with_tests: bool = eqx.field(static=True)
+    """Whether there are test points."""
 
 
-def _correction(
-    modes: _Modes, t: Scalar
-) -> tuple[Float[Array, " N"], Float[Array, " Q"]]:
-    """f¹(t) of df¹/dt = −Θ₀ f¹ − Θ¹ r, on the modes of the training points and on the
-    test points.
+# K⁽³⁾ and K⁽⁴⁾, or rows of them: slots in rows, each slot one axis.
+_Higher = tuple[Float[Array, "r N N"], Float[Array, "r N N N"]]
 
-    Read backwards in time, mode i of f¹ decays by λ_i down to where Θ¹ feeds it with
-    mode j of r, that by λ_j down to where K⁽³⁾ has moved Θ¹ by mode k of r, and so on:
-    a chain of stretches, at the rates λ_i, λ_j, λ_j + λ_k, λ_j + λ_k + λ_l. What a test
-    point gathers does not decay: its chains begin with the rate 0.
+
+def _of_slots(
+    modes: _Modes, higher: _Higher
+) -> tuple[Float[Array, "T M"], Float[Array, "T M"], Float[Array, "T M N"]]:
+    """`_of_row` of each first slot, block after block: the modes, then the test points.
+
+    What a test point gathers does not decay: its rate is zero.
     """
-    every = modes.rates
-    i, j = every[:, None, None, None], every[None, :, None, None]
-    k, l = every[None, None, :, None], every[None, None, None, :]  # noqa: E741
+    extra = len(higher[0]) - len(modes.rates)
+    rates = jnp.pad(modes.rates, (0, extra))
+    identity = jnp.eye(extra, dtype=rates.dtype)
+    combine = jax.scipy.linalg.block_diag(modes.vectors.T, identity)
+    size = -(-len(rates) // _BLOCKS)
+    blocks = -(-len(rates) // size)
+    spare = blocks * size - len(rates)
+    combine = jnp.pad(combine, ((0, spare), (0, 0))).reshape(blocks, size, -1)
 
-    def fed(kernels: tuple[Array, Array], *before: Array) -> Array:
-        chain = *before, j, j + k
-        short = nested_decay(*(rate[..., 0] for rate in chain), t=t)
-        long = nested_decay(*chain, j + k + l, t=t)
-        third, fourth = kernels
-        return jnp.sum(third * short, (1, 2)) - jnp.sum(fourth * long, (1, 2, 3))
+    def of_block(block: tuple[Array, Array]) -> tuple[Array, ...]:
+        rates, combine = block
+        third, fourth = (jnp.tensordot(combine, kernel, 1) for kernel in higher)
+        return _of_rows(modes, rates, (third, fourth))
 
-    train = fed(modes.train, i)
-    if len(modes.test_rows) == 0:
-        return train, jnp.zeros_like(train[:0])
-    still = jnp.zeros_like(i[:1])
-    gathered = modes.test_rows @ fed(modes.train, still, i)
-    return train, fed(modes.test, still) - gathered
+    blocked = (jnp.pad(rates, (0, spare)).reshape(blocks, size), combine)
+    fed, gathered, motion = (
+        jnp.moveaxis(part.reshape(blocks * size, *part.shape[2:])[: len(rates)], 0, 1)
+        for part in jax.lax.map(of_block, blocked)
+    )
+    return fed, gathered, motion
 
 
-def _motion(modes: _Modes, t: Scalar) -> Float[Array, "M N"]:
-    """Θ¹(t) = −∫₀ᵗ [K⁽³⁾ − ∫₀ˢ K⁽⁴⁾ · r(u) du] · r(s) ds."""
-    still = jnp.zeros_like(modes.rates)
-    k, l = modes.rates[:, None], modes.rates[None, :]  # noqa: E741
-    third, fourth = modes.motion
-    short = nested_decay(still, modes.rates, t=t)
-    long = nested_decay(still[:, None], k, k + l, t=t)
-    return jnp.sum(fourth * long[None, None], (2, 3)) - third @ short
+def _of_rows(
+    modes: _Modes, rates: Float[Array, " r"], higher: _Higher
+) -> tuple[Float[Array, "r T"], Float[Array, "r T"], Float[Array, "r T N"]]:
+    """`_of_row` of each, together if they are small."""
+    together = higher[1].size <= _ENTRIES_AT_ONCE
+    row = jax.checkpoint(lambda row: _of_row(modes, *row))
+    batch = len(rates) if together else None
+    return jax.lax.map(row, (rates, *higher), batch_size=batch)
+
+
+def _of_row(
+    modes: _Modes,
+    rate: Scalar,
+    third: Float[Array, "N N"],
+    fourth: Float[Array, "N N N"],
+) -> tuple[Float[Array, " T"], Float[Array, " T"], Float[Array, "T N"]]:
+    """One first slot: f¹, its part by which others move, and Θ¹, at each time.
+
+    f¹(t) of df¹/dt = −λ f¹ − Θ¹ r: read backwards in time, mode i of f¹ decays by
+    λ_i down to where Θ¹ feeds it with mode j of r, that by λ_j down to where K⁽³⁾ has
+    moved Θ¹ by mode k of r, and so on: a chain of stretches, at the rates λ_i, λ_j,
+    λ_j + λ_k, λ_j + λ_k + λ_l. With the rate 0 before them, it is ∫₀ᵗ f¹.
+
+    Θ¹(t) = −∫₀ᵗ [K⁽³⁾ − ∫₀ˢ K⁽⁴⁾ · r(u) du] · r(s) ds.
+    """
+    weighted = modes.vectors * modes.delta[None]
+    third = modes.vectors.T @ third @ weighted
+    fourth = jnp.einsum(
+        "bcd,bj,ck,dl->jkl",
+        fourth,
+        modes.vectors,
+        weighted,
+        weighted,
+        optimize="optimal",
+    )
+    j, k, l = (  # noqa: E741
+        jnp.expand_dims(modes.rates, axes) for axes in ((1, 2), (0, 2), (0, 1))
+    )
+    chain = jnp.full_like(j, rate), j, j + k
+
+    def fed(short: Array, long: Array) -> Scalar:
+        return modes.delta @ (
+            jnp.sum(third * short[..., 0], 1) - jnp.sum(fourth * long, (1, 2))
+        )
+
+    def at(t: Scalar) -> tuple[Array, Array, Array]:
+        if modes.with_tests:
+            shorts = decay_with_zero(*chain, t=t)
+            longs = decay_with_zero(*chain, j + k + l, t=t)
+            moved, gathered = map(fed, shorts, longs)
+        else:
+            short = nested_decay(*chain, t=t)
+            moved = fed(short, nested_decay(*chain, j + k + l, t=t))
+            gathered = jnp.zeros_like(moved)
+        zero = jnp.zeros_like(modes.rates)
+        short = nested_decay(zero, modes.rates, t=t)
+        long = nested_decay(zero[:, None], k[0], (k + l)[0], t=t)
+        return moved, gathered, jnp.tensordot(fourth, long, 2) - third @ short
+
+    return jax.lax.map(at, modes.times)

@@ -22,7 +22,7 @@ from ._form import form
 from ._inputs import take
 from ._layerwise import fourth_of, third_of
 from ._lift import along_jacobian, lift, require_forward_mode
-from ._memory import activation_bytes
+from ._memory import activation_bytes, require_memory, tree_bytes
 from ._network import OutputFunction
 from ._points import Points, points_of
 from ._problem import Problem
@@ -108,7 +108,20 @@ def project(
         vectors = _leading_modes(points, require_integer("modes", modes, 1))
     else:
         vectors = checked_slots("modes", modes, points, np.shape(modes)[:1])
+    _require_memory(points, vectors, order)
     return Projection(vectors, _projected(points, vectors, order))
+
+
+def _require_memory(points: Points, modes: Array, order: int) -> None:
+    """Raise `ValueError` if the derivatives along the modes do not fit in memory."""
+    q, itemsize = len(modes), points.output.dtype.itemsize
+    copies = {2: q}.get(order, q**2)
+    require_memory(
+        "modes",
+        f"a projection on {q} modes at order {order}",
+        (copies + 1) * tree_bytes(points.params) + q**order * itemsize,
+        "Give fewer modes, or a lower order.",
+    )
 
 
 def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:

@@ -16,10 +16,9 @@ from ._errors import (
     require_instance,
     require_integer,
     require_key,
-    require_memory,
     require_scale,
 )
-from ._memory import available_bytes
+from ._memory import require_memory
 from ._types import Scalar
 
 
@@ -165,7 +164,7 @@ def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
         raise ValueError(f"steps must be increasing; got {steps!r}.")
     if array.ndim == 0:
         purpose = f"keeping the outputs of {array} steps"
-        require_memory("steps", purpose, 8 * int(array), available_bytes())
+        require_memory("steps", purpose, 8 * int(array), "Give a smaller number.")
         return np.arange(int(array) + 1)
     return array.astype(int)
 
@@ -174,7 +173,7 @@ def _refuse_if_too_long(rule: GradientDescent, number: int) -> None:
     """Raise if what each of the steps takes does not fit in memory."""
     a_step = 16 + 8 * (rule.batch_size or 0)  # its rate, its slot and its batch
     purpose = f"planning {number} steps"
-    require_memory("steps", purpose, a_step * number, available_bytes())
+    require_memory("steps", purpose, a_step * number, "Give a smaller number.")
 
 
 def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:

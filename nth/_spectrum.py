@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from ._eigen import rounding_of
 from ._errors import require_instance, require_scale
+from ._finite import checked_finite
 from ._form import form
 from ._kernels import Kernels
+from ._memory import require_memory
 from ._mlp import MLP
 from ._network import OutputFunction
 from ._passes import forward
@@ -43,7 +45,8 @@ def spectrum(kernels: Kernels) -> Spectrum:
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
     eq. 6), so that each eigenvector relaxes by itself.
 
-    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points.
+    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points, has
+    NaN, or the eigenvectors would not fit in memory.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     if not kernels.complete:
@@ -51,10 +54,18 @@ def spectrum(kernels: Kernels) -> Spectrum:
             "kernels were formed with rows=..., and a spectrum takes all training "
             "points: form them anew without rows."
         )
+    cure = "form them by nth.kernels, where the network is finite and differentiable."
+    (ntk,) = checked_finite("kernels", [kernels[2]], cure)
     out = kernels.out_shape
-    n = kernels[2].shape[1 + len(out)]
+    n = ntk.shape[1 + len(out)]
     slots = n * int(np.prod(out))
-    values, vectors = jnp.linalg.eigh(kernels[2][:n].reshape(slots, slots))
+    require_memory(
+        "kernels",
+        f"the eigenvectors of {slots} training slots",
+        4 * slots**2 * ntk.dtype.itemsize,
+        "Use fewer training points or float32, or nth.project for some eigenvectors.",
+    )
+    values, vectors = jnp.linalg.eigh(ntk[:n].reshape(slots, slots))
     values, modes = values[::-1], vectors[:, ::-1].T.reshape(slots, n, *out)
     above = values > rounding_of(values)
     times = jnp.where(above, n / jnp.where(above, values, 1.0), jnp.inf)
@@ -78,6 +89,13 @@ def layer_kernels(
     """
     points = points_of(network, problem, filter_spec)
     leaves = jax.tree_util.tree_leaves_with_path(points.params)
+    entries = points.n_rows * points.n_slots
+    require_memory(
+        "problem",
+        f"{len(leaves)} kernels of {points.n_rows} x {points.n_slots} slots",
+        len(leaves) * entries * points.output.dtype.itemsize,
+        "Use fewer points, float32, or a filter_spec that trains fewer arrays.",
+    )
     parts = {}
     for path, _ in leaves:
         one = _training_only(points, path)

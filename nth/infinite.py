@@ -21,13 +21,19 @@ from ._errors import (
     require_supported_dtype,
     require_times,
 )
-from ._exponentials import relax
+from ._exponentials import relax_with, spectrum
+from ._finite import checked_finite
 from ._gauss import safe_root
+from ._memory import require_memory
 from ._problem import Problem
 from ._recursion import layers_of, recursion
 
 # What twice the distance of nodes may change: the error itself is then below 1e-8.
 _DOUBT = 1e-3
+# Every layer costs time, and what runs compiled cannot be interrupted.
+_MOST_LAYERS = 1000
+# Matrices held beside what `ensemble` returns.
+_SPARE = 8
 
 
 class InfiniteKernels(NamedTuple):
@@ -94,14 +100,19 @@ def kernels(
     **Returns:** [`nth.infinite.InfiniteKernels`][].
 
     Differentiable in the inputs and the scales, also where points coincide; ReLU's NTK
-    has a kink there, and the mean of its slopes to all sides is given.
+    has a kink there, and the mean of its slopes to all sides is given. Second
+    derivatives in reverse mode at points that coincide are NaN for a `depth` above 16
+    or for n1·n2·`depth` above 2²⁰.
 
-    **Raises:** `ValueError` for bad input, or an activation too rough, or steep, for
-    sums over so many nodes.
+    Memory is that of the two kernels and little more.
+
+    **Raises:** `ValueError` for bad input, kernels that would not fit in memory, or an
+    activation too rough, or steep, for sums over so many nodes.
     """
     left = _as_points("x1", x1)
     right = None if x2 is None else _matching(_as_points("x2", x2), left)
-    depth = require_integer("depth", depth, 1)
+    why = "as every layer takes time"
+    depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
     if require_integer("nodes", nodes, 9) % 2 == 0:
         raise ValueError(
             f"nodes must be odd, so that every second can be; got {nodes}."
@@ -113,6 +124,14 @@ def kernels(
         jnp.asarray(require_scale(name, sigma), left.dtype)
         for name, sigma in given.items()
     ]
+    shape = (len(left), len(left if right is None else right))
+    require_memory(
+        "x1",
+        f"the NNGP kernel and the NTK on {shape[0]} x {shape[1]} points",
+        2 * shape[0] * shape[1] * left.dtype.itemsize,
+        "Use fewer points, float32, or blocks of rows: x1 a part of the points and x2 "
+        "all of them.",
+    )
     layers = layers_of(sigmas, depth, parameterization, use_bias)
     if parameterization != "nth":
         root = left.shape[1] ** 0.5
@@ -195,23 +214,44 @@ def ensemble(
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
-    **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit.
+    **Raises:** `ValueError` for another loss, bad times, kernels that do not fit or
+    have NaN, or a covariance that would not fit in memory.
     """
-    require_instance(
-        "kernels", kernels, InfiniteKernels, "nth.infinite.kernels(x, ...)"
-    )
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_squared_error(problem, "infinite.ensemble")
-    m = problem.n_train + problem.n_test
-    for kernel in kernels:
-        if kernel.shape != (m, m):
-            raise ValueError(
-                f"kernels have shape {kernel.shape} and problem has m = {m} points: "
-                "form them by nth.infinite.kernels(problem.x, ...)."
-            )
-    times = require_times(ts, kernels.ntk.dtype, with_infinity=True)
+    kernels = _checked(kernels, problem)
+    m, dtype = len(kernels.ntk), kernels.ntk.dtype
+    times = require_times(ts, dtype, with_infinity=True)
+    require_memory(
+        "ts",
+        f"the covariance of {m} points at {len(times)} times",
+        dtype.itemsize * m * (m * (len(times) + _SPARE) + problem.y_train.size),
+        "Give fewer times, or fewer points in problem.x_test.",
+    )
     mean, covariance = _law(kernels, problem, times)
     return Ensemble(times, mean, covariance)
+
+
+def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
+    """`kernels` as finite arrays of the shape and dtype that `problem` asks for."""
+    example = "nth.infinite.kernels(problem.x, ...)"
+    require_instance("kernels", kernels, InfiniteKernels, example)
+    m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
+    arrays = [as_array("kernels", kernel) for kernel in kernels]
+    for array in arrays:
+        if array.shape != (m, m):
+            raise ValueError(
+                f"kernels have shape {array.shape} and problem has m = {m} points: "
+                f"form them by {example}."
+            )
+        if array.dtype != dtype:
+            raise ValueError(
+                f"kernels have dtype {array.dtype} and problem has {dtype}: cast one "
+                "of them."
+            )
+    return InfiniteKernels(
+        *checked_finite("kernels", arrays, f"form them by {example}.")
+    )
 
 
 @eqx.filter_jit
@@ -220,17 +260,19 @@ def _law(
 ) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
     n, y = problem.n_train, problem.y_train
     nngp, ntk = kernels
-    decays, integrals = relax(ntk[:n, :n], ts / n, jnp.eye(n, dtype=ntk.dtype))
-    test = jnp.eye(len(ntk), dtype=ntk.dtype)[n:]
+    train = ntk[:n, :n]
+    eigen = spectrum(train)
+    identity = jnp.eye(len(ntk), dtype=ntk.dtype)
 
-    def at(parts: tuple[Array, Array]) -> tuple[Array, Array]:
-        decay, integral = parts
+    def at(t: Array) -> tuple[Array, Array]:
+        decay, integral = (
+            part[0] for part in relax_with(train, eigen, t[None] / n, identity[:n, :n])
+        )
         moved = ntk[n:, :n] @ integral
-        left = jnp.pad(decay, ((0, 0), (0, len(test))))
-        kept = jnp.concatenate([left, test.at[:, :n].set(-moved)])  # 1 − R(t)P
+        kept = identity.at[:, :n].set(jnp.concatenate([decay, -moved]))  # 1 − R(t)P
         mean = jnp.concatenate(
             [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
         )
         return mean, kept @ nngp @ kept.T
 
-    return jax.lax.map(at, (decays, integrals))
+    return jax.lax.map(at, ts)

@@ -17,11 +17,10 @@ from ._errors import (
     require_callable,
     require_integer,
     require_key,
-    require_memory,
     require_path,
     require_positive,
 )
-from ._memory import available_bytes
+from ._memory import require_memory
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
 
@@ -79,7 +78,7 @@ def sweep(
     leaves = jax.tree.leaves(like)
     needed = len(sizes) * count * sum(leaf.dtype.itemsize for leaf in leaves)
     purpose = f"keeping {count} values for each width"
-    require_memory("initialisations", purpose, needed, available_bytes())
+    require_memory("initialisations", purpose, needed, "Give a smaller number.")
     values = jax.tree.map(lambda s: np.full((len(sizes), count), np.nan, s.dtype), like)
     done, file = np.zeros((), int), None
     starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
