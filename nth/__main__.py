@@ -204,13 +204,12 @@ def run(
     import jax
 
     jax.config.update("jax_enable_x64", dtype == "float64")
-    losses = {
-        "squared-error": nth.SquaredError(),
-        "cross-entropy": nth.SoftmaxCrossEntropy(),
-        "logistic": nth.LogisticLoss(),
-    }
-    pointwise = losses[targets.loss]
-    problem = nth.Problem(x_train, targets.train, x_test, loss=pointwise)
+    loss_of = {
+        "squared-error": nth.SquaredError,
+        "cross-entropy": nth.SoftmaxCrossEntropy,
+        "logistic": nth.LogisticLoss,
+    }[targets.loss]
+    problem = nth.Problem(x_train, targets.train, x_test, loss=loss_of())
     network = nth.MLP(
         x_train.shape[1],
         width,
@@ -226,11 +225,15 @@ def run(
         f"{targets.description}\n"
     )
     comparison = nth.compare(network, problem, ts, order, y_test=targets.test)
+    _write(comparison, output)
+    seconds = time.perf_counter() - start
+    click.echo(f"Wrote {output / 'levels.png'} and levels.txt, in {seconds:.0f} s.")
+
+
+def _write(comparison: Any, output: Path) -> None:
     click.echo(f"{comparison}\n")
     (output / "levels.txt").write_text(f"{comparison}\n")
     comparison.plot().savefig(output / "levels.png")
-    seconds = time.perf_counter() - start
-    click.echo(f"Wrote {output / 'levels.png'} and levels.txt, in {seconds:.0f} s.")
 
 
 def _require(package: str, message: str) -> None:

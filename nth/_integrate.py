@@ -9,32 +9,26 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._checkpoint import Checkpoint, fingerprint
-from ._diagnosis import cause_at_start
 from ._dynamics import AbstractDynamics
 from ._errors import is_traced, require_instance, require_times
-from ._finite import all_finite
 from ._memory import require_memory, tree_bytes
 from ._options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
     check_step_times,
     check_watch,
-    failures,
 )
+from ._outcome import RESULTS, report
 from ._solution import Solution
 from ._stretches import Piece, from_time_to_time
 from ._types import Scalar, State
-from ._warn import say
-from ._window import blow_up, first_rise, loss_rate, warn_of_window
+from ._window import blow_up, first_rise, loss_rate
 
 # Copies of the state that a Runge–Kutta method of seven stages holds.
 _COPIES = 9
-
-# How a solve can end: `Solution.result` is one of them, in either clock.
-RESULTS = diffrax.RESULTS
 
 
 def integrate(
@@ -126,17 +120,28 @@ def integrate(
     else:
         file = None
         if checkpoint is not None:
-            # A lambda is known by what it computes: its name says nothing.
-            traced = eqx.filter_make_jaxpr(_what_is_solved)(
-                dynamics, times[0], state, watch
-            )
-            what = (str(traced[0]), traced[0].consts)
-            file = Checkpoint(checkpoint, fingerprint(dynamics, times, steps, what))
+            file = _file(checkpoint, dynamics, times, steps, watch)
         piece = from_time_to_time(
-            run, dynamics, times, file, progress, diffrax.RESULTS.successful
+            run, dynamics, times, file, progress, RESULTS.successful
         )
     solution = _as_solution(dynamics, times, piece)
-    return _say_aloud(dynamics, solution, throw, max_steps)
+    return report(dynamics, solution, throw, max_steps)
+
+
+def _file(
+    path: str | os.PathLike[str],
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    steps: tuple[Any, ...],
+    watch: Any,
+) -> Checkpoint:
+    # A lambda is known by what it computes: its name says nothing.
+    traced, *_ = eqx.filter_make_jaxpr(_what_is_solved)(
+        dynamics, ts[0], dynamics.initial_state(), watch
+    )
+    return Checkpoint(
+        path, fingerprint(dynamics, ts, steps, (str(traced), traced.consts))
+    )
 
 
 def _require_memory(
@@ -271,54 +276,3 @@ def _as_solution(
         method=dynamics.method,
         watched=piece.saved["watched"],
     )
-
-
-def _say_aloud(
-    dynamics: AbstractDynamics, solution: Solution, throw: bool, max_steps: int
-) -> Solution:
-    """Warn if the window was left; raise if the solve failed inside it and `throw`."""
-    successful = solution.result == diffrax.RESULTS.successful
-    finite = all_finite(solution.train, solution.test)
-    failed = jnp.where(successful, ~finite, jnp.isinf(solution.valid_until))
-    last_time, label = solution.stats["last_time"], solution.label
-    words = partial(warn_of_window, label)
-    if is_traced(solution):
-        say(words, solution.valid_until, successful, last_time)
-        return _raise_later(solution, failed, max_steps) if throw else solution
-    if failed and throw:
-        known = failures(max_steps)
-        reason = known[int(_which(solution.result, known))][1]
-        if last_time == 0 or successful:
-            reason = cause_at_start(dynamics) or reason
-        raise RuntimeError(
-            f"the solve of the {label} failed at t = {last_time:.6g}, before the last "
-            f"time {solution.ts[-1]:.6g}: {reason} Pass throw=False for the values up "
-            "to there."
-        )
-    say(words, solution.valid_until, successful, last_time)
-    return solution
-
-
-def _which(result: Any, known: list[tuple[Any, str]]) -> Array:
-    """The place in `known` of a result; the last is any other."""
-    same = [result == item for item, _ in known[:-1]]
-    return jnp.select(same, list(range(len(same))), len(same))
-
-
-def _raise_later(
-    solution: Solution, failed: Bool[Array, ""], max_steps: int
-) -> Solution:
-    """`solution`, with an error at run time where the solve failed."""
-    known = failures(max_steps)
-    messages = [
-        f"the solve of the {solution.label} failed before the last time: {reason} "
-        "Pass throw=False for the values up to there."
-        for _, reason in known
-    ]
-    place = _which(solution.result, known)
-
-    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be all that is used
-        return s.train, s.test, s.loss
-
-    checked = eqx.branched_error_if(outputs(solution), failed, place, messages)
-    return eqx.tree_at(outputs, solution, checked)

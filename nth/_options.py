@@ -28,7 +28,8 @@ from ._types import State
 # Steps are counted in 32 bits.
 _MOST_STEPS = 2**31 - 1
 
-_CONSTANT = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
+# How fixed steps are asked for.
+CONSTANT_STEPS = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
 
 
 class IntegrateOptions(TypedDict, total=False):
@@ -159,7 +160,7 @@ def _require_error_estimate(solver: Any) -> None:
         name = type(solver).__name__
         raise ValueError(
             f"solver: diffrax.{name} has no error estimate to choose its steps by. "
-            f"Take fixed steps, {_CONSTANT}, or wrap the solver, "
+            f"Take fixed steps, {CONSTANT_STEPS}, or wrap the solver, "
             f"diffrax.HalfSolver(diffrax.{name}())."
         )
 
@@ -172,19 +173,19 @@ def _require_fixed_steps(
     if isinstance(controller, diffrax.ConstantStepSize) and dt0 is None:
         raise ValueError(
             "dt0 must be given with diffrax.ConstantStepSize(): it is the step, for "
-            f"instance {_CONSTANT}."
+            f"instance {CONSTANT_STEPS}."
         )
     if isinstance(controller, diffrax.StepTo):
         if dt0 is not None:
             raise ValueError(
                 "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or take "
-                f"{_CONSTANT}."
+                f"{CONSTANT_STEPS}."
             )
         if options.get("progress") or options.get("checkpoint") is not None:
             raise ValueError(
                 "stepsize_controller: with progress or checkpoint the solver stops at "
                 "each of ts, which diffrax.StepTo cannot do. Take fixed steps by "
-                f"{_CONSTANT}."
+                f"{CONSTANT_STEPS}."
             )
     while isinstance(solver, diffrax.HalfSolver):
         solver = solver.solver
@@ -231,39 +232,3 @@ def check_watch(watch: Any, state: State) -> None:
                 "watch must give floating arrays, in a pytree; got "
                 f"{type(leaf).__name__ if dtype is None else dtype}."
             )
-
-
-def failures(max_steps: int) -> list[tuple[Any, str]]:
-    """Each result of a failed solve, and what is said of it; the last is any other."""
-    results = diffrax.RESULTS
-    kink = (
-        "At a kink of the loss or of the network adaptive steps shrink without end: "
-        f"take fixed ones, solver=diffrax.Heun(), {_CONSTANT}."
-    )
-    return [
-        (
-            results.max_steps_reached,
-            f"it took max_steps={max_steps} steps. Give a larger max_steps, or earlier "
-            f"times. {kink}",
-        ),
-        (
-            results.dt_min_reached,
-            "its steps became smaller than the least that is allowed, as happens where "
-            f"outputs are not finite. {kink}",
-        ),
-        (
-            results.max_steps_rejected,
-            "too many steps were rejected: give diffrax.ClipStepSizeController a "
-            "larger store_rejected_steps, or None.",
-        ),
-        (
-            results.successful,
-            "outputs are NaN or infinite. Fixed steps that are too large do that: give "
-            "a smaller dt0, or leave out stepsize_controller for adaptive steps.",
-        ),
-        (
-            None,
-            "the equations of an implicit step were not solved. Give smaller steps, "
-            "other tolerances, or an explicit solver, such as diffrax.Tsit5().",
-        ),
-    ]

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from ._archive import ArraySpec
 from ._checkpoint import Checkpoint, is_spread, on_host
 from ._errors import is_traced
-from ._integrate import RESULTS
+from ._outcome import RESULTS
 from ._solution import Solution
 
 # Fields that are one array each.

@@ -25,7 +25,7 @@ from conftest import make_network, make_problem, tampered
 import nth
 from nth import _archive
 from nth._checkpoint import Checkpoint
-from nth._integrate import RESULTS
+from nth._outcome import RESULTS
 
 TREE = (np.asarray(2), np.arange(6.0).reshape(2, 3), {"a": np.asarray([True, False])})
 

@@ -69,6 +69,7 @@ ROWS = [
     "_stretches",
     "_options",
     "_diagnosis",
+    "_outcome",
     "_integrate",
     "_saving",
     "_evolution",
@@ -137,7 +138,7 @@ def test_no_import_goes_back_up():
 
 def test_only_integration_imports_diffrax():
     users = {name for name, tree in parsed().items() if "diffrax" in imports(tree)[1]}
-    assert users == {"_options", "_integrate"}
+    assert users == {"_options", "_outcome", "_integrate"}
 
 
 def test_optional_dependencies_are_not_imported_by_the_library():

@@ -21,7 +21,7 @@ from conftest import make_network, make_problem, tampered
 import nth
 from nth._activation import ACTIVATIONS
 from nth._checkpoint import fingerprint
-from nth._integrate import RESULTS
+from nth._outcome import RESULTS
 
 TS: Any = [0.0, 0.5, 1.0]
 LOSSES = (
