@@ -91,6 +91,9 @@ def test_kernels(make, tmp_path):
         atol=1e-7,
     )
     assert jnp.isfinite(nth.theory.laziness(network, problem, starts=1, **options))
+    if make.__name__ not in ("nth_mlp", "equinox_mlp"):
+        with pytest.raises(ValueError, match=r"network must be an nth\.MLP or eqx\.nn"):
+            nth.nngp(network, problem)
 
 
 @EVERY_KIND
@@ -104,6 +107,12 @@ def test_level_two(make):
     for method in ("dense", "matrix-free"):
         ours = nth.solve(network, problem, [T], order=2, method=method, **options)
         close(ours.train[0], expected, atol=1e-6)
+    level = nth.MatrixFreeHierarchy(network, problem, 2, **options)
+    path = nth.spectrum_along(level, [0.0, T], 2)
+    eigenvalues = np.linalg.eigvalsh(K[:3])[::-1]
+    close(path.eigenvalues, np.stack([eigenvalues[:2]] * 2), atol=1e-8)
+    flow = nth.GradientFlow(network, problem, **options)
+    close(nth.kernel_along(flow, [0.0]).start, K)
     linear = nth.TaylorizedFlow(network, problem, 1, **options)
     close(nth.integrate(linear, [T]).train[0], expected, atol=1e-6)
     moved = nth.displacement(network, problem, [T], **options)
@@ -113,9 +122,9 @@ def test_level_two(make):
     for _ in range(STEPS):
         g = g - RATE * K @ (g[:3] - Y) / 3
     rule = nth.GradientDescent(RATE)
-    ours = nth.solve_discrete(network, problem, [STEPS], rule, order=2, **options)
-    close(ours.train[0], g[:3])
-    close(ours.test[0], g[3:])
+    compared = nth.compare(network, problem, [STEPS], orders=(2,), rule=rule, **options)
+    close(compared.solutions[2].train[0], g[:3])
+    close(compared.solutions[2].test[0], g[3:])
 
 
 @EVERY_KIND
