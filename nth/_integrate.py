@@ -104,9 +104,9 @@ def integrate(
     check_options(options)
     state = dynamics.initial_state()
     times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
-    _require_memory(dynamics, state, times, watch)
     check_step_times(stepsize_controller, times)
     check_watch(watch, state)
+    _require_memory(dynamics, state, times, watch)
     if stepsize_controller is None:
         stepsize_controller = _default_controller(dynamics, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
