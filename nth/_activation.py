@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._errors import require_name
+from ._errors import require_name, require_positive
 
 
 class _Softplus(eqx.Module):
@@ -28,9 +28,7 @@ def softplus(a: float = 1.0) -> Callable[[Array], Array]:
 
     **Raises:** `ValueError` if `a` is not a number above zero.
     """
-    if not isinstance(a, int | float) or not 0 < a < float("inf"):
-        raise ValueError(f"a must be a finite number above 0; got {a!r}.")
-    return _Softplus(float(a))
+    return _Softplus(require_positive("a", a))
 
 
 def _gelu(x: Array) -> Array:

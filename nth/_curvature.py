@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._descent import AbstractDescent
-from ._errors import is_traced, require, require_scale
+from ._errors import is_traced, require, require_bool, require_scale
 from ._flow import GradientFlow
 from ._jacobian import push_by_points
 from ._problem import Problem
@@ -61,6 +61,7 @@ def max_learning_rate(
     **Raises:** `ValueError` for bad input.
     """
     momentum = require_momentum(require_scale("momentum", momentum))
+    require_bool("nesterov", nesterov)
     dynamics = GradientFlow(
         network,
         problem,

@@ -10,7 +10,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._archive import ArraySpec
 from ._checkpoint import Checkpoint, fingerprint
-from ._errors import is_traced, require_integer, require_order, require_path
+from ._errors import (
+    is_traced,
+    require_bool,
+    require_integer,
+    require_order,
+    require_path,
+)
 from ._finite import require_finite_kernels
 from ._form import form, held_bytes
 from ._inputs import count, take
@@ -31,6 +37,16 @@ class Kernels(eqx.Module):
     complete: bool = eqx.field(static=True, default=True)
     """Whether the first slot runs over all m points, as solving takes; not if `rows`
     were asked for."""
+
+    def __check_init__(self):
+        first, later = _slots_of(self.tensors)
+        for r, kernel in enumerate(self.tensors, 1):
+            if first is None or kernel.shape != first + later * (r - 1):
+                raise ValueError(
+                    "tensors must be K(1), K(2) and so on, arrays of shape (m, *out), "
+                    "(m, *out, n, *out) and so on, as nth.kernels returns them; got "
+                    f"{[getattr(k, 'shape', type(k).__name__) for k in self.tensors]}."
+                )
 
     @property
     def order(self) -> int:
@@ -114,6 +130,16 @@ class Kernels(eqx.Module):
         return cls(tuple(map(jnp.asarray, tensors)))
 
 
+def _slots_of(tensors: Any) -> tuple[Any, Any]:
+    """The shapes of the first slot and of a later one; `None` if there are none."""
+    arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
+    if not arrays or not tensors or tensors[0].ndim == 0:
+        return None, None
+    first = tensors[0].shape
+    later = tensors[1].shape[len(first) :] if len(tensors) > 1 else ()
+    return first, later if later[1:] == first[1:] else None
+
+
 def _fit(specs: list[ArraySpec], points: Points) -> bool:
     """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
     output, slot = points.output, (points.n_train, *points.output.shape)
@@ -176,6 +202,7 @@ def kernels(
     order = require_order("order", order)
     points = points_of(network, problem, filter_spec, rows, learning_rates)
     _refuse_if_too_large(points, order)
+    require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
     tensors = form(points, order, block_size, progress)

@@ -117,7 +117,9 @@ def parametrize(
     refuse_changing_state(network, take(problem.x_train, 0))
     output = _output_of(params, frozen, problem)
     refuse_mixed_points(network, problem)
-    return OutputFunction(frozen, output), params, problem.matched_to(output)
+    apply = OutputFunction(frozen, output)
+    _require_gradient(apply, params, take(problem.x_train, 0))
+    return apply, params, problem.matched_to(output)
 
 
 def _placed(leaf: Any) -> Any:
@@ -128,11 +130,11 @@ def _partitioned(network: Any, filter_spec: PyTree) -> tuple[Params, PyTree]:
     """What trains, and the rest."""
     try:
         params, frozen = eqx.partition(network, filter_spec)
-    except ValueError as error:
+    except Exception as error:  # a function of the user's raises anything
         raise ValueError(
             "filter_spec must be a function of a leaf, or a pytree prefix of booleans "
             f"over the network; got {filter_spec!r}: {error}"
-        ) from None
+        ) from error
     if isinstance(network, NNXNetwork):
         none = jax.tree.map(lambda _: None, params.others)
         params = NNXNetwork(params.params, none, network.graphdef)
@@ -194,3 +196,25 @@ def _output_of(
             f"{jax.tree.leaves(params)[0].dtype}: they must be equal."
         )
     return output
+
+
+def _require_gradient(apply: OutputFunction, params: Params, x: Any) -> None:
+    """Raise `ValueError` unless the network has a gradient, at several points at once.
+
+    `x` is one input. Reverse mode under `jax.vmap` is what everything here takes.
+    """
+
+    def gradient(params: Params, x: Any) -> Params:
+        outputs, pull = jax.vjp(lambda params: apply(params, x), params)
+        return pull(jnp.ones_like(outputs))[0]
+
+    several = jax.tree.map(lambda leaf: leaf[None], x)
+    try:
+        eqx.filter_eval_shape(jax.vmap(gradient, in_axes=(None, 0)), params, several)
+    except Exception as error:
+        raise ValueError(
+            "network has no gradient with respect to its parameters by jax.vjp under "
+            "jax.vmap, as every method here takes. Replace the function that has none, "
+            "for instance jax.lax.while_loop by jax.lax.scan, or give it a "
+            f"jax.custom_jvp. It said: {error}"
+        ) from error

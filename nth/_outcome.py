@@ -26,8 +26,8 @@ def report(
 ) -> Solution:
     """Warn if the window was left; raise if the solve failed inside it and `throw`."""
     successful = solution.result == RESULTS.successful
-    finite = all_finite(solution.train, solution.test)
-    failed = jnp.where(successful, ~finite, jnp.isinf(solution.valid_until))
+    finite = all_finite(solution.train, solution.test, solution.loss)
+    failed = ~(successful & finite) & jnp.isinf(solution.valid_until)
     last_time, label = solution.stats["last_time"], solution.label
     words = partial(warn_of_window, label)
     if is_traced(solution):
@@ -96,8 +96,9 @@ def _failures(max_steps: int) -> list[tuple[Any, str]]:
         ),
         (
             RESULTS.successful,
-            "outputs are NaN or infinite. Fixed steps that are too large do that: give "
-            "a smaller dt0, or leave out stepsize_controller for adaptive steps.",
+            "outputs or losses are NaN or infinite. Check the loss; and fixed steps "
+            "that are too large do that: give a smaller dt0, or leave out "
+            "stepsize_controller for adaptive steps.",
         ),
         (
             None,

@@ -20,6 +20,7 @@ from network_kinds import (
     X,
     Y,
     custom_vjp,
+    draw,
     linen_variables,
     with_statistics,
 )
@@ -193,6 +194,32 @@ def test_custom_vjp():
         with pytest.raises(
             ValueError, match=r"network has no forward-mode.*custom_jvp"
         ):
+            call()
+
+
+def by_callback(w, x):
+    shape = jax.ShapeDtypeStruct((), w.dtype)
+    return jax.pure_callback(lambda z: np.tanh(z), shape, jnp.vdot(w, x))
+
+
+def by_while_loop(w, x):
+    def body(carry):
+        return carry[0] + 1, jnp.tanh(carry[1])
+
+    start = (0, jnp.vdot(w, x))
+    return jax.lax.while_loop(lambda carry: carry[0] < 3, body, start)[1]
+
+
+@pytest.mark.parametrize("apply", [by_callback, by_while_loop])
+def test_a_network_without_a_gradient_is_refused(apply):
+    network = nth.from_apply(apply, draw(3))
+    problem = nth.Problem(X[:3], Y)
+    for call in (
+        lambda: nth.kernels(network, problem, 2),
+        lambda: nth.gradient_flow(network, problem, [1.0]),
+        lambda: nth.max_learning_rate(network, problem),
+    ):
+        with pytest.raises(ValueError, match=r"network has no gradient .* It said: "):
             call()
 
 
