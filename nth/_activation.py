@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ._errors import require_name, require_positive
+from ._errors import require_name
 
 
 class _Softplus(eqx.Module):
@@ -28,7 +28,10 @@ def softplus(a: float = 1.0) -> Callable[[Array], Array]:
 
     **Raises:** `ValueError` if `a` is not a number above zero.
     """
-    return _Softplus(require_positive("a", a))
+    number = isinstance(a, int | float) and not isinstance(a, bool)
+    if not number or not 0 < a < float("inf"):
+        raise ValueError(f"a must be a finite number above 0; got {a!r}.")
+    return _Softplus(float(a))
 
 
 def _gelu(x: Array) -> Array:
