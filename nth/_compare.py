@@ -18,6 +18,7 @@ from ._discrete import gradient_descent, levels_by_steps
 from ._dynamics import AbstractDynamics
 from ._errors import (
     as_array,
+    is_traced,
     require_finite,
     require_instance,
     require_name,
@@ -92,6 +93,8 @@ def compare(
     check_options(options)
     flow = GradientFlow(network, problem, **what, weight_decay=weight_decay)
     _check_models(models, flow)
+    if known is not None and len(known) > 0:
+        _check_labels(known, flow)
     require_times(ts, jax.tree.leaves(flow.params)[0].dtype)
     what["weight_decay"] = weight_decay
     hierarchy = hierarchies(network, problem, levels, method, **what)
@@ -158,6 +161,10 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
     return levels
 
 
+# Names of the network and of the levels, in tables, data sets and files.
+_TAKEN = re.compile(r"truth|p\W*\d+")
+
+
 def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
     example = 'models={"linear": nth.TaylorizedFlow(network, problem, 1)}'
     if not isinstance(models, Mapping):
@@ -166,12 +173,21 @@ def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
             f"{models!r}."
         )
     for name, dynamics in models.items():
-        if not isinstance(name, str) or not name or name == "truth":
+        if not isinstance(name, str) or not name or _TAKEN.fullmatch(name):
             raise ValueError(
-                f'models must be named by strings other than "truth"; got {name!r}.'
+                'models must be named by strings other than "truth" and those of '
+                f'levels, such as "p=2"; got {name!r}.'
             )
         example = "nth.TaylorizedFlow(network, problem, 2)"
         require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+
+
+def _check_labels(y_test: Array, flow: GradientFlow) -> None:
+    """Raise if the test targets do not fit the outputs of the network."""
+    try:
+        flow.problem.loss.check_outputs(y_test, flow.apply.output)
+    except ValueError as error:
+        raise ValueError(str(error).replace("y_train", "y_test")) from None
 
 
 def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) -> None:
@@ -192,6 +208,12 @@ def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) ->
             )
         if isinstance(dynamics, AbstractDescent | TaylorizedFlow):
             _check_training(name, dynamics, flow)
+        outputs = [d.outputs(d.initial_state()) for d in (dynamics, flow)]
+        if not is_traced(outputs) and not np.allclose(*outputs, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"models[{name!r}] has other outputs at t = 0 than network: make it of "
+                "the same network."
+            )
 
 
 def _check_training(
@@ -255,4 +277,10 @@ def _check_y_test(y_test: Any, problem: Problem) -> Array:
         raise ValueError(
             f"y_test has shape {targets.shape}; x_test and y_train ask for {expected}."
         )
-    return targets.astype(problem.y_train.dtype)
+    targets = targets.astype(problem.y_train.dtype)
+    if len(targets) == 0 or is_traced(targets):
+        return targets
+    try:
+        return problem.loss.check_targets(targets, targets.dtype)
+    except ValueError as error:
+        raise ValueError(str(error).replace("y_train", "y_test")) from None

@@ -92,7 +92,7 @@ class Comparison(eqx.Module):
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
 
     def _solution(self, order: int | str) -> Solution:
-        if order not in self.every:
+        if not isinstance(order, int | str) or order not in self.every:
             raise ValueError(
                 f"order must be one of {list(self.every)}, the levels compared; "
                 f"got {order!r}."

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._errors import as_array, require_finite, require_order
+from ._finite import require_finite_result
 from ._form import (
     closed_columns_at_once,
     closed_form,
@@ -67,7 +68,10 @@ def contract(
     require_forward_mode(points.apply, points.params, points.x_train, "contraction")
     checked = _checked_vectors(vectors, order, points)
     _require_memory(points, checked)
-    return _contracted(points, checked)
+    contracted = _contracted(points, checked)
+    at = (points.apply, points.params, points.x)
+    require_finite_result("the contraction", contracted, *at)
+    return contracted
 
 
 def _checked_vectors(

@@ -56,7 +56,7 @@ def max_learning_rate(
     - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.solve`][].
     - `momentum`, `nesterov`, `weight_decay`: those of [`nth.GradientDescent`][].
 
-    **Returns:** the rate, a scalar; ∞ where nothing curves.
+    **Returns:** the rate, a scalar; ∞ where nothing curves. It has no derivative.
 
     **Raises:** `ValueError` for bad input.
     """
@@ -76,6 +76,20 @@ def max_learning_rate(
     )
 
 
+@jax.custom_jvp
+def _without_derivative(tree: Any) -> Any:
+    return tree
+
+
+@_without_derivative.defjvp
+def _refuse_derivative(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "nth.max_learning_rate has no derivative, as it is found by iteration. Where "
+        "it is used as a constant, give it jax.lax.stop_gradient of what it is "
+        "computed from."
+    )
+
+
 def critical_rate(
     dynamics: AbstractDescent,
     x: Inputs,
@@ -87,7 +101,7 @@ def critical_rate(
 ) -> Scalar:
     """The critical rate on the points `x`, `y`: at least that, where κ is not found
     to the end, for κ is approached from below."""
-    dynamics, x, y = jax.lax.stop_gradient((dynamics, x, y))
+    dynamics, x, y = _without_derivative((dynamics, x, y))
     kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, False)
     if not is_traced(kappa) and not jnp.isfinite(kappa):
         kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, True)

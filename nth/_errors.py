@@ -48,6 +48,11 @@ def as_array(argument: str, value: Any) -> Array:
     With `jax_enable_x64` off JAX stores 32 bits: floats are rounded to float32, but
     numbers that do not fit are refused.
     """
+    if np.ma.isMaskedArray(value):
+        raise ValueError(
+            f"{argument} is a masked array, whose mask JAX does not have: give its "
+            "entries by .filled(...) or .compressed()."
+        )
     try:
         known = isinstance(value, jax.Array)
         array = value if known or is_traced(value) else np.asarray(value)

@@ -1,6 +1,7 @@
 """Which points make outputs, gradients or kernels NaN or infinite."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._errors import require
+from ._errors import is_traced, require
 from ._inputs import count
 from ._network import OutputFunction
 from ._types import Inputs, Params
@@ -78,6 +79,21 @@ def require_finite_kernels(
             "order, or a network that is smooth there."
         )
     raise ValueError(f"network: K({r}) has NaN or infinite entries: {cause}")
+
+
+def require_finite_result(
+    purpose: str, arrays: Any, apply: OutputFunction, params: Params, x: Inputs
+) -> None:
+    """Raise `ValueError` if `arrays`, a result at the training points `x`, are not
+    finite; not under a transformation, where no value is known."""
+    leaves = jax.tree.leaves(arrays)
+    if is_traced(leaves) or bool(all_finite(*leaves)):
+        return
+    cause = cause_of_non_finite(apply, params, x, count(x)) or (
+        "a higher derivative of the network is NaN or infinite at some point, or all "
+        "of its first derivatives are 0."
+    )
+    raise ValueError(f"network: {purpose} has NaN or infinite entries: {cause}")
 
 
 @eqx.filter_jit

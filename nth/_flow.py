@@ -12,7 +12,7 @@ from ._descent import AbstractDescent
 from ._dynamics import two_norm
 from ._errors import require_scale
 from ._form import form
-from ._lift import along_jacobian
+from ._lift import along_jacobian, require_forward_mode
 from ._network import OutputFunction, parametrize
 from ._points import Points
 from ._problem import Problem
@@ -97,6 +97,7 @@ class GradientFlow(AbstractDescent):
         self, state: Params, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
         x = self.problem.x_train
+        require_forward_mode(self.apply, self.params, x, "a product with the kernel")
         return along_jacobian(self.outputs, self.apply, x, vector, self.rates)(state)
 
     def error_norm(self, scaled: Params) -> Scalar:

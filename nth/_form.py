@@ -225,7 +225,7 @@ def _fill(
     for start in bar:
         inputs = (columns, data, jnp.asarray(row), jnp.asarray(start))
         out = _fill_block_in_place(inputs, out, size)
-        if progress:
+        if progress and not is_traced(out):
             out.block_until_ready()
     return out
 

@@ -20,6 +20,8 @@ def as_inputs(argument: str, value: Any) -> Inputs:
     **Raises:** `ValueError` for a scalar, entries that are no finite real numbers, an
     empty pytree, or parts of different lengths.
     """
+    if hasattr(value, "todense"):
+        raise ValueError(f"{argument} is sparse: give {argument}.todense().")
     if not _is_pytree(value):
         return _as_points(argument, value)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(value)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
@@ -39,14 +40,13 @@ class Kernels(eqx.Module):
     `rows` were given."""
 
     def __check_init__(self):
-        first, later = _slots_of(self.tensors)
-        for r, kernel in enumerate(self.tensors, 1):
-            if first is None or kernel.shape != first + later * (r - 1):
-                raise ValueError(
-                    "tensors must be K(1), K(2) and so on, arrays of shape (m, *out), "
-                    "(m, *out, n, *out) and so on, as nth.kernels returns them; got "
-                    f"{[getattr(k, 'shape', type(k).__name__) for k in self.tensors]}."
-                )
+        shapes = _shapes_of(self.tensors)
+        if shapes is None or [kernel.shape for kernel in self.tensors] != shapes:
+            raise ValueError(
+                "tensors must be K(1), K(2) and so on, arrays of shape (m, *out), "
+                "(m, *out, n, *out) and so on, as nth.kernels returns them; got "
+                f"{jax.tree.map(lambda k: getattr(k, 'shape', k), self.tensors)!r}."
+            )
 
     @property
     def order(self) -> int:
@@ -130,14 +130,16 @@ class Kernels(eqx.Module):
         return cls(tuple(map(jnp.asarray, tensors)))
 
 
-def _slots_of(tensors: Any) -> tuple[Any, Any]:
-    """The shapes of the first slot and of a later one; `None` if there are none."""
+def _shapes_of(tensors: Any) -> list[tuple[int, ...]] | None:
+    """The shapes that `tensors` must have by that of the first two."""
     arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
     if not arrays or not tensors or tensors[0].ndim == 0:
-        return None, None
+        return None
     first = tensors[0].shape
-    later = tensors[1].shape[len(first) :] if len(tensors) > 1 else ()
-    return first, later if later[1:] == first[1:] else None
+    later = tensors[1].shape[len(first) :] if len(tensors) > 1 else first
+    if len(later) != len(first) or later[1:] != first[1:]:
+        return None
+    return [first + later * r for r in range(len(tensors))]
 
 
 def _fit(specs: list[ArraySpec], points: Points) -> bool:

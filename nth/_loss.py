@@ -95,7 +95,10 @@ class SoftmaxCrossEntropy(AbstractLoss):
             )
         total = jnp.sum(targets, axis=1)
         proper = jnp.all(targets >= 0, axis=1) & (jnp.abs(total - 1) < 1e-3)
-        message = "y_train has rows that are not probabilities: each must sum to 1."
+        message = (
+            "y_train has rows that are not probabilities: no entry may be negative, "
+            "and each row must sum to 1."
+        )
         return require(targets, proper, message)
 
     def check_outputs(self, targets, output):
@@ -164,10 +167,11 @@ class Loss(AbstractLoss):
                 f"loss: fn failed for an output of shape {output.shape} and a target "
                 f"of shape {target.shape}: {error}"
             ) from error
-        if value != jax.ShapeDtypeStruct((), output.dtype):
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if (shape, dtype) != ((), output.dtype):
             raise ValueError(
                 f"loss: fn must return a scalar of dtype {output.dtype} for one point; "
-                f"it returned {value}."
+                f"it returned {value if shape is None else f'shape {shape}, {dtype}'}."
             )
         return targets
 

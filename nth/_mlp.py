@@ -181,8 +181,10 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "..."]:
         """f(θ, x), of shape `()` or `(out_size,)`."""
-        if x.shape != (in_size := self.weights[0].shape[1:]):
-            raise ValueError(f"x must have shape {in_size}, (in_size,); got {x.shape}.")
+        in_size, shape = self.weights[0].shape[1:], getattr(x, "shape", None)
+        if shape != in_size:
+            got = repr(x) if shape is None else shape
+            raise ValueError(f"x must have shape {in_size}, (in_size,); got {got}.")
         for layer, (weight, bias, activation) in enumerate(self.scales):
             x = weight * (self.weights[layer] @ x)
             if self.biases is not None:

@@ -20,7 +20,14 @@ class ApplyNetwork(eqx.Module):
 
     def __call__(self, x: Any) -> Array:
         if self.batched:
-            return self.apply_fn(self.params, take(x, None))[0]
+            outputs = self.apply_fn(self.params, take(x, None))
+            if not isinstance(outputs, jax.Array | np.ndarray):
+                raise ValueError(
+                    "apply_fn must return one array of outputs; it returned "
+                    f"{jax.tree.structure(outputs)}. (With Flax's mutable=... the "
+                    "outputs are the first part.)"
+                )
+            return outputs[0]
         return self.apply_fn(self.params, x)
 
 
@@ -71,8 +78,11 @@ def from_apply(
 
 
 def _as_leaf(leaf: Any) -> Any:
+    if np.ma.isMaskedArray(leaf):
+        raise ValueError("params holds a masked array: give its .filled(...) values.")
     numbers = (np.ndarray, np.generic, float, complex)
-    return jnp.asarray(leaf) if isinstance(leaf, numbers) else leaf
+    known = isinstance(leaf, numbers) and np.asarray(leaf).dtype.kind in "biufcV"
+    return jnp.asarray(leaf) if known else leaf
 
 
 def as_module(network: Any) -> Any:

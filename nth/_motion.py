@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from ._closed_form import require_squared_error
 from ._errors import require_instance, require_integer
 from ._evolution import KernelPath
+from ._finite import require_finite_result
 from ._form import form
 from ._lift import require_forward_mode
 from ._network import OutputFunction
@@ -64,7 +65,10 @@ def laziness(
     outputs = points.apply.over(points.params, points.x_train)
     distance = jnp.linalg.norm((outputs - problem.y_train).ravel())
     bends = _bend(points.apply, points.params, points.x_train, starts, max_steps)
-    return distance * bends / largest
+    measure = distance * bends / largest
+    at = (points.apply, points.params, points.x_train)
+    require_finite_result("laziness", measure, *at)
+    return measure
 
 
 @eqx.filter_jit

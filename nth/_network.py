@@ -82,7 +82,9 @@ class OutputFunction(eqx.Module):
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+    kinds = (np.ndarray, np.generic)
+    numeric = isinstance(leaf, kinds) and leaf.dtype != np.dtype(object)
+    return isinstance(leaf, jax.Array) or numeric
 
 
 def _unhashable(leaf: Any) -> bool:
@@ -144,7 +146,7 @@ def _partitioned(network: Any, filter_spec: PyTree) -> tuple[Params, PyTree]:
 
 def _checked_params(params: Params, problem: Problem) -> Params:
     leaves = jax.tree.leaves(params)
-    if not leaves:
+    if not any(getattr(leaf, "size", 1) for leaf in leaves):
         raise ValueError(
             "network has no trainable array under filter_spec: choose at least one (a "
             "function and its parameters become a network by nth.from_apply)."
@@ -189,6 +191,11 @@ def _output_of(
         raise ValueError(
             "network must map one input to one array; it returned "
             f"{jax.tree.structure(output)}."
+        )
+    if output.size == 0:
+        raise ValueError(
+            f"network has outputs of shape {output.shape}, which hold no number: it "
+            "must have at least one output."
         )
     if output.dtype != jax.tree.leaves(params)[0].dtype:
         raise ValueError(

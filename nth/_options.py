@@ -21,6 +21,7 @@ from ._errors import (
     require_integer,
     require_path,
     require_positive,
+    require_scale,
 )
 from ._memory import available_bytes
 from ._types import State
@@ -89,6 +90,10 @@ def _check_controller(controller: Any) -> None:
         kind = diffrax.AbstractStepSizeController
         example = "diffrax.PIDController(rtol=1e-7, atol=1e-9)"
         require_instance("stepsize_controller", controller, kind, example)
+        for name in ("rtol", "atol"):
+            value = getattr(_innermost(controller), name, None)
+            if isinstance(value, int | float):
+                require_scale(f"{name} of stepsize_controller", value)
 
 
 def _check_first_step(dt0: Any) -> None:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ._errors import is_traced
 from ._inputs import count, join, take
 from ._layers import Layer, as_layers, rated
 from ._network import OutputFunction, parametrize
@@ -92,6 +93,8 @@ def points_of(
 
 
 def _checked_rows(rows: Any, m: int) -> np.ndarray:
+    if is_traced(rows):
+        raise ValueError("rows must be known when kernels are formed: no tracer.")
     indices = np.asarray(rows)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(

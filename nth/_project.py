@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 from ._contract import checked_slots
 from ._eigen import leading_modes
 from ._errors import is_traced, require_integer, require_order
+from ._finite import require_finite_result
 from ._form import form
 from ._inputs import take
 from ._layerwise import fourth_of, third_of
@@ -108,8 +109,13 @@ def project(
         vectors = _leading_modes(points, require_integer("modes", modes, 1))
     else:
         vectors = checked_slots("modes", modes, points, np.shape(modes)[:1])
+        if len(vectors) == 0:
+            raise ValueError("modes has no vector: give at least one.")
     _require_memory(points, vectors, order)
-    return Projection(vectors, _projected(points, vectors, order))
+    tensors = _projected(points, vectors, order)
+    at = (points.apply, points.params, points.x_train)
+    require_finite_result("the projection", (vectors, *tensors), *at)
+    return Projection(vectors, tensors)
 
 
 def _require_memory(points: Points, modes: Array, order: int) -> None:

@@ -189,6 +189,7 @@ def gradient_flow(
 
     Arguments, returns and raises as for [`nth.solve`][]; `valid_until` is ∞.
     """
+    check_options(options)
     dynamics = GradientFlow(
         network,
         problem,

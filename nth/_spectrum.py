@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._eigen import rounding_of
 from ._errors import require_instance, require_scale
-from ._finite import checked_finite
+from ._finite import checked_finite, require_finite_result
 from ._form import form
 from ._kernels import Kernels
 from ._memory import require_memory
@@ -100,6 +100,9 @@ def layer_kernels(
     for path, _ in leaves:
         one = _training_only(points, path)
         parts[jax.tree_util.keystr(path)] = form(one, 2, None, progress=False)[1]
+    require_finite_result(
+        "a part of K(2)", parts, points.apply, points.params, points.x
+    )
     return parts
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._curvature import critical_rate
 from ._descent import AbstractDescent
+from ._diagnosis import cause_at_start
+from ._errors import is_traced
 from ._inputs import take
 from ._outcome import RESULTS
 from ._rule import Plan
@@ -36,10 +38,18 @@ def descend(dynamics: AbstractDescent, plan: Plan) -> Solution:
     until = solution.valid_until
     if not dynamics.truncated:
         until = jnp.where(lost, last.astype(until.dtype), until)
+    if not is_traced(lost, last) and bool(lost & (last == 0)):
+        _refuse_if_not_finite(dynamics)
     found = (until, lost, last)
     asked = int(plan.steps.size)
     say(partial(_say_aloud, solution.label, dynamics.truncated, asked), *found)
     return solution
+
+
+def _refuse_if_not_finite(dynamics: AbstractDescent) -> None:
+    """Raise `ValueError` if outputs or gradients are NaN or infinite at step 0."""
+    if cause := cause_at_start(dynamics):
+        raise ValueError(f"training cannot start: {cause}")
 
 
 def look_at_rate(dynamics: AbstractDescent, plan: Plan) -> None:
@@ -48,7 +58,8 @@ def look_at_rate(dynamics: AbstractDescent, plan: Plan) -> None:
         return
     rows = slice(None) if plan.rows is None else plan.rows[0]
     x, y = take(dynamics.problem.x_train, rows), dynamics.problem.y_train[rows]
-    critical = critical_rate(dynamics, x, y, plan.momentum, plan.nesterov, 1e-2, _LOOK)
+    still, x, y = jax.lax.stop_gradient((dynamics, x, y))
+    critical = critical_rate(still, x, y, plan.momentum, plan.nesterov, 1e-2, _LOOK)
     largest = jnp.max(plan.rates)
     say(_warn_of_rate, critical / largest, largest, critical)
 

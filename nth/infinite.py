@@ -13,6 +13,7 @@ from ._closed_form import require_squared_error
 from ._errors import (
     as_array,
     require,
+    require_bool,
     require_finite,
     require_instance,
     require_integer,
@@ -28,6 +29,8 @@ from ._memory import require_memory
 from ._problem import Problem
 from ._recursion import layers_of, recursion
 
+# A pair of points takes some 2·nodes² activations a layer.
+_MOST_NODES, _WHY_NODES = 10_001, "as the time grows as its square"
 # What twice the distance of nodes may change: the error itself is then below 1e-8.
 _DOUBT = 1e-3
 # Every layer costs time, and what runs compiled cannot be interrupted.
@@ -113,12 +116,13 @@ def kernels(
     right = None if x2 is None else _matching(_as_points("x2", x2), left)
     why = "as every layer takes time"
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
-    if require_integer("nodes", nodes, 9) % 2 == 0:
+    if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
         raise ValueError(
             f"nodes must be odd, so that every second can be; got {nodes}."
         )
     names = ("nth", "ntk", "standard")
     require_name("parameterization", parameterization, names)
+    require_bool("use_bias", use_bias)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
     sigmas = [
         jnp.asarray(require_scale(name, sigma), left.dtype)
