@@ -115,7 +115,7 @@ def _contracted(
     points: Points, vectors: tuple[Float[Array, "n *out"] | None, ...]
 ) -> Float[Array, "m ..."]:
     free, leading = sum(v is None for v in vectors), _leading(vectors)
-    n_slots, out = points.n_slots, points.output.shape
+    out = points.output.shape
     if 0 < leading <= 3 and points.layers(points.params) is not None:
         kernel = _by_columns(points, vectors, leading, free)
     else:
