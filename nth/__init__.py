@@ -1,71 +1,36 @@
 """Predict how a finite-width network trains, without training it.
 
-The truncated Neural Tangent Hierarchy (Huang & Yau, ICML 2020), at every level. The
-names below stand in the order of the data's way: network and points, kernels, dynamics,
-integration, solution.
+The truncated Neural Tangent Hierarchy (Huang & Yau, ICML 2020), at every level. Public
+names are loaded when the first of them is used, so that `import nth` takes no time and
+`python -m nth --help` does not wait for JAX.
 """
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
-
-from ._loss import (
-    AbstractLoss as AbstractLoss,
-    LogisticLoss as LogisticLoss,
-    Loss as Loss,
-    SoftmaxCrossEntropy as SoftmaxCrossEntropy,
-    SquaredError as SquaredError,
-)
-from ._problem import Problem as Problem
-from ._activation import softplus as softplus
-from ._mlp import MLP as MLP
-from ._modules import from_apply as from_apply
-from ._kernels import Kernels as Kernels, kernels as kernels
-from ._contract import contract as contract
-from ._project import Projection as Projection, project as project
-from ._spectrum import (
-    Spectrum as Spectrum,
-    layer_kernels as layer_kernels,
-    nngp as nngp,
-    spectrum as spectrum,
-)
-from ._dynamics import (
-    AbstractDynamics as AbstractDynamics,
-    AbstractKernelDynamics as AbstractKernelDynamics,
-)
-from ._hierarchy import DenseHierarchy as DenseHierarchy
-from ._matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
-from ._closed_form import (
-    Trajectory as Trajectory,
-    closed_form as closed_form,
-    displacement as displacement,
-)
-from ._perturbative import Perturbation as Perturbation, perturbative as perturbative
-from . import infinite as infinite
-from ._flow import GradientFlow as GradientFlow
-from ._taylorized import TaylorizedFlow as TaylorizedFlow
-from ._errors import WindowWarning as WindowWarning
-from ._solution import Solution as Solution
-from ._integrate import integrate as integrate
-from ._evolution import (
-    KernelPath as KernelPath,
-    SpectrumPath as SpectrumPath,
-    kernel_along as kernel_along,
-    spectrum_along as spectrum_along,
-)
-from . import theory as theory
-from ._solve import (
-    cheaper_method as cheaper_method,
-    gradient_flow as gradient_flow,
-    solve as solve,
-)
-from ._rule import GradientDescent as GradientDescent
-from ._curvature import max_learning_rate as max_learning_rate
-from ._discrete import (
-    gradient_descent as gradient_descent,
-    solve_discrete as solve_discrete,
-)
-from ._catapult import Catapult as Catapult, catapult as catapult
-from ._comparison import Comparison as Comparison
-from ._compare import compare as compare
-from . import scaling as scaling
+from typing import TYPE_CHECKING
 
 __version__ = _version("neural-tangent-hierarchy")
+
+if TYPE_CHECKING:
+    from ._api import *  # noqa: F403
+
+else:  # a type checker that saw `__getattr__` would let any name pass
+
+    def _load() -> list[str]:
+        """Make the names of `nth._api` attributes of this module, and return them."""
+        api = vars(_import_module("._api", __name__))
+        public = [name for name in api if not name.startswith("_")]
+        for name in public:
+            globals().setdefault(name, api[name])
+        return public
+
+    def __getattr__(name: str) -> object:
+        if name == "__all__":  # what `from nth import *` imports
+            return _load()
+        # Python and IPython look up private names that no module has: load nothing.
+        if not name.startswith("_") and name in _load():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_load()})

@@ -1,18 +1,20 @@
-"""`python -m nth`: the levels of the hierarchy beside the network really trained.
+"""`python -m nth`: levels of the hierarchy compared with the trained network.
 
-Handwritten digits unless `--data` names the user's own; prints the table of
-[`nth.compare`][] and writes its figure.
+The data are handwritten digits, or the user's own with `--data`. Prints the table of
+[`nth.compare`][] and writes its figure. JAX is imported when the options are known to
+be good: `--help` and `--version` do not wait for it.
 """
 
 import math
 import sys
+import tempfile
 import time
-import zipfile
-import zlib
+import warnings
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 try:
@@ -25,12 +27,14 @@ except ImportError:
 
 import nth
 
-from ._activation import ACTIVATIONS
-from ._problem import Problem
+from ._dataset import LOSSES, as_inputs, as_targets, digits, read
 
 # Renard's series R10: ten times to a decade, in round numbers.
 _DECADE = (1.0, 1.25, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+# Those of nth.MLP, which cannot be asked without importing JAX; a test compares them.
+_ACTIVATIONS = ("tanh", "erf", "relu", "gelu", "sigmoid", "softplus", "sin", "linear")
+# Each further level takes about 5 s more to compile.
+_HIGHEST_ORDER = 10
 
 
 class _Numbers(click.ParamType):
@@ -45,66 +49,41 @@ class _Numbers(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(self.kind(part) for part in value.split(","))
+            numbers = tuple(self.kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a comma-separated list of numbers")
+            self.fail(f"{value!r} is not a comma-separated list of numbers", param)
+        return numbers
 
 
-def digits(n_train: int, n_test: int, seed: int) -> dict[str, np.ndarray]:
-    """Scikit-learn's handwritten digits, of unit norm: odd is +1 and even is −1."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise click.ClickException(
-            "the digits need scikit-learn: "
-            "pip install 'neural-tangent-hierarchy[examples]', or give --data"
-        ) from None
-    images, numbers = load_digits(return_X_y=True)
-    if n_train + n_test > len(images):
-        raise click.ClickException(
-            f"--train and --test ask for {n_train + n_test} digits of {len(images)}"
-        )
-    chosen = np.random.default_rng(seed).permutation(len(images))[: n_train + n_test]
-    x = images[chosen] / np.linalg.norm(images[chosen], axis=1, keepdims=True)
-    y = np.where(numbers[chosen] % 2, 1.0, -1.0)
-    train, test = slice(n_train), slice(n_train, None)
-    arrays = (x[train], y[train], x[test], y[test])
-    return dict(zip(_ARRAYS, arrays, strict=True))
+def _check_orders(ctx: Any, param: Any, orders: tuple[int, ...]) -> tuple[int, ...]:
+    for p in orders:
+        if not 2 <= p <= _HIGHEST_ORDER:
+            raise click.BadParameter(
+                f"levels must be at least 2, and on the command line at most "
+                f"{_HIGHEST_ORDER}; got {p}"
+            )
+    if len(set(orders)) < len(orders):
+        raise click.BadParameter(f"levels must be distinct; got {orders}")
+    return orders
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an npz file: `x_train`, `y_train`, maybe `x_test`, `y_test`."""
-    try:
-        with zipfile.ZipFile(path):  # an npz file is a zip file of arrays
-            file = np.load(path, allow_pickle=False)
-        arrays = {name: file[name] for name in _ARRAYS if name in file}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise click.ClickException(
-            f"cannot read {path} as npz, which np.savez writes: {error}"
-        ) from None
-    missing = [name for name in _ARRAYS[:2] if name not in arrays]
-    if missing:
-        raise click.ClickException(f"{path} has no array {' and no '.join(missing)}")
-    return arrays
+def _check_times(
+    ctx: Any, param: Any, times: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
+    if times is not None:
+        if not all(math.isfinite(t) and t >= 0 for t in times):
+            raise click.BadParameter(
+                f"times must be finite and at least 0; got {times}"
+            )
+        if any(b <= a for a, b in pairwise(times)):
+            raise click.BadParameter(f"times must be increasing; got {times}")
+    return times
 
 
-def as_problem(
-    arrays: dict[str, np.ndarray], dtype: str
-) -> tuple[Problem, np.ndarray | None]:
-    """The problem, each input as a vector, and the test targets if there are any."""
-    cast = {}
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"{name} must hold real numbers; got {array.dtype}.")
-        cast[name] = array.astype(dtype)
-        if name.startswith("x"):
-            if array.ndim < 2:
-                raise ValueError(
-                    f"{name} must have shape (points, *in); got {array.shape}."
-                )
-            cast[name] = cast[name].reshape(len(array), math.prod(array.shape[1:]))
-    problem = Problem(cast["x_train"], cast["y_train"], cast.get("x_test"))
-    return problem, cast.get("y_test")
+def _check_until(ctx: Any, param: Any, until: float) -> float:
+    if not (math.isfinite(until) and until > 0):
+        raise click.BadParameter(f"must be finite and above 0; got {until}")
+    return until
 
 
 def times_until(last: float) -> np.ndarray:
@@ -120,23 +99,44 @@ def times_until(last: float) -> np.ndarray:
 @click.option(
     "--order",
     type=_Numbers(int),
+    callback=_check_orders,
     default="2,3,4",
     help="Levels p, separated by commas.",
 )
-@click.option("--width", type=int, default=256, help="Neurons in each hidden layer.")
-@click.option("--depth", type=int, default=2, help="Hidden layers.")
-@click.option("--activation", default="tanh", help=f"One of {', '.join(ACTIVATIONS)}.")
+@click.option(
+    "--width",
+    type=click.IntRange(1, 1_000_000),
+    default=256,
+    help="Neurons in each hidden layer.",
+)
+@click.option("--depth", type=click.IntRange(1, 100), default=2, help="Hidden layers.")
+@click.option(
+    "--activation",
+    type=click.Choice(_ACTIVATIONS),
+    metavar="NAME",
+    default="tanh",
+    help=f"One of {', '.join(_ACTIVATIONS)}.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(LOSSES),
+    help="By default squared-error, and cross-entropy if y_train holds integer labels "
+    "of more than two classes.",
+)
 @click.option("--train", type=click.IntRange(1), default=24, help="Training digits.")
 @click.option("--test", type=click.IntRange(0), default=24, help="Test digits.")
-@click.option("--until", type=float, default=150.0, help="Last time.")
+@click.option(
+    "--until", type=float, callback=_check_until, default=150.0, help="Last time."
+)
 @click.option(
     "--times",
     type=_Numbers(float),
+    callback=_check_times,
     help="Times, separated by commas, in place of --until.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 2**32 - 1),  # JAX drops higher bits if x64 is off
     default=0,
     help="Of the network and of the digits.",
 )
@@ -156,8 +156,11 @@ def times_until(last: float) -> np.ndarray:
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE.npz",
-    help="Your own x_train (n, d), y_train (n,) and, if you like, x_test, y_test, "
-    "in place of the digits.",
+    help="Your own x_train (n, d), y_train (n,) and optionally x_test, y_test, in "
+    "place of the digits. Integers in y_train are class labels, floats are numbers.",
+)
+@click.option(
+    "--normalize", is_flag=True, help="Scale each input of --data to unit norm."
 )
 @click.version_option(nth.__version__, prog_name="nth")
 def main(**options: Any) -> None:
@@ -165,7 +168,7 @@ def main(**options: Any) -> None:
 
     A fully connected network is trained by gradient flow on handwritten digits, odd
     against even, or on --data; the level-p hierarchy predicts its outputs from the
-    initialisation alone. Prints root-mean-square errors over time and writes a figure.
+    initialization alone. Prints root-mean-square errors over time and writes a figure.
     """
     run(**options)
 
@@ -176,6 +179,7 @@ def run(
     width: int,
     depth: int,
     activation: str,
+    loss: str | None,
     train: int,
     test: int,
     until: float,
@@ -184,46 +188,108 @@ def run(
     dtype: str,
     output: Path,
     data: Path | None,
+    normalize: bool,
 ) -> None:
     """The main job, of checked options."""
     start = time.perf_counter()
+    _require("matplotlib", "the figure needs matplotlib")
+    if data is None:
+        _require("sklearn", "the digits need scikit-learn; or give --data")
+    arrays = digits(train, test, seed) if data is None else read(data)
+    x_train, x_test = as_inputs(arrays, dtype, normalize)
+    targets = as_targets(arrays, loss, dtype)
+    ts = _as_times(until, times, dtype)
+    _check_writable(output)
+
+    import jax
+
     jax.config.update("jax_enable_x64", dtype == "float64")
-    if times is None and not (np.isfinite(until) and until > 0):
-        raise click.ClickException(f"--until must be finite and above 0; got {until}")
-    arrays = read(data) if data else digits(train, test, seed)
-    problem, y_test = as_problem(arrays, dtype)
-    out_size = problem.y_train.shape[1] if problem.y_train.ndim == 2 else "scalar"
-    how: Any = {"activation": activation, "key": jax.random.key(seed)}
-    network = nth.MLP(problem.x_train.shape[1], width, depth, out_size=out_size, **how)
-    ts = times_until(until) if times is None else np.array(times)
-    output.mkdir(parents=True, exist_ok=True)
-    comparison = nth.compare(network, problem, ts, order, y_test=y_test)
-    what = data.name if data else "handwritten digits, odd against even"
-    click.echo(
-        f"{what}: {problem.n_train} training and {problem.n_test} test points; "
-        f"{activation} network, width {width}, depth {depth}, seed {seed}, {dtype}\n"
+    loss_of = {
+        "squared-error": nth.SquaredError,
+        "cross-entropy": nth.SoftmaxCrossEntropy,
+        "logistic": nth.LogisticLoss,
+    }[targets.loss]
+    problem = nth.Problem(x_train, targets.train, x_test, loss=loss_of())
+    network = nth.MLP(
+        x_train.shape[1],
+        width,
+        depth,
+        out_size=targets.out_size,
+        activation=activation,
+        key=jax.random.key(seed),
     )
+    name = data.name if data else "handwritten digits, odd against even"
+    click.echo(
+        f"{name}: {problem.n_train} training and {problem.n_test} test points; "
+        f"{activation} network, width {width}, depth {depth}, seed {seed}, {dtype}\n"
+        f"{targets.description}\n"
+    )
+    comparison = nth.compare(network, problem, ts, order, y_test=targets.test)
+    _write(comparison, output)
+    seconds = time.perf_counter() - start
+    click.echo(f"Wrote {output / 'levels.png'} and levels.txt, in {seconds:.0f} s.")
+
+
+def _write(comparison: Any, output: Path) -> None:
     click.echo(f"{comparison}\n")
     (output / "levels.txt").write_text(f"{comparison}\n")
     comparison.plot().savefig(output / "levels.png")
-    seconds = time.perf_counter() - start
-    click.echo(f"Wrote {output / 'levels.png'} and levels.txt, in {seconds:.0f} s.")
+
+
+def _require(package: str, message: str) -> None:
+    if find_spec(package) is None:
+        raise click.ClickException(
+            f"{message}: pip install 'neural-tangent-hierarchy[examples]'"
+        )
+
+
+def _as_times(until: float, times: tuple[float, ...] | None, dtype: str) -> np.ndarray:
+    ts = times_until(until) if times is None else np.array(times)
+    with np.errstate(over="ignore"):
+        rounded = ts.astype(dtype)
+    if not (np.all(np.isfinite(rounded)) and np.all(np.diff(rounded) > 0)):
+        option = f"--until {until:g}" if times is None else "--times"
+        raise click.ClickException(
+            f"{option}: times must be finite and increasing when rounded to {dtype}"
+        )
+    return ts
+
+
+def _check_writable(output: Path) -> None:
+    """Raise unless the results can be written: now, and not after a long solve."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise click.ClickException(
+            f"--output: cannot write into {output}: {error.strerror or error}"
+        ) from None
+    for name in ("levels.png", "levels.txt"):
+        if (output / name).is_dir():
+            raise click.ClickException(f"--output: {output / name} is a folder")
 
 
 def cli() -> int:
     """Run `main`; a wrong option or file gets one line and exit status 2, a solve that
     fails one line and 1."""
-    try:
-        return main.main(prog_name="python -m nth", standalone_mode=False) or 0
-    except click.ClickException as error:
-        message = error.format_message()
-    except (ValueError, OSError) as error:
-        message = str(error)
-    except click.Abort:
-        return 130
-    except RuntimeError as error:
-        return _say(str(error).partition(" Pass throw=False")[0], 1)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return main.main(prog_name="python -m nth", standalone_mode=False) or 0
+        except click.ClickException as error:
+            message = error.format_message()
+        except (ValueError, OSError) as error:
+            message = str(error)
+        except click.Abort:
+            return 130
+        except RuntimeError as error:
+            return _say(str(error).partition(" Pass throw=False")[0], 1)
     return _say(message, 2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say(f"warning: {message}", 0)
 
 
 def _say(message: str, status: int) -> int:

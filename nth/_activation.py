@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -27,7 +28,8 @@ def softplus(a: float = 1.0) -> Callable[[Array], Array]:
 
     **Raises:** `ValueError` if `a` is not a number above zero.
     """
-    if not isinstance(a, int | float) or not 0 < a < float("inf"):
+    number = isinstance(a, int | float) and not isinstance(a, bool)
+    if not number or not 0 < a < float("inf"):
         raise ValueError(f"a must be a finite number above 0; got {a!r}.")
     return _Softplus(float(a))
 
@@ -40,24 +42,54 @@ def _linear(x: Array) -> Array:
     return x
 
 
+class _Named:
+    """A function that is pickled and copied by its name.
+
+    JAX's own functions are jitted, and those cannot be pickled. There is one object of
+    each name in a process, so that copies are equal and nothing is compiled twice.
+    """
+
+    def __init__(self, name: str, function: Callable[[Array], Array]):
+        self.__name__ = name
+        self.function = function
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return as_activation, (self.__name__,)
+
+    def __repr__(self) -> str:
+        return f"<activation {self.__name__}>"
+
+
+_NAMED = {
+    "tanh": jnp.tanh,
+    "erf": jax.scipy.special.erf,
+    "relu": jax.nn.relu,
+    "gelu": _gelu,
+    "sigmoid": jax.nn.sigmoid,
+    "sin": jnp.sin,
+    "linear": _linear,
+}
+
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
-    {
-        "tanh": jnp.tanh,
-        "erf": jax.scipy.special.erf,
-        "relu": jax.nn.relu,
-        "gelu": _gelu,
-        "sigmoid": jax.nn.sigmoid,
-        "softplus": softplus(1.0),
-        "sin": jnp.sin,
-        "linear": _linear,
-    }
+    {name: _Named(name, function) for name, function in _NAMED.items()}
+    | {"softplus": softplus(1.0)}
 )
 
 
 def as_activation(
     activation: str | Callable[[Array], Array],
 ) -> Callable[[Array], Array]:
-    """The function that a name stands for; a callable is returned as it is."""
-    if callable(activation):
-        return activation
-    return ACTIVATIONS[require_name("activation", activation, ACTIVATIONS)]
+    """The function that a name stands for.
+
+    A callable is returned as it is, unless it is a function with a name here, such as
+    `jax.nn.relu`.
+    """
+    if not callable(activation):
+        return ACTIVATIONS[require_name("activation", activation, ACTIVATIONS)]
+    for name, function in _NAMED.items():
+        if activation is function:
+            return ACTIVATIONS[name]
+    return activation

@@ -6,13 +6,21 @@ from itertools import combinations, islice
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._activation import as_activation
-from ._errors import as_array, require_finite, require_integer, require_positive
-from ._taylor import best_coefficients
+from ._errors import (
+    as_array,
+    require_finite,
+    require_integer,
+    require_order,
+    require_positive,
+    require_supported_dtype,
+)
+from ._taylor import Coefficients, best_coefficients, by_jvp
 
 # Nodes of the Gauss–Legendre rule on a cell: exact to rounding where σ is smooth.
 _NODES = 6
@@ -20,6 +28,12 @@ _NODES = 6
 _JUMP = 1e-6
 # How much the outer half of the range may add to a bound.
 _GROWTH = 1.01
+# The highest order by nested derivatives: the ninth of softplus take 20 s to compile,
+# the eleventh 4 minutes.
+_MOST_NESTED = 4
+# Cells, and sets of inputs, that are looked at within minutes.
+_MOST_CELLS = 1_000_000
+_MOST_SAMPLES = 10_000_000
 # Matrices that are decomposed together.
 _AT_ONCE = 4096
 
@@ -61,20 +75,23 @@ def check_activation(
     **Arguments:**
 
     - `activation`: a name, or a function of an array, entry by entry.
-    - `order`: p* ≥ 1, at least the level p that is to be used.
+    - `order`: p*, at least the level p that is to be used: from 1 to 12, or 4 for an
+        activation with a derivative of its own (`jax.custom_jvp`, such as
+        `jax.nn.softplus` has), whose derivatives are nested.
     - `radius`, `cells`: the grid, `cells` cells over |x| ≤ `radius`. An activation that
         turns within a cell looks as if it had a kink: give more cells.
 
     **Returns:** [`nth.theory.ActivationCheck`][].
     """
     function = as_activation(activation)
-    top = 2 * require_integer("order", order, 1) + 1
-    count = 2 * (require_integer("cells", cells, 2) // 2)
+    order = require_order("order", order, 1)
+    count = 2 * (require_integer("cells", cells, 2, _MOST_CELLS) // 2)
     radius = require_positive("radius", radius)
     # Zero, where kinks like to be, lies inside a cell.
     edges = np.linspace(-radius, radius * (1 + 0.3 / count), count + 1)
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     half = np.diff(edges) / 2
+    top = 2 * order + 1
     inner = edges[:-1, None] + half[:, None] * (1 + nodes)
     at_edges = _derivatives(function, edges, top)
     at_nodes = _derivatives(function, inner, top)
@@ -95,10 +112,36 @@ def _derivatives(
 ) -> np.ndarray:
     """σ, σ′, …, up to the `top`-th, at each entry of x."""
     at = jnp.asarray(x, jnp.result_type(float))
-    coefficients = best_coefficients(function, at)
+    coefficients = _coefficients(function, at, top)
     steps = [jnp.ones_like(at)] + [jnp.zeros_like(at)] * (top - 1)
     found = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(at, steps)
     return np.stack([math.factorial(r) * np.asarray(c) for r, c in enumerate(found)])
+
+
+def _coefficients(
+    function: Callable[[Array], Array], at: Float[Array, "..."], top: int
+) -> Coefficients:
+    """How to differentiate σ, which must be one function of each entry."""
+    try:
+        like = jax.eval_shape(function, at)
+        coefficients = best_coefficients(function, at)
+    except Exception as error:
+        raise ValueError(
+            f"activation failed for an array of shape {at.shape}; it must be a "
+            f"function of an array, entry by entry: {error}"
+        ) from error
+    if getattr(like, "shape", None) != at.shape or like.dtype != at.dtype:
+        raise ValueError(
+            f"activation must map an array of shape {at.shape} and dtype {at.dtype}, "
+            f"entry by entry, to another; it gave {like}."
+        )
+    if coefficients is by_jvp and top > 2 * _MOST_NESTED + 1:
+        raise ValueError(
+            f"order must be at most {_MOST_NESTED} for this activation, which has a "
+            "derivative of its own, as the time to compile nested ones grows "
+            f"exponentially; got {(top - 1) // 2}."
+        )
+    return coefficients
 
 
 class DataCheck(NamedTuple):
@@ -153,6 +196,7 @@ def check_data(
     **Returns:** [`nth.theory.DataCheck`][].
     """
     array = require_finite("x", as_array("x", x))
+    require_supported_dtype("x", array.dtype)
     if array.ndim < 2 or 0 in array.shape:
         raise ValueError(
             f"x must have shape (n, *in), one input a row; got {array.shape}."
@@ -162,7 +206,7 @@ def check_data(
         array = array.astype(float)
     n, d = array.shape
     top = 2 * require_integer("order", order, 1) + 1
-    samples = require_integer("samples", samples, 1)
+    samples = require_integer("samples", samples, 1, _MOST_SAMPLES)
     rng = np.random.default_rng(require_integer("seed", seed, 0))
     smallest, exact, looked_at = [], [], []
     for r in range(1, min(top, n) + 1):

@@ -5,9 +5,14 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from scipy.optimize import brentq
 
-from ._errors import require_instance, require_integer, require_positive, require_scale
+from ._errors import (
+    require_instance,
+    require_integer,
+    require_order,
+    require_positive,
+    require_scale,
+)
 from ._kernels import Kernels
 from ._spectrum import spectrum
 
@@ -25,7 +30,7 @@ class Bounds(eqx.Module):
     """λ, the smallest eigenvalue of the NTK on the training points."""
 
     largest_order: int
-    """p*, of which Assumptions 2.1 and 2.2 take 2p* + 1."""
+    """p*, the highest level p; Assumptions 2.1 and 2.2 take 2p* + 1 derivatives."""
 
     constant: float
     """The constants in front: c, C and those hidden in ≲."""
@@ -34,8 +39,9 @@ class Bounds(eqx.Module):
     """The power of ln m, C or C′."""
 
     def time(self, epsilon: float = 0.01) -> float:
-        """(n/λ) ln(n/ε), by when Σ (f − y)² has fallen to ε (Corollary 2.5)."""
-        return self._slowest() * math.log(self.n / require_positive("epsilon", epsilon))
+        """(n/λ) ln(n/ε), by when Σ (f − y)² has fallen to ε (Corollary 2.5); 0 for
+        ε ≥ n."""
+        return self._slowest() * self._log_of_fall(epsilon)
 
     @property
     def window(self) -> float:
@@ -50,26 +56,23 @@ class Bounds(eqx.Module):
     def width_to_converge(self, epsilon: float = 0.01) -> float:
         """The width above which training converges (eq. 14): the m with
         m = C′ (n/λ)³ (ln m)^C ln(n/ε)²."""
-        log = math.log(self.n / require_positive("epsilon", epsilon))
-        return self._width_of(self.constant * self._slowest() ** 3 * log**2)
+        log = self._log_of_fall(epsilon)
+        return self._width_of(self.constant * _power(self._slowest(), 3) * log**2)
 
     def width_for(self, order: int, error: float, epsilon: float = 0.01) -> float:
         """The width at which the level-p error bound, taken at the time (n/λ) ln(n/ε)
         of convergence, falls to `error` (eq. 18). For p = 2 it grows as n^{7/2}, for
         p = 3 as n³ at fixed λ, as the paper says after Theorem 2.6."""
-        order = require_integer("order", order, 2)
+        order, error = self._order(order), require_positive("error", error)
         t = self.time(epsilon)
-        power = t ** (order - 1) * (1 + t) * min(t, self._slowest())
-        amount = (
-            self.constant * math.sqrt(self.n) * power / require_positive("error", error)
-        )
-        return amount ** (2 / order)
+        growth = _power(t, order - 1) * (1 + t) * min(t, self._slowest())
+        return _power(self.constant * math.sqrt(self.n) * growth / error, 2 / order)
 
     def error(self, order: int, t: float) -> float:
         """(Σ_b (f_b − f̃_b)²)^{1/2} at level p and time t (eq. 18):
         (1 + t) t^{p−1} √n min{t, n/λ}/m^{p/2}, proven for even p."""
-        order, t = require_integer("order", order, 2), float(require_scale("t", t))
-        growth = (1 + t) * t ** (order - 1) / self.width ** (order / 2)
+        order, t = self._order(order), float(require_scale("t", t))
+        growth = (1 + t) * _power(t, order - 1) / _power(self.width, order / 2)
         return self.constant * math.sqrt(self.n) * growth * min(t, self._slowest())
 
     def kernel_error(self, order: int, t: float) -> float:
@@ -81,19 +84,39 @@ class Bounds(eqx.Module):
         return self.constant * (1 + fed_back / self.width) * growth
 
     def order_for(self, error: float, t: float) -> int:
-        """The least even level p with (t/√m)^p ≤ `error` (after eq. 21):
-        p > ln(1/δ)/ln(√m/t).
+        """The least even level p ≤ p* whose error bound at time t (eq. 18, `error`) is
+        at most `error`.
 
-        **Raises:** `ValueError` at t ≥ √m, where a higher order does not help.
+        **Raises:** `ValueError` beyond the window, where the bound does not hold, or if
+        no level up to p* has so small a bound.
         """
-        error, t = require_positive("error", error), require_positive("t", t)
-        if t >= math.sqrt(self.width):
+        error, t = require_positive("error", error), float(require_scale("t", t))
+        if t > self.window:
             raise ValueError(
-                f"t = {t:.4g} is not below √m = {math.sqrt(self.width):.4g}: there no "
-                "order makes the bound small. Give an earlier time, or a wider network."
+                f"t must be at most {self.window:.4g}, the window in which the bound "
+                f"holds (eq. 17); got {t:.4g}. Give an earlier time, or a larger width "
+                "to nth.theory.bounds."
             )
-        needed = math.log(1 / error) / math.log(math.sqrt(self.width) / t)
-        return max(2, 2 * math.ceil(needed / 2))
+        levels = range(2, self.largest_order + 1, 2)
+        found = {p: self.error(p, t) for p in levels}
+        for p, bound in found.items():
+            if bound <= error:
+                return p
+        best = min(found, key=lambda p: found[p])
+        raise ValueError(
+            f"error: no level up to largest_order = {self.largest_order} has a bound "
+            f"of {error:.4g} at t = {t:.4g}; the least is {found[best]:.4g}, of level "
+            f"{best}. Give an error no smaller than that, an earlier time, or a larger "
+            "width or largest_order to nth.theory.bounds."
+        )
+
+    def _order(self, order: int) -> int:
+        why = "the largest_order of these bounds"
+        return require_integer("order", order, 2, self.largest_order, why)
+
+    def _log_of_fall(self, epsilon: float) -> float:
+        """ln(n/ε), at least 0."""
+        return max(0.0, math.log(self.n / require_positive("epsilon", epsilon)))
 
     def _slowest(self) -> float:
         """n/λ."""
@@ -102,12 +125,14 @@ class Bounds(eqx.Module):
         return self.n / self.smallest_eigenvalue
 
     def _log(self, width: float) -> float:
-        return math.log(width) ** self.log_power
+        return _power(math.log(width), self.log_power)
 
     def _width_of(self, amount: float) -> float:
         """The larger m with m/(ln m)^C = `amount`."""
         if self.log_power == 0 or math.isinf(amount):
             return amount
+
+        from scipy.optimize import brentq  # slow to import
 
         def excess(log: float) -> float:
             return log - self.log_power * math.log(log) - math.log(amount)
@@ -120,6 +145,14 @@ class Bounds(eqx.Module):
         while excess(most) < 0:
             most *= 2
         return math.exp(float(brentq(excess, least, most)))  # pyright: ignore
+
+
+def _power(base: float, exponent: int | float) -> float:
+    """base^exponent, infinite where Python would raise `OverflowError`."""
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
 
 
 def bounds(
@@ -143,7 +176,7 @@ def bounds(
 
     - `kernels`: of [`nth.kernels`][], of any order.
     - `width`: m.
-    - `largest_order`: p*, at least every level p that is asked about.
+    - `largest_order`: p*, the highest level p that is asked about, from 2 to 12.
     - `constant`: what stands for c, for C′ as a factor, and for the factor of ≲.
     - `log_power`: what stands for the powers of ln m.
 
@@ -166,7 +199,7 @@ def bounds(
         n=len(found.eigenvalues),
         width=m,
         smallest_eigenvalue=smallest,
-        largest_order=require_integer("largest_order", largest_order, 2),
+        largest_order=require_order("largest_order", largest_order),
         constant=require_positive("constant", constant),
         log_power=float(require_scale("log_power", log_power)),
     )

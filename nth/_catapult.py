@@ -1,5 +1,6 @@
 """The catapult map: gradient descent of a two-layer linear network, in two numbers."""
 
+import math
 from typing import Any, Literal
 
 import equinox as eqx
@@ -7,10 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._errors import as_array, require_integer
+from ._errors import (
+    as_array,
+    is_traced,
+    require,
+    require_finite,
+    require_integer,
+)
+from ._memory import require_memory
 from ._types import Scalar
 
 Phase = Literal["lazy", "catapult", "divergent"]
+
+# Steps in which a map with a target shows its phase: of 3,000 random ones that diverge,
+# all had done so after 20.
+_FOLLOWED = 10_000
+# In units of √N/η, in which bounded outputs are of order 1.
+_DIVERGED = 1e6
 
 
 class Catapult(eqx.Module):
@@ -27,12 +41,45 @@ class Catapult(eqx.Module):
 
     learning_rate: Scalar
 
+    target: Scalar
+
+    width: Scalar
+
     @property
     def phase(self) -> Phase:
-        """By the rate η and the NTK λ₀ at step 0: `"lazy"` for η < 2/λ₀, `"catapult"`
-        up to 4/λ₀, `"divergent"` beyond. Needs values, so not under `jax.jit`."""
-        product = float(self.learning_rate * self.ntk[0])
-        return "lazy" if product < 2 else "catapult" if product < 4 else "divergent"
+        """What becomes of training if it goes on, by the learning rate η:
+
+        - `"lazy"`: ηλ is below 2 at every step, and f converges.
+        - `"catapult"`: ηλ is 2 or more at some step, and f stays bounded.
+        - `"divergent"`: f grows without bound.
+
+        For target 0 they are told by the NTK λ₀ at step 0 (Lewkowycz et al. 2020): lazy
+        below 2/λ₀, catapult below 4/λ₀, divergent from there on. With a target neither
+        boundary holds, as λ may rise: the map is followed for 10,000 steps. From
+        η = √N/|y| on no fit is stable, and an f that stays bounded oscillates.
+
+        Needs values, so not under `jax.jit`.
+        """
+        numbers = (self.outputs[0], self.ntk[0], self.learning_rate, self.target)
+        f, ntk, rate, y = map(float, numbers)
+        if y == 0:
+            product = rate * ntk
+            return "lazy" if product < 2 else "catapult" if product < 4 else "divergent"
+        # In units in which η and N are 1.
+        unit = float(self.width) ** 0.5 / rate if rate else math.inf
+        return _phase(f / unit, rate * ntk, y / unit)
+
+
+def _phase(f: float, ntk: float, y: float) -> Phase:
+    """The phase of f ← f − λe + e²f, λ ← λ + e(λe − 4f), with e = f − y."""
+    largest = ntk
+    for _ in range(_FOLLOWED):
+        push = f - y
+        f, ntk = f - push * ntk + push**2 * f, ntk + push * (push * ntk - 4 * f)
+        largest = max(largest, ntk)
+        if not abs(f) < _DIVERGED:
+            return "divergent"
+    return "lazy" if largest < 2 else "catapult"
 
 
 def catapult(
@@ -55,8 +102,8 @@ def catapult(
 
     **Arguments:**
 
-    - `output`, `ntk`: f and λ = (‖u‖² + ‖v‖²)/N at step 0.
-    - `learning_rate`: η.
+    - `output`, `ntk`: f and λ = (‖u‖² + ‖v‖²)/N at step 0, λ ≥ 2|f|/√N.
+    - `learning_rate`: η ≥ 0.
     - `width`: N.
     - `steps`: how many steps to take.
     - `target`: y.
@@ -64,19 +111,30 @@ def catapult(
     **Returns:** [`nth.Catapult`][]: `outputs`, `ntk`, `loss`, `phase`. Values that
     diverge are infinite, then NaN.
 
-    **Raises:** `ValueError` for a width below 1 or numbers that are none.
+    **Raises:** `ValueError` for a width below 1, numbers that are not finite, a
+    negative learning rate, or an `ntk` that no network of this width and output has.
     """
     width = require_integer("width", width, 1)
     steps = require_integer("steps", steps, 0)
-    given = {
-        "output": output,
-        "ntk": ntk,
-        "learning_rate": learning_rate,
-        "target": target,
-    }
-    f, ntk, rate, y = (_as_scalar(name, value) for name, value in given.items())
-    outputs, kernels = _iterate(f, ntk, rate, y, jnp.asarray(width, f.dtype), steps)
-    return Catapult(outputs, kernels, (outputs - y) ** 2 / 2, rate)
+    require_memory(
+        "steps", f"keeping {steps} steps", 48 * steps, "Give a smaller number."
+    )
+    f, ntk = _as_scalar("output", output), _as_scalar("ntk", ntk)
+    rate = _as_scalar("learning_rate", learning_rate)
+    rate = require(rate, rate >= 0, "learning_rate must be at least 0.")
+    y = _as_scalar("target", target)
+    number = jnp.asarray(width, f.dtype)
+    least = 2 * jnp.abs(f) / jnp.sqrt(number)
+    rounding = jnp.finfo(f.dtype).eps ** 0.5
+    message = (
+        "ntk must be at least 2|output|/sqrt(width), as (|u|^2 + |v|^2)/N is for every "
+        "network of this width with this output"
+    )
+    if not is_traced(least):
+        message += f": at least {float(least):.6g}"
+    ntk = require(ntk, ntk >= least * (1 - rounding), f"{message}.")
+    outputs, kernels = _iterate(f, ntk, rate, y, number, steps)
+    return Catapult(outputs, kernels, (outputs - y) ** 2 / 2, rate, y, number)
 
 
 @eqx.filter_jit
@@ -95,6 +153,10 @@ def _iterate(
 
 def _as_scalar(name: str, value: Any) -> Scalar:
     number = as_array(name, value)
-    if number.shape != ():
-        raise ValueError(f"{name} must be one number; got shape {number.shape}.")
-    return number.astype(jnp.result_type(float))
+    if number.shape != () or number.dtype == jnp.bool_:
+        raise ValueError(
+            f"{name} must be one number; got shape {number.shape} and dtype "
+            f"{number.dtype}."
+        )
+    number = number.astype(jnp.result_type(float))
+    return require_finite(name, number, "give a finite number.")

@@ -1,36 +1,50 @@
-"""Files of results: one file, replaced atomically, refused if damaged or foreign.
-
-The file is an npz archive, whose parts carry checksums. Beside the arrays it holds a
-fingerprint of what they were made of, such as network, points, times and options.
-"""
+"""Files of results: a fingerprint of what they belong to, and errors for all others."""
 
 import hashlib
 import os
 import re
-import zipfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+
+from ._archive import ArraySpec, bytes_of, load_arrays, save_arrays
+from ._errors import is_traced, require_path
 
 
 def fingerprint(*parts: Any) -> str:
     """A digest of pytrees: structure, and the dtype, shape and bytes of each array."""
     digest = hashlib.sha256()
     leaves, tree = jax.tree.flatten(parts)
-    # Functions print with their address, which another process does not share.
-    digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(tree)).encode())
+    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    digest.update(_without_addresses(str(tree)).encode())
     for leaf in leaves:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
             array = on_host(leaf)
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(bytes_of(array))
         else:
-            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(leaf)).encode())
+            digest.update(_without_addresses(repr(leaf)).encode())
     return digest.hexdigest()
+
+
+def _without_addresses(text: str) -> str:
+    """Text in which functions do not print what a copy or a process does not share.
+
+    That is their address and, of a jitted function, its name, which a copy has not.
+    """
+    text = re.sub(r"<PjitFunction of .*? at 0x[0-9a-f]+>>", "<PjitFunction>", text)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
 
 
 def on_host(tree: PyTree) -> PyTree:
@@ -50,17 +64,11 @@ def is_spread(tree: PyTree) -> bool:
     return not all(leaf.is_fully_addressable for leaf in leaves)
 
 
-_OF_A_SOLVE = (
-    "belongs to another solve: its network, points, targets, times, order or options "
-    "differ"
-)
-
-
 class Checkpoint:
     """One file, and the identity that its content must have.
 
-    `argument` is what a message calls the path, and `foreign` what it says of a file
-    with another identity.
+    `argument` is the name of the path in messages, and `foreign` says in them what a
+    file with another identity is.
     """
 
     def __init__(
@@ -69,59 +77,65 @@ class Checkpoint:
         identity: str,
         *,
         argument: str = "checkpoint",
-        foreign: str = _OF_A_SOLVE,
+        foreign: str = "belongs to another solve: its network, points, targets, times, "
+        "order or options differ",
     ):
-        self.path = Path(path)
+        self.path = require_path(argument, path)
         self.identity = identity
         self.argument, self.foreign = argument, foreign
-        if not self.path.parent.is_dir():
-            raise ValueError(f"{argument}: there is no folder {self.path.parent}.")
 
     def read(self, like: PyTree) -> PyTree | None:
-        """What was written last, in the structure of `like`; `None` if nothing was.
+        """The content of the file, in the structure of `like`; `None` without a file.
 
-        **Raises:** `ValueError` for a damaged file or a foreign one.
+        **Raises:** `ValueError` if the file is damaged, belongs to something else, or
+        has arrays of other shapes or dtypes than those of `like`.
         """
-        found = self.read_leaves()
-        if found is None:
-            return None
         leaves, tree = jax.tree.flatten(like)
-        if len(found) != len(leaves):
-            raise self._is_foreign()
-        return jax.tree.unflatten(tree, found)
+        expected = [ArraySpec.of(leaf) for leaf in leaves]
+        found = self.read_leaves(lambda specs: specs == expected)
+        return None if found is None else jax.tree.unflatten(tree, found)
 
-    def read_leaves(self) -> list[np.ndarray] | None:
-        """The same, whatever its structure."""
-        if not self.path.exists():
-            return None
+    def read_leaves(
+        self, fits: Callable[[list[ArraySpec]], bool]
+    ) -> list[np.ndarray] | None:
+        """The arrays in the file, if `fits` accepts what their header says of them."""
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                if wrong := archive.testzip():  # numpy may stop short of a checksum
-                    raise zipfile.BadZipFile(f"bad checksum of {wrong}")
-            with np.load(self.path, allow_pickle=False) as file:
-                identity = str(file["identity"])
-                found = [file[f"leaf_{i}"] for i in range(len(file.files) - 1)]
-        except Exception as error:  # what damage can raise has no end
+            found = load_arrays(self.path, self.identity, fits)
+        except FileNotFoundError:
+            return None
+        except (PermissionError, MemoryError) as error:
             raise ValueError(
-                f"{self.argument}: {self.path} is damaged, or no file of nth's "
-                f"({error}). It was left as it is: move it away to begin anew."
+                f"{self.argument}: {self.path} cannot be read: {error}."
             ) from None
-        if identity != self.identity:
-            raise self._is_foreign()
+        except Exception as error:  # damage can raise any exception
+            raise self.damaged(str(error)) from None
+        if found is None:
+            raise ValueError(
+                f"{self.argument}: {self.path} {self.foreign}. It was left as it is: "
+                "give another path, or move it away."
+            )
         return found
 
-    def _is_foreign(self) -> ValueError:
+    def damaged(self, reason: str) -> ValueError:
+        """The error for a file whose content cannot be used."""
         return ValueError(
-            f"{self.argument}: {self.path} {self.foreign}. It was left as it is: give "
-            "another path, or move it away."
+            f"{self.argument}: {self.path} is damaged, or is not a file that this "
+            f"version of nth wrote ({reason}). It was left as it is: give another "
+            "path, or move it away."
         )
 
     def write(self, tree: PyTree) -> None:
-        """Put `tree` in the file's place: whole, or not at all."""
-        arrays = {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with open(partial, "wb") as file:
-            np.savez(file, identity=self.identity, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        """Replace the file by one that holds the arrays of `tree`, or leave it.
+
+        **Raises:** `ValueError` if the file cannot be written.
+        """
+        if is_traced(tree):
+            raise ValueError(f"{self.argument}: no file can be written under jax.jit.")
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        try:
+            save_arrays(self.path, self.identity, leaves)
+        except OSError as error:
+            raise ValueError(
+                f"{self.argument}: {self.path} cannot be written: {error}. Free "
+                "space there, or give another path; an earlier file is unchanged."
+            ) from None

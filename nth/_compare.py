@@ -2,25 +2,30 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from ._comparison import Comparison
+from ._descent import AbstractDescent
 from ._discrete import gradient_descent, levels_by_steps
 from ._dynamics import AbstractDynamics
 from ._errors import (
     as_array,
     require_finite,
     require_instance,
-    require_integer,
+    require_name,
+    require_order,
+    require_path,
     require_times,
 )
+from ._flow import GradientFlow
 from ._integrate import (
     IntegrateOptions,
     check_options,
@@ -28,7 +33,9 @@ from ._integrate import (
 )
 from ._problem import Problem
 from ._rule import GradientDescent
-from ._solve import Method, gradient_flow, hierarchies
+from ._solve import METHODS, Method, hierarchies
+from ._taylorized import TaylorizedFlow
+from ._types import Params
 
 
 def compare(
@@ -54,10 +61,11 @@ def compare(
         `weight_decay`, `options`: as for [`nth.solve`][]; from
         `checkpoint="run.npz"` each model has a file of its own, `run-truth.npz`,
         `run-p2.npz` and so on.
-    - `orders`: the levels p, each at least 2. Kernels are formed once for all levels
+    - `orders`: the levels p, each from 2 to 12. Kernels are formed once for all levels
         that are solved in their dense form.
-    - `models`: other models of training by name, each a dynamics of the same
-        problem, such as [`nth.TaylorizedFlow`][]; compared as the levels are.
+    - `models`: other models of training by name, each a dynamics of the same problem
+        and loss, with the same trained parameters, learning rates and weight decay,
+        such as [`nth.TaylorizedFlow`][]; compared as the levels are.
     - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
     - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
         of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
@@ -68,7 +76,9 @@ def compare(
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
     levels = _check_orders(orders)
-    _check_models(models, problem)
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    require_name("method", method, METHODS)
+    _check_names(models)
     known = None if y_test is None else _check_y_test(y_test, problem)
     what: dict[str, Any] = {
         "filter_spec": filter_spec,
@@ -80,10 +90,12 @@ def compare(
         truth = gradient_descent(network, problem, ts, rule, **what)
         return Comparison(truth, solutions, problem, known)
     check_options(options)
-    require_times(ts, problem.x_train.dtype)
+    flow = GradientFlow(network, problem, **what, weight_decay=weight_decay)
+    _check_models(models, flow)
+    require_times(ts, jax.tree.leaves(flow.params)[0].dtype)
     what["weight_decay"] = weight_decay
     hierarchy = hierarchies(network, problem, levels, method, **what)
-    truth = gradient_flow(network, problem, ts, **what, **_own_file(options, "truth"))
+    truth = integrate(flow, ts, **_own_file(options, "truth"))
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
     }
@@ -128,13 +140,13 @@ def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
     path = options.get("checkpoint")
     if path is None:
         return options
-    path = Path(path)
+    path = require_path("checkpoint", path)
     return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
 
 
 def _check_orders(orders: Sequence[int]) -> list[int]:
     try:
-        levels = [require_integer("orders", p, 2) for p in orders]
+        levels = [require_order("orders", p) for p in orders]
     except TypeError:
         levels = []
     if not levels:
@@ -146,21 +158,94 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
     return levels
 
 
-def _check_models(models: Mapping[str, AbstractDynamics], problem: Problem) -> None:
+def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
+    example = 'models={"linear": nth.TaylorizedFlow(network, problem, 1)}'
+    if not isinstance(models, Mapping):
+        raise ValueError(
+            f"models must be a mapping of names to dynamics, such as {example}; got "
+            f"{models!r}."
+        )
     for name, dynamics in models.items():
-        example = "nth.TaylorizedFlow(network, problem, 2)"
-        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
-        if not isinstance(name, str) or name == "truth":
+        if not isinstance(name, str) or not name or name == "truth":
             raise ValueError(
                 f'models must be named by strings other than "truth"; got {name!r}.'
             )
+        example = "nth.TaylorizedFlow(network, problem, 2)"
+        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+
+
+def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) -> None:
+    """Raise if a model is trained otherwise than the network is, by `flow`."""
+    for name, dynamics in models.items():
         for points in ("x_train", "y_train", "x_test"):
-            mine, its = getattr(problem, points), getattr(dynamics.problem, points)
-            if not np.array_equal(mine, its):
+            ours = getattr(flow.problem, points)
+            theirs = getattr(dynamics.problem, points)
+            if not eqx.tree_equal(ours, theirs):
                 raise ValueError(
                     f"models[{name!r}] has another {points} than problem: make it of "
                     "the same problem."
                 )
+        if not eqx.tree_equal(dynamics.problem.loss, flow.problem.loss):
+            raise ValueError(
+                f"models[{name!r}] is of the loss {dynamics.problem.loss!r}, and "
+                f"problem of {flow.problem.loss!r}: make it of the same problem."
+            )
+        if isinstance(dynamics, AbstractDescent | TaylorizedFlow):
+            _check_training(name, dynamics, flow)
+
+
+def _check_training(
+    name: str, dynamics: AbstractDescent | TaylorizedFlow, flow: GradientFlow
+) -> None:
+    """Raise if other parameters are trained, or with other rates or weight decay."""
+    with_frozen = [
+        jax.tree.structure(params, is_leaf=lambda leaf: leaf is None)
+        for params in (dynamics.params, flow.params)
+    ]
+    trained = [jax.tree.structure(d.params) for d in (dynamics, flow)]
+    if with_frozen[0] == with_frozen[1] and trained[0] != trained[1]:
+        raise ValueError(
+            f"models[{name!r}] trains other parameters than compare does: give both "
+            "the same filter_spec."
+        )
+    descends = isinstance(dynamics, AbstractDescent)
+    rates = dynamics.rates if descends else None
+    decay = dynamics.weight_decay if descends else None
+    same = {
+        "learning_rates": _same_rates(rates, flow.rates, flow.params),
+        "weight_decay": _same_decay(decay, flow.weight_decay),
+    }
+    for option in [option for option, equal in same.items() if not equal]:
+        cure = (
+            f"give both the same {option}."
+            if descends
+            else f"a {type(dynamics).__name__} has none, so leave out {option}, or the "
+            "model."
+        )
+        raise ValueError(f"models[{name!r}] has other {option} than compare: {cure}")
+
+
+def _same_decay(one: Any, other: Any) -> bool:
+    first, second = (0.0 if decay is None else float(decay) for decay in (one, other))
+    return first == second
+
+
+def _same_rates(one: Params | None, other: Params | None, params: Params) -> bool:
+    """Whether two sets of rates are equal; `None` stands for rates of 1."""
+    sets = [
+        jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), params)
+        if rates is None
+        else rates
+        for rates in (one, other)
+    ]
+    first, second = map(jax.tree.leaves, sets)
+    try:
+        return len(first) == len(second) and all(
+            bool(np.all(np.asarray(a) == np.asarray(b)))
+            for a, b in zip(first, second, strict=True)
+        )
+    except ValueError:  # shapes that do not broadcast
+        return False
 
 
 def _check_y_test(y_test: Any, problem: Problem) -> Array:

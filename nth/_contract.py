@@ -21,7 +21,13 @@ from ._form import (
     split_block,
 )
 from ._inputs import count
-from ._lift import TensorFunction, along_jacobian, lift, slot_gradient
+from ._lift import (
+    TensorFunction,
+    along_jacobian,
+    lift,
+    require_forward_mode,
+    slot_gradient,
+)
 from ._memory import require_memory
 from ._points import Points, points_of
 from ._problem import Problem
@@ -58,6 +64,7 @@ def contract(
     """
     order = require_order("order", order)
     points = points_of(network, problem, filter_spec)
+    require_forward_mode(points.apply, points.params, points.x_train, "contraction")
     checked = _checked_vectors(vectors, order, points)
     _require_memory(points, checked)
     return _contracted(points, checked)

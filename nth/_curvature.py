@@ -1,6 +1,7 @@
 """The largest learning rate that linear stability allows."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -10,10 +11,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._descent import AbstractDescent
-from ._errors import is_traced, require, require_scale
+from ._errors import is_traced, require, require_bool, require_scale
 from ._flow import GradientFlow
 from ._jacobian import push_by_points
 from ._problem import Problem
+from ._rates import by_rates
 from ._rule import require_momentum
 from ._types import Inputs, Params, Scalar
 
@@ -59,6 +61,7 @@ def max_learning_rate(
     **Raises:** `ValueError` for bad input.
     """
     momentum = require_momentum(require_scale("momentum", momentum))
+    require_bool("nesterov", nesterov)
     dynamics = GradientFlow(
         network,
         problem,
@@ -113,8 +116,8 @@ def _largest_curvature(
     def network(params: Params) -> Float[Array, "b *out"]:
         return dynamics.apply.over(params, x)
 
-    # Reverse mode and its transpose: a function may have no forward mode (custom_vjp).
     outputs, pull = jax.vjp(network, dynamics.params)
+    # The transpose of reverse mode: a function may have no forward mode (custom_vjp).
     transpose = jax.linear_transpose(pull, outputs)
 
     def push(direction: Params) -> Float[Array, "b *out"]:
@@ -123,19 +126,13 @@ def _largest_curvature(
         return transpose((direction,))[0]
 
     roots = None if dynamics.rates is None else jax.tree.map(jnp.sqrt, dynamics.rates)
-
-    def root(params: Params) -> Params:
-        """√M times `params`."""
-        if roots is None:
-            return params
-        return jax.tree.map(jnp.multiply, roots, params)
+    root = partial(by_rates, roots)  # √M
 
     def product(vector: Vector) -> Vector:
         direction = root(unravel(vector))
-        moved = jax.jvp(lambda f: loss.gradient(f, y), (outputs,), (push(direction),))[
-            1
-        ]
-        (back,) = pull(moved)
+        change = push(direction)
+        curved = jax.jvp(lambda f: loss.gradient(f, y), (outputs,), (change,))[1]
+        (back,) = pull(curved)
         if dynamics.weight_decay is not None:
             decay = dynamics.weight_decay
             back = jax.tree.map(lambda b, d: b + decay * d, back, direction)

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from ._descent import AbstractDescent
-from ._errors import require_integer
+from ._errors import require_order
 from ._flow import GradientFlow
 from ._matrix_free import MatrixFreeHierarchy
 from ._problem import Problem
@@ -58,7 +58,7 @@ def solve_discrete(
 
     **Raises:** `ValueError` for bad input.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     options = (filter_spec, learning_rates)
     return levels_by_steps(network, problem, steps, [order], rule, *options)[order]
 

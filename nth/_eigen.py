@@ -5,7 +5,6 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ._types import Scalar
 
@@ -26,6 +25,8 @@ def leading_modes(
 
     By Lanczos' method, SciPy's `eigsh` (ARPACK): it takes products v ↦ K v alone.
     """
+    from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
+
     size = int(np.prod(shape))
 
     def times(vector: np.ndarray) -> np.ndarray:

@@ -1,9 +1,12 @@
-"""What a wrong argument is told: its name, what came, and how to mend it."""
+"""Checks of arguments: a message names the argument, what was received and a cure."""
 
 import difflib
 import math
 import operator
+import os
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -40,10 +43,16 @@ def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
 
 
 def as_array(argument: str, value: Any) -> Array:
-    """`value` as an array of real numbers."""
+    """`value` as an array of real numbers, none of which changes by the conversion.
+
+    With `jax_enable_x64` off JAX stores 32 bits: floats are rounded to float32, but
+    numbers that do not fit are refused.
+    """
     try:
-        array = value if isinstance(value, jax.Array) else np.asarray(value)
-    except ValueError as error:
+        known = isinstance(value, jax.Array)
+        array = value if known or is_traced(value) else np.asarray(value)
+        array = jnp.asarray(array) if is_traced(array) else array
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{argument} must be an array of numbers; got {type(value).__name__}: "
             f"{error}"
@@ -54,7 +63,33 @@ def as_array(argument: str, value: Any) -> Array:
             f"{argument} must hold real numbers; got {type(value).__name__} with dtype "
             f"{array.dtype}."
         )
+    if array.dtype.itemsize > 8:
+        raise ValueError(
+            f"{argument} has dtype {array.dtype}, which JAX does not have: convert it "
+            "with .astype(float)."
+        )
+    if isinstance(array, np.ndarray):
+        _refuse_unfit(argument, array)
     return placed_by_compiler(jnp.asarray(array))
+
+
+def _refuse_unfit(argument: str, array: np.ndarray) -> None:
+    """Raise `ValueError` if JAX would store a number of `array` as another one."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype or array.size == 0:
+        return
+    if jnp.issubdtype(dtype, jnp.integer):
+        bounds = jnp.iinfo(dtype)
+        unfit = (array < bounds.min) | (array > bounds.max)
+    else:
+        with np.errstate(over="ignore"):
+            unfit = np.isfinite(array) & ~np.isfinite(array.astype(dtype))
+    if np.any(unfit):
+        raise ValueError(
+            f"{argument} holds {array[unfit].flat[0]}, which does not fit {dtype}, the "
+            "dtype that JAX stores it in. Rescale the numbers, or set "
+            'jax.config.update("jax_enable_x64", True).'
+        )
 
 
 def placed_by_compiler(array: Array) -> Array:
@@ -82,18 +117,63 @@ def require_finite(
     return require(array, jnp.isfinite(array), message)
 
 
-def require_instance(argument: str, value: Any, kind: type, example: str) -> None:
-    """Nothing, if `value` is a `kind`."""
-    if not isinstance(value, kind):
+def require_supported_dtype(argument: str, dtype: Any) -> None:
+    """Raise `ValueError` if `dtype` is a floating dtype of fewer than 32 bits.
+
+    Kernels, error norms and tolerances need at least float32.
+    """
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
         raise ValueError(
-            f"{argument} must be an {kind.__name__}, such as {example}; got {value!r}."
+            f"{argument}: nth computes in float32 or float64, not in "
+            f"{jnp.dtype(dtype)}. Use float32 for both the data and the parameters, "
+            "for instance by .astype(jnp.float32)."
         )
+
+
+def require_instance(argument: str, value: Any, kind: type, example: str) -> None:
+    """Raise `ValueError` unless `value` is a `kind`."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(
+            f"{argument} must be {article} {kind.__name__}, such as {example}; got "
+            f"{value!r}."
+        )
+
+
+def require_callable(argument: str, value: Any, example: str) -> None:
+    """Raise `ValueError` unless `value` can be called."""
+    if not callable(value):
+        raise ValueError(f"{argument} must be a function, {example}; got {value!r}.")
+
+
+def require_bool(argument: str, value: Any) -> bool:
+    """`value` as a `bool`; numbers and strings are refused."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{argument} must be True or False; got {value!r}.")
+    return bool(value)
+
+
+def require_key(argument: str, value: Any) -> Any:
+    """`value`, one random key of `jax.random.key` or `jax.random.PRNGKey`."""
+    try:
+        if not isinstance(value, jax.Array | np.ndarray):
+            raise TypeError
+        jax.eval_shape(jax.random.split, value)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{argument} must be one random key, such as jax.random.key(0); got "
+            f"{value!r}."
+        ) from None
+    return value
 
 
 def require_times(
     ts: Any, dtype: Any, *, with_infinity: bool = False
 ) -> Float[Array, " T"]:
-    """`ts` as times that can be solved for, or a `ValueError`."""
+    """`ts` as times in `dtype`, that of the solve.
+
+    **Raises:** `ValueError` unless they are finite, increasing and at least 0.
+    """
     times = as_array("ts", ts)
     if times.dtype == jnp.bool_:
         raise ValueError("ts must hold numbers; got dtype bool.")
@@ -103,7 +183,7 @@ def require_times(
         )
     times = times.astype(dtype)
     if with_infinity:
-        times = require(times, ~jnp.isnan(times), "ts must be times: it has NaN.")
+        times = require(times, ~jnp.isnan(times), "ts must not hold NaN.")
     else:
         finite = jnp.isfinite(times)
         times = require(times, finite, "ts must be finite: it has NaN or inf.")
@@ -142,14 +222,20 @@ def require_order(argument: str, value: Any, least: int = 2) -> int:
 
 
 def require_scale(argument: str, value: Any) -> Any:
-    """`value`, a finite scale of at least zero (tracers pass: they have no value)."""
+    """`value`, finite and at least zero. A tracer is checked when it runs."""
     if is_traced(value):
-        return value
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"{argument} must be a number; got shape {jnp.shape(value)}."
+            )
+        message = f"{argument} must be finite and at least 0."
+        return require(value, jnp.isfinite(value) & (value >= 0), message)
     try:
-        if isinstance(value, bool | str):
+        kind = np.asarray(value).dtype.kind
+        if np.shape(value) != () or kind not in "fiuV":  # "V": bfloat16 and its like
             raise TypeError
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{argument} must be a number; got {value!r}.") from None
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{argument} must be finite and at least 0; got {number}.")
@@ -158,6 +244,8 @@ def require_scale(argument: str, value: Any) -> Any:
 
 def require_positive(argument: str, value: Any) -> float:
     """`value` as a finite number above zero."""
+    if is_traced(value):
+        raise ValueError(f"{argument} must be known when the function is traced.")
     number = float(require_scale(argument, value))
     if number == 0:
         raise ValueError(f"{argument} must be above 0; got 0.")
@@ -165,11 +253,46 @@ def require_positive(argument: str, value: Any) -> float:
 
 
 def require_name(argument: str, value: Any, known: Iterable[Name]) -> Name:
-    """`value`, one of the names `known`; the near match is suggested otherwise."""
+    """`value`, one of the names `known`."""
     known = list(known)
-    if value in known:
-        return value
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    for name in known:
+        if isinstance(value, str) and value == name:
+            return name
     names = ", ".join(repr(name) for name in known)
-    raise ValueError(f"{argument} must be one of {names}; got {value!r}.{hint}")
+    raise ValueError(
+        f"{argument} must be one of {names}; got {value!r}.{near_match(value, known)}"
+    )
+
+
+def near_match(value: Any, known: Iterable[str]) -> str:
+    """A sentence with the name of `known` that `value` may have meant, or nothing."""
+    near = difflib.get_close_matches(str(value), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require_path(argument: str, value: Any) -> Path:
+    """`value` as the path of a regular file, or of one that can be created."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be the path of a file, a str or an os.PathLike; got "
+            f"{value!r}."
+        ) from None
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise ValueError(f"{argument}: there is no folder {folder}.") from None
+        return path
+    except (OSError, ValueError) as error:  # a NUL character is a ValueError
+        raise ValueError(
+            f"{argument} must be the path of a file; got {value!r}: {error}."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{argument} must be the path of a regular file; {path} is a folder, a "
+            "device or a pipe."
+        )
+    return path

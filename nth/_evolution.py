@@ -1,7 +1,9 @@
 """The kernel that moves the outputs, along a solution: whole, or its leading modes."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,6 +17,7 @@ from ._eigen import leading_modes
 from ._errors import is_traced, require_instance, require_integer
 from ._hierarchy import DenseHierarchy
 from ._integrate import IntegrateOptions, check_options, integrate
+from ._memory import require_memory
 from ._solution import Solution
 from ._types import State
 
@@ -68,9 +71,11 @@ def kernel_along(
     did not reach. Without tensors the state, too, is kept at each time. For many
     points see [`nth.spectrum_along`][].
 
-    **Raises:** as [`nth.integrate`][].
+    **Raises:** as [`nth.integrate`][]; `ValueError` for kernels that would not fit in
+    memory.
     """
     dynamics = _with_kernel(dynamics, options)
+    _require_memory(dynamics, ts)
     if isinstance(dynamics, DenseHierarchy):  # of its state, K̃⁽²⁾ is a small part
         solution = integrate(dynamics, ts, **{**options, "watch": dynamics.ntk})
         ntk = solution.watched
@@ -79,6 +84,20 @@ def kernel_along(
         ntk = _kernels_of(dynamics, solution.watched)
     start = jax.tree.map(lambda leaf: leaf[None], dynamics.initial_state())
     return KernelPath(_kernels_of(dynamics, start)[0], ntk, solution)
+
+
+def _require_memory(dynamics: AbstractKernelDynamics, ts: Any) -> None:
+    """Raise `ValueError` if the kernels at all times would not fit in memory."""
+    outputs = eqx.filter_eval_shape(dynamics.outputs, dynamics.initial_state())
+    slots = math.prod(outputs.shape) // len(outputs) * dynamics.problem.n_train
+    kernel = math.prod(outputs.shape) * slots * outputs.dtype.itemsize
+    times = np.size(ts) + 1
+    require_memory(
+        "ts",
+        f"the kernel at {times} times, of {math.prod(outputs.shape)} x {slots} slots",
+        times * kernel,
+        "Give fewer times, or use nth.spectrum_along, which forms no kernel.",
+    )
 
 
 @eqx.filter_jit

@@ -43,18 +43,18 @@ def cause_of_non_finite(
     `x` holds the training points first. `None` if both are finite at every point.
     """
     outputs, norms = _looked_at(apply, params, x)
-    bad = _rows_of(~np.isfinite(outputs))
+    bad = rows_not_finite(outputs)
     if bad.size:
         return (
-            f"the network's output is NaN or infinite at {_named(bad, n_train)}. "
+            f"the network's output is NaN or infinite at {name_points(bad, n_train)}. "
             f"{_CURE}"
         )
-    bad = _rows_of(~np.isfinite(norms))
+    bad = rows_not_finite(norms)
     if bad.size:
         return (
             "the gradient of the network's output with respect to its parameters is "
-            f"NaN or infinite at {_named(bad, n_train)}, as that of a norm, a square "
-            f"root or a quotient can be at 0. {_CURE}"
+            f"NaN or infinite at {name_points(bad, n_train)}, as that of a norm, a "
+            f"square root or a quotient can be at 0. {_CURE}"
         )
     return None
 
@@ -97,11 +97,13 @@ def _looked_at(
     return apply.over(params, x), norms
 
 
-def _rows_of(bad: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+def rows_not_finite(values: Array) -> np.ndarray:
+    """The indices of the points at which `values` is NaN or infinite."""
+    bad = ~np.isfinite(np.asarray(values)).reshape(len(values), -1)
+    return np.flatnonzero(bad.any(axis=1))
 
 
-def _named(indices: np.ndarray, n_train: int) -> str:
+def name_points(indices: np.ndarray, n_train: int) -> str:
     """Points by the name of their argument and their place in it."""
     parts = []
     for name, chosen in (

@@ -1,10 +1,11 @@
-"""The truth: gradient flow of the network itself."""
+"""Gradient flow of the network itself: the reference."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from ._descent import AbstractDescent
@@ -20,7 +21,7 @@ from ._types import Inputs, Params, Scalar
 
 
 class GradientFlow(AbstractDescent):
-    """The network really trained, in continuous time (Huang & Yau, eq. 3):
+    """The trained network, in continuous time (Huang & Yau, eq. 3):
 
         dθ/dt = −M (∇_θ L(θ) + λ θ),        ∇_θ L(θ) = J(θ)ᵀ g,
 
@@ -75,6 +76,13 @@ class GradientFlow(AbstractDescent):
 
     def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
         return self.apply.over(params, x)
+
+    def penalty(self, state: Params) -> Scalar:
+        """λ/2 ‖θ‖²."""
+        leaves = jax.tree.leaves(state)
+        if self.weight_decay is None:
+            return jnp.zeros((), leaves[0].dtype)
+        return self.weight_decay * sum(jnp.sum(leaf**2) for leaf in leaves) / 2
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
         return self.apply.over(state, self.problem.x)

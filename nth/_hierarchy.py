@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._dynamics import AbstractKernelDynamics
-from ._errors import require_instance, require_integer
+from ._errors import require_instance, require_order
 from ._inputs import floating_dtype
 from ._kernels import Kernels
 from ._problem import Problem
@@ -47,7 +47,7 @@ class DenseHierarchy(AbstractKernelDynamics):
     def __init__(self, kernels: Kernels, problem: Problem, order: int | None = None):
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
         require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-        order = kernels.order if order is None else require_integer("order", order, 2)
+        order = require_order("order", kernels.order if order is None else order)
         if order > kernels.order:
             raise ValueError(
                 f"order must be at most {kernels.order}, the order of kernels; got "

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from ._errors import as_array, require_finite
+from ._errors import as_array, require_finite, require_supported_dtype
 from ._types import Inputs
 
 
@@ -63,6 +63,7 @@ def _as_points(argument: str, value: Any) -> Shaped[Array, "points ..."]:
             f"{argument} must have shape (points, *in), one input per row; got a "
             "scalar."
         )
+    require_supported_dtype(argument, array.dtype)
     return require_finite(argument, array)
 
 
@@ -98,6 +99,10 @@ def layout(x: Any) -> str:
     )
 
 
+def _dtypes(x: Any) -> str:
+    return ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(x))
+
+
 def require_same_layout(argument: str, x: Inputs, name: str, like: Inputs) -> None:
     """Raise `ValueError` unless points of `x` are like those of `like`, called `name`.
 
@@ -122,6 +127,6 @@ def require_same_layout(argument: str, x: Inputs, name: str, like: Inputs) -> No
         )
     if jax.tree.leaves(own) != jax.tree.leaves(other):
         raise ValueError(
-            f"{argument} has inputs {layout(own)} and {name} {layout(other)}: cast one "
-            "of them, so that the dtypes are equal."
+            f"{argument} has dtype {_dtypes(own)} and {name} {_dtypes(other)}: cast "
+            "one of them."
         )

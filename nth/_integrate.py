@@ -1,9 +1,9 @@
-"""Dynamics become a solution, by diffrax."""
+"""Integration of dynamics by diffrax."""
 
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -13,34 +13,22 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._checkpoint import Checkpoint, fingerprint
 from ._dynamics import AbstractDynamics
-from ._errors import (
-    is_traced,
-    require_instance,
-    require_integer,
-    require_times,
+from ._errors import is_traced, require_instance, require_times
+from ._memory import require_memory, tree_bytes
+from ._options import (
+    IntegrateOptions as IntegrateOptions,
+    check_options as check_options,
+    check_step_times,
+    check_watch,
 )
+from ._outcome import RESULTS, report
 from ._solution import Solution
 from ._stretches import Piece, from_time_to_time
 from ._types import Scalar, State
-from ._warn import say
-from ._window import blow_up, first_rise, loss_rate, warn_of_window
+from ._window import blow_up, first_rise, loss_rate
 
-# How a solve can end: `Solution.result` is one of them, in either clock.
-RESULTS = diffrax.RESULTS
-
-
-class IntegrateOptions(TypedDict, total=False):
-    """The options of [`nth.integrate`][], which every solving function takes too."""
-
-    solver: diffrax.AbstractSolver
-    stepsize_controller: diffrax.AbstractStepSizeController | None
-    adjoint: diffrax.AbstractAdjoint
-    max_steps: int
-    progress_meter: diffrax.AbstractProgressMeter
-    progress: bool
-    checkpoint: str | os.PathLike[str] | None
-    watch: Callable[[State], PyTree[Array]] | None
-    throw: bool
+# Copies of the state that a Runge–Kutta method of seven stages holds.
+_COPIES = 9
 
 
 def integrate(
@@ -49,6 +37,7 @@ def integrate(
     *,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: ArrayLike | None = None,
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     max_steps: int = 2**16,
     progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
@@ -65,10 +54,13 @@ def integrate(
         [`nth.GradientFlow`][], or your own.
     - `ts`: times, shape `(T,)`, increasing, from 0 on. Training begins at t = 0,
         whether or not `ts` holds it. Time is in units of 1/(learning rate).
-    - `solver`, `progress_meter`: diffrax's.
+    - `solver`, `progress_meter`: diffrax's. The solver is one for ordinary differential
+        equations, explicit or implicit.
     - `stepsize_controller`: diffrax's; by default a `PIDController` with
         `dynamics.error_norm` and tolerances rtol, atol of 1e-7, 1e-9 in float64 and
         1e-5, 1e-6 in float32.
+    - `dt0`: the first step, chosen by the controller if left out; with
+        `diffrax.ConstantStepSize()` every step, and then it must be given.
     - `adjoint`: diffrax's. The default serves `jax.grad`; `jax.jvp` and `jax.jacfwd`
         need `diffrax.ForwardMode()`.
     - `max_steps`: steps after which the solve fails; with `progress` or `checkpoint`,
@@ -90,19 +82,36 @@ def integrate(
     because its outputs pass a million times their initial scale or the steps shrink to
     nothing, the values from there on are NaN, and that does not raise.
 
-    **Raises:** `ValueError` for bad times or a checkpoint that is damaged or of another
-    solve; `RuntimeError` with diffrax's reason, if `throw`, for a solve that failed
-    inside the window. Under `jax.jit` both come as JAX's own run-time errors, with the
-    same words.
+    **Raises:** `ValueError` for bad times, options that do not go together, or a
+    checkpoint that is damaged, belongs to another solve or cannot be written;
+    `RuntimeError` with the reason, if `throw`, for a solve that failed inside the
+    window. Under `jax.jit` both are raised as JAX's own run-time errors, with the same
+    words.
     """
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
-    require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
+    options: IntegrateOptions = {
+        "solver": solver,
+        "stepsize_controller": stepsize_controller,
+        "dt0": dt0,
+        "adjoint": adjoint,
+        "max_steps": max_steps,
+        "progress_meter": progress_meter,
+        "progress": progress,
+        "checkpoint": checkpoint,
+        "watch": watch,
+        "throw": throw,
+    }
+    check_options(options)
     state = dynamics.initial_state()
     times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
-    max_steps = require_integer("max_steps", max_steps, 1)
+    check_step_times(stepsize_controller, times)
+    check_watch(watch, state)
+    _require_memory(dynamics, state, times, watch)
     if stepsize_controller is None:
         stepsize_controller = _default_controller(dynamics, times)
-    how = (solver, stepsize_controller, adjoint, max_steps, progress_meter, watch)
+    dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
+    steps = (solver, stepsize_controller, dt0)
+    how = (*steps, adjoint, max_steps, progress_meter, watch)
     run = partial(_solve, dynamics, how=how)
     if checkpoint is None and not progress:
         piece = run(state, jnp.zeros_like(times[0]), times)
@@ -111,24 +120,41 @@ def integrate(
     else:
         file = None
         if checkpoint is not None:
-            # A lambda is known by what it computes: its name says nothing.
-            traced = eqx.filter_make_jaxpr(_what_is_solved)(
-                dynamics, times[0], state, watch
-            )
-            what = (str(traced[0]), traced[0].consts)
-            file = Checkpoint(checkpoint, fingerprint(dynamics, times, how[:2], what))
+            file = _file(checkpoint, dynamics, times, steps, watch)
         piece = from_time_to_time(
-            run, dynamics, times, file, progress, diffrax.RESULTS.successful
+            run, dynamics, times, file, progress, RESULTS.successful
         )
-    return _say_aloud(_as_solution(dynamics, times, piece), throw)
+    solution = _as_solution(dynamics, times, piece)
+    return report(dynamics, solution, throw, max_steps)
 
 
-def check_options(options: IntegrateOptions) -> None:
-    """Nothing, if `integrate` takes them: asked before long work begins."""
-    if unknown := sorted(options.keys() - IntegrateOptions.__annotations__.keys()):
-        known = ", ".join(IntegrateOptions.__annotations__)
-        raise TypeError(f"unknown option {unknown[0]!r}: integrate takes {known}.")
-    require_integer("max_steps", options.get("max_steps", 1), 1)
+def _file(
+    path: str | os.PathLike[str],
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    steps: tuple[Any, ...],
+    watch: Any,
+) -> Checkpoint:
+    # A lambda is known by what it computes: its name says nothing.
+    traced, *_ = eqx.filter_make_jaxpr(_what_is_solved)(
+        dynamics, ts[0], dynamics.initial_state(), watch
+    )
+    return Checkpoint(
+        path, fingerprint(dynamics, ts, steps, (str(traced), traced.consts))
+    )
+
+
+def _require_memory(
+    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], watch: Any
+) -> None:
+    """Raise `ValueError` if what is saved, and the state of the solver, do not fit."""
+    saved = tree_bytes(eqx.filter_eval_shape(_seen, dynamics, state, watch))
+    require_memory(
+        "ts",
+        f"a solve of the {dynamics.label} with values saved at {len(ts)} times",
+        len(ts) * saved + _COPIES * tree_bytes(state),
+        "Give fewer times, use fewer points or float32, or let watch keep less.",
+    )
 
 
 def _default_controller(
@@ -154,13 +180,13 @@ def _solve(
     ts: Float[Array, " T"],
     how: tuple[Any, ...],
 ) -> Piece:
-    solver, controller, adjoint, max_steps, meter, watch = how
+    solver, controller, dt0, adjoint, max_steps, meter, watch = how
     solved = diffrax.diffeqsolve(
         diffrax.ODETerm(eqx.filter_jit(dynamics.vector_field)),  # pyright: ignore[reportArgumentType]
         solver,
         t0=start,
         t1=ts[-1],
-        dt0=None,
+        dt0=dt0,
         y0=state,
         saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, watch)),
         stepsize_controller=controller,
@@ -250,25 +276,3 @@ def _as_solution(
         method=dynamics.method,
         watched=piece.saved["watched"],
     )
-
-
-def _say_aloud(solution: Solution, throw: bool) -> Solution:
-    """Warn if the window was left; raise if the solve failed inside it and `throw`."""
-    successful = solution.result == diffrax.RESULTS.successful
-    failed = ~successful & jnp.isinf(solution.valid_until)
-    last_time, label = solution.stats["last_time"], solution.label
-    words = partial(warn_of_window, label)
-    if is_traced(solution):
-        say(words, solution.valid_until, successful, last_time)
-        if not throw:
-            return solution
-        train = solution.result.error_if(solution.train, failed)
-        return eqx.tree_at(lambda s: s.train, solution, train)
-    if failed and throw:
-        raise RuntimeError(
-            f"the solve of the {label} failed at t = {last_time:.6g}, short of the "
-            f"last time {solution.ts[-1]:.6g}: {diffrax.RESULTS[solution.result]} "
-            "Pass throw=False for the values up to there."
-        )
-    say(words, solution.valid_until, successful, last_time)
-    return solution

@@ -69,8 +69,8 @@ class JacobianProducts(eqx.Module):
             return _products(one, columns)
 
         if count(x) == 0:
-            shape = jax.eval_shape(block, take(points.x_train, 0))
-            return jnp.zeros((0, *shape.shape[1:]), shape.dtype)
+            slots = jax.tree.leaves(columns)[0].shape[:2]
+            return jnp.zeros((0, slots[0] * slots[1]), points.output.dtype)
         products = jax.lax.map(block, x, batch_size=min(self.rows, count(x)))
         return products.reshape(-1, *products.shape[2:])
 
@@ -101,8 +101,7 @@ def push_by_points(
         rows = jax.tree.map(lambda leaf: leaf[None], jacobian(x))
         return _products(rows, moved)[:, 0]
 
-    shape = jax.eval_shape(apply, params, take(x, 0)).shape
-    return jax.lax.map(push, x).reshape(-1, *shape)
+    return jax.lax.map(push, x).reshape(-1, *apply.output.shape)
 
 
 def _products(rows: Params, columns: Params) -> Float[Array, "rows columns"]:

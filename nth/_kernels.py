@@ -8,8 +8,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ._archive import ArraySpec
 from ._checkpoint import Checkpoint, fingerprint
-from ._errors import is_traced, require_integer, require_order
+from ._errors import (
+    is_traced,
+    require_bool,
+    require_integer,
+    require_order,
+    require_path,
+)
 from ._finite import require_finite_kernels
 from ._form import form, held_bytes
 from ._inputs import count, take
@@ -30,6 +37,16 @@ class Kernels(eqx.Module):
     complete: bool = eqx.field(static=True, default=True)
     """Whether the first slot runs over all m points, as solving takes; not if `rows`
     were asked for."""
+
+    def __check_init__(self):
+        first, later = _slots_of(self.tensors)
+        for r, kernel in enumerate(self.tensors, 1):
+            if first is None or kernel.shape != first + later * (r - 1):
+                raise ValueError(
+                    "tensors must be K(1), K(2) and so on, arrays of shape (m, *out), "
+                    "(m, *out, n, *out) and so on, as nth.kernels returns them; got "
+                    f"{[getattr(k, 'shape', type(k).__name__) for k in self.tensors]}."
+                )
 
     @property
     def order(self) -> int:
@@ -68,12 +85,15 @@ class Kernels(eqx.Module):
         goes into the file (targets and loss do not count).
 
         **Raises:** `ValueError` if the kernels are visibly of another network or of
-        other points.
+        other points, or if the file cannot be written.
         """
+        require_path("path", path)
+        if is_traced(self, network, problem):
+            raise ValueError("kernels cannot be saved under jax.jit.")
         points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
         outputs = points.apply.over(points.params, points.x)
-        own = self.complete and outputs.shape == self[1].shape
-        own = own and outputs.dtype == self[1].dtype
+        specs = [ArraySpec.of(tensor) for tensor in self.tensors]
+        own = self.complete and _fit(specs, points)
         if not own or not bool(jnp.allclose(outputs, self[1], rtol=1e-4, atol=1e-4)):
             raise ValueError(
                 "kernels are not of this network at all points of this problem: save "
@@ -99,12 +119,35 @@ class Kernels(eqx.Module):
         **Raises:** `ValueError` if there is no file, or one that is damaged or was
         written for another network, other points or another `filter_spec`.
         """
+        require_path("path", path)
+        if is_traced(network, problem):
+            raise ValueError("kernels cannot be loaded under jax.jit.")
         points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
         file = _file(path, points)
-        tensors = file.read_leaves()
+        tensors = file.read_leaves(lambda specs: _fit(specs, points))
         if tensors is None:
             raise ValueError(f"path: there is no file {file.path}.")
         return cls(tuple(map(jnp.asarray, tensors)))
+
+
+def _slots_of(tensors: Any) -> tuple[Any, Any]:
+    """The shapes of the first slot and of a later one; `None` if there are none."""
+    arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
+    if not arrays or not tensors or tensors[0].ndim == 0:
+        return None, None
+    first = tensors[0].shape
+    later = tensors[1].shape[len(first) :] if len(tensors) > 1 else ()
+    return first, later if later[1:] == first[1:] else None
+
+
+def _fit(specs: list[ArraySpec], points: Points) -> bool:
+    """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
+    output, slot = points.output, (points.n_train, *points.output.shape)
+    rows = (count(points.x), *output.shape)
+    most = 64  # dimensions of an array in NumPy
+    return 0 < len(specs) <= most and all(
+        spec == (output.dtype.name, rows + slot * r) for r, spec in enumerate(specs)
+    )
 
 
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
@@ -159,6 +202,7 @@ def kernels(
     order = require_order("order", order)
     points = points_of(network, problem, filter_spec, rows, learning_rates)
     _refuse_if_too_large(points, order)
+    require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
     tensors = form(points, order, block_size, progress)

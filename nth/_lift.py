@@ -66,7 +66,7 @@ def slot_gradient(
 
     def gradient(params: Params, slot: Int[Array, ""]) -> Params:
         def f_slot(params: Params) -> Float[Array, ""]:
-            size = jax.eval_shape(apply, params, take(x_train, 0)).size
+            size = apply.output.size
             output = apply(params, take(x_train, slot // size))
             return output.reshape(size)[slot % size]
 

@@ -162,11 +162,11 @@ class MatrixFreeHierarchy(AbstractDescent):
         - `x_new`: inputs as those of `problem`, shape `(points, *in)`.
 
         **Raises:** `ValueError` for inputs that differ from those of `problem`, or a
-        state of another method, order, network or weight decay.
+        state of another method, order or network.
         """
         x = as_inputs("x_new", x_new)
         require_same_layout("x_new", x, "x_train", self.problem.x_train)
-        return self._outputs(require_state(state, self.initial_state()), x)
+        return self._outputs(require_state(state, self.order, self.params), x)
 
     def ntk(self, state: SeriesState) -> Float[Array, "m ..."]:
         like = jax.eval_shape(self.outputs, state)

@@ -7,10 +7,23 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from ._activation import as_activation
-from ._errors import is_traced, require_integer, require_name, require_scale
+from ._errors import (
+    is_traced,
+    require_bool,
+    require_integer,
+    require_key,
+    require_name,
+    require_scale,
+    require_supported_dtype,
+)
+from ._memory import require_memory
+
+# Every layer is compiled by itself, so that depth is paid in time to compile.
+_MOST_LAYERS = 1000
 
 
 class _Scales(NamedTuple):
@@ -66,6 +79,26 @@ def _refuse_traced(*sigmas: Any) -> None:
         )
 
 
+def _float_dtype(dtype: Any) -> np.dtype:
+    """`dtype` as a floating one that JAX has as it is set."""
+    default = jnp.dtype(jnp.result_type(float))
+    if dtype is None or dtype is float:
+        return default
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.floating):
+        raise ValueError(f"dtype must be float32 or float64; got {dtype!r}.")
+    require_supported_dtype("dtype", known)
+    if jax.dtypes.canonicalize_dtype(known) != known:
+        raise ValueError(
+            f"dtype: JAX computes in {default}, and {known} is asked for. Leave out "
+            'dtype, or set jax.config.update("jax_enable_x64", True).'
+        )
+    return known
+
+
 class MLP(eqx.Module):
     r"""A fully connected network with `depth` hidden layers of `width` neurons.
 
@@ -84,9 +117,10 @@ class MLP(eqx.Module):
     - `width`, `depth`: neurons in each hidden layer, and how many such layers (≥ 1).
     - `out_size`: `"scalar"` for outputs of shape `()`, or C for `(C,)`.
     - `activation`: a name (`"tanh"`, `"erf"`, `"relu"`, `"gelu"`, `"sigmoid"`,
-        `"softplus"`, `"sin"`, `"linear"`) or any elementwise function.
+        `"softplus"`, `"sin"`, `"linear"`) or any elementwise function. A network with
+        a named activation can be pickled.
     - `use_bias`, `sigma_w`, `sigma_a`, `sigma_b`: as in the table.
-    - `dtype`: of the parameters; JAX's default float if left out.
+    - `dtype`: of the parameters, float32 or float64; JAX's default float if left out.
     - `key`: the random key that the parameters are drawn with.
 
     **Raises:** `ValueError` for an unknown name, a size below 1 or a bad scale.
@@ -118,7 +152,8 @@ class MLP(eqx.Module):
     ):
         in_size = require_integer("in_size", in_size, 1)
         width = require_integer("width", width, 1)
-        depth = require_integer("depth", depth, 1)
+        why = "as every layer is compiled by itself"
+        depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
         if out_size != "scalar":
             out_size = require_integer('out_size, if not "scalar",', out_size, 1)
         require_name("parameterization", parameterization, ("nth", "ntk", "standard"))
@@ -126,8 +161,13 @@ class MLP(eqx.Module):
         sizes = [in_size, *[width] * depth, 1 if out_size == "scalar" else out_size]
         fans = list(pairwise(sizes))
         scales = _scales_of(parameterization, given, fans)
-        dtype = jnp.result_type(float) if dtype is None else dtype
-        keys = jax.random.split(key, depth + 1)
+        use_bias = require_bool("use_bias", use_bias)
+        dtype = _float_dtype(dtype)
+        numbers = sum((fan_in + 1) * fan_out for fan_in, fan_out in fans)
+        needed = 2 * numbers * dtype.itemsize  # as drawn, and scaled
+        purpose = f"drawing {numbers:,} parameters"
+        require_memory("width and depth", purpose, needed, "Give a smaller number.")
+        keys = jax.random.split(require_key("key", key), depth + 1)
         drawn = [
             _draw(layer_key, *fan, scale, dtype)
             for layer_key, fan, scale in zip(keys, fans, scales, strict=True)

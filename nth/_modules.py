@@ -46,7 +46,7 @@ class NNXNetwork(eqx.Module):
 
 def from_apply(
     apply_fn: Callable[..., Any], params: PyTree, *, batched: bool = False
-) -> eqx.Module:
+) -> ApplyNetwork:
     """A network from a function and its parameters, as Flax and Haiku have them.
 
     **Arguments:**

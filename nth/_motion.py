@@ -13,10 +13,14 @@ from ._closed_form import require_squared_error
 from ._errors import require_instance, require_integer
 from ._evolution import KernelPath
 from ._form import form
+from ._lift import require_forward_mode
 from ._network import OutputFunction
 from ._points import points_of
 from ._problem import Problem
 from ._types import Inputs, Params, Scalar
+
+# They are iterated together, each with two vectors of the size of the parameters.
+_MOST_STARTS = 1000
 
 
 def laziness(
@@ -43,17 +47,18 @@ def laziness(
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]; squared error.
-    - `starts`: random starts, of which the largest result is taken.
+    - `starts`: random starts, up to 1,000, of which the largest result is taken.
     - `max_steps`: iterations, where the value has not settled before.
 
     **Returns:** κ, a scalar.
 
     **Raises:** `ValueError` for another loss or bad input.
     """
-    starts = require_integer("starts", starts, 1)
+    starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
     points = points_of(network, problem, filter_spec)
     require_squared_error(problem, "laziness")
+    require_forward_mode(points.apply, points.params, points.x_train, "laziness")
     ntk = form(points.on_train, 2, None, progress=False)[1]
     largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]
     outputs = points.apply.over(points.params, points.x_train)

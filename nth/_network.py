@@ -15,6 +15,7 @@ from ._errors import (
     placed_by_compiler,
     require_finite,
     require_instance,
+    require_supported_dtype,
 )
 from ._inputs import floating_dtype, layout, take
 from ._modules import NNXNetwork, as_module
@@ -28,6 +29,23 @@ from ._problem import Problem
 from ._types import Inputs, Params
 
 
+class _Static:
+    """What of a network is no array, equal and hashed by its structure and leaves."""
+
+    def __init__(self, tree: PyTree):
+        self.tree = tree
+
+    def _key(self) -> Any:
+        leaves, treedef = jax.tree.flatten(self.tree)
+        return treedef, tuple(leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
 class OutputFunction(eqx.Module):
     """f(θ, x) of one input: a network with its trainable part θ taken out.
 
@@ -36,26 +54,24 @@ class OutputFunction(eqx.Module):
     """
 
     frozen: PyTree[Array]
-    static: Any = eqx.field(static=True)
+    static: _Static = eqx.field(static=True)
+    output: jax.ShapeDtypeStruct = eqx.field(static=True)
+    """The shape and dtype of one output."""
 
-    def __init__(self, frozen: PyTree):
+    def __init__(self, frozen: PyTree, output: jax.ShapeDtypeStruct):
+        self.output = output
         self.frozen, rest = eqx.partition(frozen, _is_array)
-        leaves, treedef = jax.tree.flatten(rest, is_leaf=lambda leaf: leaf is None)
-        try:
-            hash(tuple(leaves))
-        except TypeError as error:
-            kinds = {type(leaf).__name__ for leaf in leaves if _is_unhashable(leaf)}
+        self.static = _Static(rest)
+        if kinds := {type(leaf) for leaf in jax.tree.leaves(rest) if _unhashable(leaf)}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(
-                f"network has a leaf of type {', '.join(sorted(kinds))}, which cannot "
-                f"be hashed ({error}): hold it in a static field, or as an array."
-            ) from None
-        self.static = (treedef, tuple(leaves))
+                f"network has a leaf of type {names}, which cannot be hashed: hold it "
+                "in a static field, or as an array."
+            )
 
     def network(self, params: Params) -> Any:
         """The network at the parameters `params`."""
-        treedef, leaves = self.static
-        rest = jax.tree.unflatten(treedef, leaves)
-        return eqx.combine(params, self.frozen, rest)
+        return eqx.combine(params, self.frozen, self.static.tree)
 
     def __call__(self, params: Params, x: Any) -> Float[Array, "*out"]:
         return self.network(params)(x)
@@ -69,7 +85,7 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
-def _is_unhashable(leaf: Any) -> bool:
+def _unhashable(leaf: Any) -> bool:
     try:
         hash(leaf)
     except TypeError:
@@ -98,10 +114,11 @@ def parametrize(
     params, frozen = _partitioned(network, filter_spec)
     warn_of_statistics(network, params)
     params = _checked_params(params, problem)
-    apply = OutputFunction(frozen)
-    output = _output_of(apply, params, problem)
     refuse_changing_state(network, take(problem.x_train, 0))
+    output = _output_of(params, frozen, problem)
     refuse_mixed_points(network, problem)
+    apply = OutputFunction(frozen, output)
+    _require_gradient(apply, params, take(problem.x_train, 0))
     return apply, params, problem.matched_to(output)
 
 
@@ -113,11 +130,11 @@ def _partitioned(network: Any, filter_spec: PyTree) -> tuple[Params, PyTree]:
     """What trains, and the rest."""
     try:
         params, frozen = eqx.partition(network, filter_spec)
-    except ValueError as error:
+    except Exception as error:  # a function of the user's raises anything
         raise ValueError(
             "filter_spec must be a function of a leaf, or a pytree prefix of booleans "
             f"over the network; got {filter_spec!r}: {error}"
-        ) from None
+        ) from error
     if isinstance(network, NNXNetwork):
         none = jax.tree.map(lambda _: None, params.others)
         params = NNXNetwork(params.params, none, network.graphdef)
@@ -134,11 +151,14 @@ def _checked_params(params: Params, problem: Problem) -> Params:
         )
     for leaf in leaves:
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if eqx.is_inexact_array(leaf):
+            require_supported_dtype("network", dtype)
         if not eqx.is_inexact_array(leaf) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"filter_spec chooses a leaf of type {dtype} for training: only "
                 "real floating arrays can be trained."
             )
+        require_supported_dtype("network", dtype)
         data = floating_dtype(problem.x_train)
         if dtype != (leaves[0].dtype if data is None else data):
             raise ValueError(
@@ -153,11 +173,13 @@ def _checked_params(params: Params, problem: Problem) -> Params:
 
 
 def _output_of(
-    apply: OutputFunction, params: Params, problem: Problem
+    params: Params, frozen: PyTree, problem: Problem
 ) -> jax.ShapeDtypeStruct:
     x = take(problem.x_train, 0)
     try:
-        output = eqx.filter_eval_shape(apply, params, x)
+        output = eqx.filter_eval_shape(
+            lambda params, frozen, x: eqx.combine(params, frozen)(x), params, frozen, x
+        )
     except Exception as error:
         raise ValueError(
             f"network failed on one input of x_train, {layout(x)}; it must map one "
@@ -174,3 +196,25 @@ def _output_of(
             f"{jax.tree.leaves(params)[0].dtype}: they must be equal."
         )
     return output
+
+
+def _require_gradient(apply: OutputFunction, params: Params, x: Any) -> None:
+    """Raise `ValueError` unless the network has a gradient, at several points at once.
+
+    `x` is one input. Reverse mode under `jax.vmap` is what everything here takes.
+    """
+
+    def gradient(params: Params, x: Any) -> Params:
+        outputs, pull = jax.vjp(lambda params: apply(params, x), params)
+        return pull(jnp.ones_like(outputs))[0]
+
+    several = jax.tree.map(lambda leaf: leaf[None], x)
+    try:
+        eqx.filter_eval_shape(jax.vmap(gradient, in_axes=(None, 0)), params, several)
+    except Exception as error:
+        raise ValueError(
+            "network has no gradient with respect to its parameters by jax.vjp under "
+            "jax.vmap, as every method here takes. Replace the function that has none, "
+            "for instance jax.lax.while_loop by jax.lax.scan, or give it a "
+            f"jax.custom_jvp. It said: {error}"
+        ) from error

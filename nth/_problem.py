@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Shaped
 
-from ._errors import as_array, require_finite
+from ._errors import as_array, require_finite, require_supported_dtype
 from ._inputs import (
     as_inputs,
     count,
@@ -62,6 +62,7 @@ class Problem(eqx.Module):
             )
         x_train = as_inputs("x_train", x_train)
         y_train = as_array("y_train", y_train)
+        require_supported_dtype("y_train", y_train.dtype)
         n = count(x_train)
         if n == 0:
             raise ValueError("x_train has no point: give at least one training point.")
@@ -75,7 +76,8 @@ class Problem(eqx.Module):
         else:
             x_test = as_inputs("x_test", x_test)
             require_same_layout("x_test", x_test, "x_train", x_train)
-        dtype = floating_dtype(x_train) or jnp.result_type(float)
+        dtype = floating_dtype(x_train) or floating_dtype(y_train)
+        dtype = dtype or jnp.result_type(float)
         self.x_train = x_train
         self.y_train = loss.check_targets(require_finite("y_train", y_train), dtype)
         self.x_test = x_test

@@ -17,12 +17,12 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from ._contract import checked_slots
 from ._eigen import leading_modes
-from ._errors import is_traced, require_integer
+from ._errors import is_traced, require_integer, require_order
 from ._form import form
 from ._inputs import take
 from ._layerwise import fourth_of, third_of
-from ._lift import along_jacobian, lift
-from ._memory import activation_bytes
+from ._lift import along_jacobian, lift, require_forward_mode
+from ._memory import activation_bytes, require_memory, tree_bytes
 from ._network import OutputFunction
 from ._points import Points, points_of
 from ._problem import Problem
@@ -99,13 +99,29 @@ def project(
     **Raises:** `ValueError` for an order below 2, more modes than slots, or modes that
     do not fit.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     points = points_of(network, problem, filter_spec).on_train
+    if order > 2:
+        purpose = f"projection at order {order}"
+        require_forward_mode(points.apply, points.params, points.x_train, purpose)
     if isinstance(modes, int | np.integer):
         vectors = _leading_modes(points, require_integer("modes", modes, 1))
     else:
         vectors = checked_slots("modes", modes, points, np.shape(modes)[:1])
+    _require_memory(points, vectors, order)
     return Projection(vectors, _projected(points, vectors, order))
+
+
+def _require_memory(points: Points, modes: Array, order: int) -> None:
+    """Raise `ValueError` if the derivatives along the modes do not fit in memory."""
+    q, itemsize = len(modes), points.output.dtype.itemsize
+    copies = {2: q}.get(order, q**2)
+    require_memory(
+        "modes",
+        f"a projection on {q} modes at order {order}",
+        (copies + 1) * tree_bytes(points.params) + q**order * itemsize,
+        "Give fewer modes, or a lower order.",
+    )
 
 
 def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:

@@ -1,4 +1,5 @@
-"""Learning rates of each parameter: a diagonal metric M, the same in both clocks.
+"""Learning rates of each parameter: a diagonal metric M, in continuous and discrete
+time alike.
 
 Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the operator D is the
 derivative along M ∇f_β.
@@ -44,7 +45,10 @@ def rates_of(learning_rates: PyTree, network: Any, params: Params) -> Params | N
 
 
 def _rate_of(leaf: Array, rate: Any) -> Array:
-    rate = as_array("learning_rates", rate).astype(leaf.dtype)
+    rate = as_array("learning_rates", rate)
+    if rate.dtype == jnp.bool_:
+        raise ValueError("learning_rates must hold numbers; got dtype bool.")
+    rate = rate.astype(leaf.dtype)
     padded = (1,) * (leaf.ndim - rate.ndim) + rate.shape
     if rate.ndim > leaf.ndim or any(
         size not in (1, full) for size, full in zip(padded, leaf.shape, strict=True)

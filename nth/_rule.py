@@ -1,4 +1,4 @@
-"""The rule of discrete training, and what it does at each step: rates and batches."""
+"""The rule of discrete training: its learning rate and batch at each step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +12,13 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from ._errors import (
     is_traced,
     require,
+    require_bool,
+    require_instance,
     require_integer,
+    require_key,
     require_scale,
 )
+from ._memory import require_memory
 from ._types import Scalar
 
 
@@ -63,8 +67,7 @@ class GradientDescent(eqx.Module):
             learning_rate = require_scale("learning_rate", learning_rate)
         self.learning_rate = learning_rate
         self.momentum = require_momentum(momentum)
-        if not isinstance(nesterov, bool):
-            raise ValueError(f"nesterov must be True or False; got {nesterov!r}.")
+        nesterov = require_bool("nesterov", nesterov)
         if nesterov and _is_zero(self.momentum):
             raise ValueError(
                 "nesterov changes nothing without momentum: give a momentum above 0."
@@ -78,17 +81,20 @@ class GradientDescent(eqx.Module):
                 "batch_size and key go together: batches are drawn with the key, such "
                 "as key=jax.random.key(0)."
             )
+        if key is not None:
+            require_key("key", key)
         self.batch_size = batch_size
         self.key = key
 
 
 def require_momentum(momentum: Any) -> Any:
-    """`momentum`, from 0 to under 1 (tracers pass)."""
+    """`momentum`, from 0 to below 1."""
     momentum = require_scale("momentum", momentum)
-    if isinstance(momentum, float) and momentum >= 1:
-        raise ValueError(
-            f"momentum must be below 1, or steps never fade; got {momentum}."
-        )
+    message = "momentum must be below 1, or steps never fade"
+    if is_traced(momentum):
+        return require(momentum, momentum < 1, f"{message}.")
+    if momentum >= 1:
+        raise ValueError(f"{message}; got {momentum}.")
     return momentum
 
 
@@ -97,11 +103,8 @@ def _is_zero(number: Any) -> bool:
 
 
 def require_rule(rule: Any) -> GradientDescent:
-    """`rule`, if it is one."""
-    if not isinstance(rule, GradientDescent):
-        raise ValueError(
-            f"rule must be an nth.GradientDescent(learning_rate, ...); got {rule!r}."
-        )
+    """`rule`, if it is a [`nth.GradientDescent`][]."""
+    require_instance("rule", rule, GradientDescent, "nth.GradientDescent(0.1)")
     return rule
 
 
@@ -128,6 +131,7 @@ def plan(rule: GradientDescent, steps: Any, n_train: int, dtype: Any) -> Plan:
     """
     asked = _require_steps(steps)
     number = int(asked[-1])
+    _refuse_if_too_long(rule, number)
     slots = np.full(number + 1, len(asked))
     slots[asked] = np.arange(len(asked))
     momentum = rule.momentum
@@ -145,19 +149,31 @@ def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
     """The steps asked for: 0 … N for a number N, else an increasing sequence."""
     if is_traced(steps):
         raise ValueError("steps must be known when the loop is built: no tracer.")
-    array = np.asarray(steps)
-    if not np.issubdtype(array.dtype, np.integer) or array.ndim > 1 or array.size == 0:
+    try:
+        array = np.asarray(steps)
+    except ValueError:  # a ragged sequence
+        array = np.empty(0)
+    if array.ndim > 1 or array.size == 0 or array.dtype.kind not in "iu":
         raise ValueError(
             "steps must be a number of steps, or an increasing sequence of integers; "
             f"got {steps!r}."
         )
     if np.any(array < 0):
         raise ValueError(f"steps must be at least 0; got {array.min()}.")
-    if array.ndim == 0:
-        return np.arange(int(array) + 1)
-    if np.any(np.diff(array) <= 0):
+    if np.any(array[1:] <= array[:-1] if array.ndim else False):
         raise ValueError(f"steps must be increasing; got {steps!r}.")
+    if array.ndim == 0:
+        purpose = f"keeping the outputs of {array} steps"
+        require_memory("steps", purpose, 8 * int(array), "Give a smaller number.")
+        return np.arange(int(array) + 1)
     return array.astype(int)
+
+
+def _refuse_if_too_long(rule: GradientDescent, number: int) -> None:
+    """Raise if what each of the steps takes does not fit in memory."""
+    a_step = 16 + 8 * (rule.batch_size or 0)  # its rate, its slot and its batch
+    purpose = f"planning {number} steps"
+    require_memory("steps", purpose, a_step * number, "Give a smaller number.")
 
 
 def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
@@ -168,7 +184,18 @@ def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
         counted = jnp.arange(number, dtype=jnp.int32)  # as optax counts
         rates = jax.vmap(lambda s: jnp.asarray(learning_rate(s)))(counted)
     except (TypeError, ValueError):  # JAX's own are of these kinds
-        rates = jnp.asarray([learning_rate(s) for s in range(number)])
+        try:
+            rates = jnp.asarray([learning_rate(s) for s in range(number)])
+        except Exception as error:
+            raise ValueError(
+                "learning_rate must be a number, or a function of the step that gives "
+                f"one; the function failed: {error}"
+            ) from error
+    kinds = (jnp.floating, jnp.integer)
+    if number > 0 and not any(jnp.issubdtype(rates.dtype, kind) for kind in kinds):
+        raise ValueError(
+            f"learning_rate must be a real number at each step; got {rates.dtype}."
+        )
     if rates.shape != (number,):
         raise ValueError(
             "learning_rate must be a number at each step; the schedule gave shape "

@@ -26,21 +26,15 @@ class SeriesState(eqx.Module):
         return len(self.steps) + 1
 
 
-def require_state(state: Any, like: SeriesState) -> SeriesState:
-    """`state`, if it is of the same order, weight decay and parameters as `like`."""
+def require_state(state: Any, order: int, params: Params) -> SeriesState:
+    """`state`, if it is of level `order` and of parameters like `params`."""
     require_instance("state", state, SeriesState, "Solution.state")
-    if state.order != like.order:
+    if state.order != order:
         raise ValueError(
-            f"state is of order {state.order}, and this hierarchy of order "
-            f"{like.order}: use nth.MatrixFreeHierarchy(..., {state.order})."
+            f"state is of order {state.order}, and this hierarchy of order {order}: "
+            f"use nth.MatrixFreeHierarchy(..., {state.order})."
         )
-    if (state.base is None) != (like.base is None):
-        given, own = ("without", "with") if state.base is None else ("with", "without")
-        raise ValueError(
-            f"state is of a solve {given} weight decay, and this hierarchy is {own} "
-            "weight decay: use the same weight_decay for both."
-        )
-    if _layout(state) != _layout(like):
+    if any(_layout(step) != _layout(params) for step in state.steps):
         raise ValueError(
             "state has other arrays than the parameters of this hierarchy's network: "
             "take the state of a solution of this network."
@@ -48,5 +42,6 @@ def require_state(state: Any, like: SeriesState) -> SeriesState:
     return state
 
 
-def _layout(state: SeriesState) -> Any:
-    return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), state)
+def _layout(params: Params) -> Any:
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]

@@ -1,5 +1,6 @@
 """What a solve hands back."""
 
+import os
 from typing import Any
 
 import equinox as eqx
@@ -60,3 +61,44 @@ class Solution(eqx.Module):
         number of stages is known, or of the gradient in discrete training; `last_time`,
         the time that the solver reached, or the last step asked for with outputs."""
         return {"method": self.method, **self.counts}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the solution to a file, whole or not at all.
+
+        **Arguments:** `path`, a file in a folder that exists. A file that is there is
+        replaced.
+
+        **Raises:** `ValueError` if the file cannot be written.
+        """
+        from ._saving import save_solution
+
+        save_solution(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        like: PyTree = None,
+        *,
+        watched_like: PyTree = None,
+    ) -> "Solution":
+        """Read a solution that [`save`][nth.Solution.save] wrote.
+
+        A file holds arrays and text. Nothing is unpickled, so a file that comes from
+        someone else can do no more than hold wrong numbers.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `like`: the structure of `state`, a pytree of arrays or of
+            `jax.ShapeDtypeStruct` with the shapes and dtypes of the saved state, such
+            as `dynamics.initial_state()`. If left out, a state of several arrays is a
+            flat tuple of them.
+        - `watched_like`: the same for `watched`.
+
+        **Raises:** `ValueError` if there is no file, if it is damaged or does not hold
+        a solution, or if the structures do not fit what was saved.
+        """
+        from ._saving import load_solution
+
+        return load_solution(path, like, watched_like)

@@ -1,17 +1,25 @@
-"""The front door: a network, a problem and times become a solution."""
+"""High-level entry points: a network, a problem and times become a solution."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from ._dynamics import AbstractDynamics
-from ._errors import require_integer, require_name, require_scale, require_times
+from ._errors import (
+    require_instance,
+    require_name,
+    require_order,
+    require_scale,
+    require_times,
+)
 from ._flow import GradientFlow
 from ._form import forming_cost
 from ._hierarchy import DenseHierarchy
+from ._inputs import floating_dtype
 from ._integrate import (
     IntegrateOptions,
     check_options,
@@ -20,6 +28,7 @@ from ._integrate import (
 from ._kernels import kernel_bytes, kernels
 from ._matrix_free import MatrixFreeHierarchy
 from ._memory import available_bytes
+from ._network import parametrize
 from ._points import points_of
 from ._problem import Problem
 from ._solution import Solution
@@ -51,8 +60,8 @@ def solve(
         at initialisation.
     - `problem`: points, targets and loss.
     - `ts`: times, shape `(T,)`, increasing, from 0 on.
-    - `order`: the level p ≥ 2; p = 2 is the constant NTK. p = 4 is the first level that
-        holds every O(1/width) term; p = 3 holds half of them.
+    - `order`: the level p, from 2 to 12; p = 2 is the constant NTK. p = 4 is the first
+        level that holds every O(1/width) term; p = 3 holds half of them.
     - `method`: `"dense"` forms the kernels K⁽¹⁾ … K⁽ᵖ⁾, of m·n^{p−1} numbers for a
         scalar network, and solves [`nth.DenseHierarchy`][]; `"matrix-free"` solves
         [`nth.MatrixFreeHierarchy`][]; `"auto"` takes the cheaper, by
@@ -68,13 +77,27 @@ def solve(
 
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
-    require_integer("order", order, 2)
+    order = require_order("order", order)
+    require_name("method", method, METHODS)
     check_options(options)
-    require_times(ts, problem.x_train.dtype)
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    # Before kernels are formed.
+    require_times(ts, _dtype_of_solve(network, problem, filter_spec))
     levels = hierarchies(
         network, problem, [order], method, filter_spec, learning_rates, weight_decay
     )
     return integrate(levels[order], ts, **options)
+
+
+def _dtype_of_solve(
+    network: Callable[..., Any], problem: Problem, filter_spec: PyTree
+) -> Any:
+    """The dtype of the parameters, which is that of floating inputs."""
+    dtype = floating_dtype(problem.x_train)
+    if dtype is not None:
+        return dtype
+    _, params, _ = parametrize(network, problem, filter_spec)
+    return jax.tree.leaves(params)[0].dtype
 
 
 def hierarchies(
@@ -140,7 +163,7 @@ def cheaper_method(
     constant and computed again. `"dense"` is the answer if it takes fewer, and if its
     kernels fit into a quarter of the memory. `benchmarks/cheaper_method.py` checks it.
     """
-    order = require_integer("order", order, 2)
+    order = require_order("order", order)
     points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
     rows, slots = points.n_rows, points.n_slots
     reading = 20 * _EVALUATIONS * rows * slots ** (order - 1)

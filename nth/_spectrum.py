@@ -107,7 +107,7 @@ def _training_only(points: Points, path: Any) -> Points:
     """`points` with all parameters but one frozen."""
     where = jax.tree_util.tree_map_with_path(lambda p, _: p == path, points.params)
     params, others = eqx.partition(points.params, where)
-    apply = OutputFunction(points.apply.network(others))
+    apply = OutputFunction(points.apply.network(others), points.output)
     return eqx.tree_at(
         lambda points: (points.apply, points.params), points, (apply, params)
     )

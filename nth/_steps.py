@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ._curvature import critical_rate
 from ._descent import AbstractDescent
 from ._inputs import take
-from ._integrate import RESULTS
+from ._outcome import RESULTS
 from ._rule import Plan
 from ._solution import Solution
 from ._types import Scalar, State

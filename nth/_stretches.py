@@ -87,7 +87,9 @@ def _so_far(
     counts = {name: np.zeros((), leaf.dtype) for name, leaf in first.counts.items()}
     known: Any = (np.zeros((), int), saved, np.asarray(np.inf, ts.dtype), counts, state)
     if file is not None:
-        known = file.read(known) or known
+        known = file.read((*known[:-1], first.state)) or known
+        if not 0 <= int(known[0]) <= len(ts):
+            raise file.damaged(f"it has {known[0]} of {len(ts)} times")
         if spread:
             message = "checkpoint: the processes see different files; share one folder."
             multihost_utils.assert_equal(known[0], message)

@@ -3,8 +3,8 @@
 `by_jet` is Taylor arithmetic, `jax.experimental.jet`: about K²/2 products in place of
 each one. Some of its rules are wrong (that of `rem` is, for negative numbers, and that
 of `pow`), and it ignores derivatives that are defined by `custom_jvp`. So it is used
-where derivatives pass through no other primitives than those of `PROVED`, for each of
-which a test compares it with `by_jvp`. Elsewhere `by_jvp` nests `jvp`, which knows every
+only where derivatives pass through the primitives of `PROVED` alone, for each of which
+a test compares it with `by_jvp`. Elsewhere `by_jvp` nests `jvp`, which knows every
 function that has derivatives, and costs more as K grows.
 """
 

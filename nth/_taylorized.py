@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._dynamics import AbstractDynamics, two_norm
-from ._errors import require_integer
+from ._errors import require_order
 from ._inputs import take
+from ._lift import require_forward_mode
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
 from ._taylor import Coefficients, best_coefficients
@@ -61,9 +62,12 @@ class TaylorizedFlow(AbstractDynamics):
         *,
         filter_spec: PyTree = eqx.is_inexact_array,
     ):
-        self.degree = require_integer("degree", degree, 1)
+        self.degree = require_order("degree", degree, 1)
         self.apply, self.params, self.problem = parametrize(
             network, problem, filter_spec
+        )
+        require_forward_mode(
+            self.apply, self.params, problem.x_train, "a Taylor polynomial"
         )
         self.coefficients = best_coefficients(
             lambda params: self.apply.over(params, take(problem.x_train, slice(1))),

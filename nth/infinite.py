@@ -18,6 +18,7 @@ from ._errors import (
     require_integer,
     require_name,
     require_scale,
+    require_supported_dtype,
     require_times,
 )
 from ._exponentials import relax_with, spectrum
@@ -154,6 +155,7 @@ def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
             f"{argument} must have shape (points, d), one input a row; got "
             f"{array.shape}."
         )
+    require_supported_dtype(argument, array.dtype)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
     return require_finite(argument, array)

@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from scipy import stats
 from tqdm.auto import tqdm
 
 from ._checkpoint import Checkpoint, fingerprint
-from ._errors import require_integer, require_positive
+from ._errors import (
+    require_bool,
+    require_callable,
+    require_integer,
+    require_key,
+    require_path,
+    require_positive,
+)
+from ._memory import require_memory
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
 
@@ -58,25 +65,29 @@ def sweep(
     **Returns:** [`nth.scaling.Sweep`][].
 
     **Raises:** `ValueError` for bad widths, a `measure` that gives other than scalars,
-    or a file that is damaged or of another sweep.
+    or a file that is damaged, belongs to another sweep or cannot be written.
     """
+    require_callable("measure", measure, "measure(width, key)")
     sizes = _checked_widths(widths)
     count = require_integer("initialisations", initialisations, 1)
+    require_key("key", key)
+    progress = require_bool("progress", progress)
     most = min(require_integer("batch_size", batch_size, 1), count)
     batch = -(-count // -(-count // most))  # evened out: each new size is compiled
-    like = eqx.filter_eval_shape(measure, sizes[0], key)
-    for leaf in jax.tree.leaves(like):
-        if leaf.shape != () or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                "measure must give floating scalars, in a pytree; got shape "
-                f"{leaf.shape} and dtype {leaf.dtype}."
-            )
+    like = _measured(measure, sizes[0], key)
+    leaves = jax.tree.leaves(like)
+    needed = len(sizes) * count * sum(leaf.dtype.itemsize for leaf in leaves)
+    purpose = f"keeping {count} values for each width"
+    require_memory("initialisations", purpose, needed, "Give a smaller number.")
     values = jax.tree.map(lambda s: np.full((len(sizes), count), np.nan, s.dtype), like)
     done, file = np.zeros((), int), None
+    starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
     if path is not None:
+        path = require_path("path", path)
         file = _file(path, measure, sizes, count, batch, key)
         done, values = file.read((done, values)) or (done, values)
-    starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
+        if not 0 <= int(done) <= len(starts):
+            raise file.damaged(f"it has {done} of {len(starts)} batches")
     bar = tqdm(total=len(starts), initial=int(done), disable=not progress)
     for step in range(int(done), len(starts)):
         i, first = starts[step]
@@ -102,8 +113,33 @@ def _batch(measure: Measure, width: int, key: PRNGKeyArray, numbers: Array) -> A
     return jax.vmap(one)(numbers)
 
 
+def _measured(measure: Measure, width: int, key: PRNGKeyArray) -> PyTree:
+    """The shapes of what `measure` gives, floating scalars all of them."""
+    try:
+        like = eqx.filter_eval_shape(measure, width, key)
+    except Exception as error:
+        raise ValueError(
+            f"measure failed for the width {width} and a key; it must be a function "
+            f"measure(width, key) that goes under jax.jit: {error}"
+        ) from error
+    leaves = jax.tree.leaves(like)
+    kinds = [(getattr(s, "shape", None), getattr(s, "dtype", type(s))) for s in leaves]
+    for shape, dtype in kinds or [(None, None)]:
+        if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                "measure must give floating scalars, as JAX arrays in a pytree; got "
+                f"shape {shape} and dtype {dtype}."
+            )
+    return like
+
+
 def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(require_integer("widths", width, 1) for width in widths)
+    try:
+        sizes = tuple(require_integer("widths", width, 1) for width in widths)
+    except TypeError:  # no sequence
+        raise ValueError(
+            f"widths must be a sequence of integers; got {widths!r}."
+        ) from None
     if not sizes or len(set(sizes)) < len(sizes):
         raise ValueError(f"widths must be distinct, at least one; got {sizes}.")
     return sizes
@@ -178,11 +214,12 @@ def fit(
     **Raises:** `ValueError` for fewer than three widths, shapes that do not match,
     values that are not finite, or a statistic that is zero.
     """
-    at = np.asarray(widths, float)
-    array = np.asarray(values, float)
-    if at.ndim != 1 or len(at) < 3 or not np.all(at > 0) or len(set(at)) < len(at):
+    at, array = _as_floats("widths", widths), _as_floats("values", values)
+    proper = np.all((at > 0) & np.isfinite(at))
+    if at.ndim != 1 or len(at) < 3 or not proper or len(set(at)) < len(at):
         raise ValueError(
-            f"widths must be at least three distinct numbers above 0; got {widths!r}."
+            "widths must be at least three distinct finite numbers above 0; got "
+            f"{widths!r}."
         )
     if array.ndim not in (1, 2) or len(array) != len(at) or array.size == 0:
         raise ValueError(
@@ -197,7 +234,9 @@ def fit(
             f"values are NaN or infinite at widths {at[rows].tolist()}: leave those "
             "out, or see why the measure failed."
         )
-    reduced = np.abs(array if array.ndim == 1 else statistic(array, axis=-1))
+    from scipy import stats  # slow to import
+
+    reduced = np.abs(array if array.ndim == 1 else _reduced(statistic, array))
     if np.any(reduced == 0):
         raise ValueError("values are zero at some width: zero has no logarithm.")
     line: Any = stats.linregress(np.log(at), np.log(reduced))
@@ -214,6 +253,38 @@ def fit(
     )
 
 
+def _as_floats(argument: str, value: Any) -> np.ndarray:
+    """`value` in double precision."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged sequence
+        array = np.empty(0, object)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{argument} must be an array of real numbers; got {type(value).__name__} "
+            f"of dtype {array.dtype}."
+        )
+    return array.astype(float)
+
+
+def _reduced(statistic: Callable[..., Any], values: np.ndarray) -> np.ndarray:
+    """The statistic of each row, a finite number."""
+    require_callable("statistic", statistic, "such as numpy.mean")
+    try:
+        reduced = np.asarray(statistic(values, axis=-1), float)
+    except Exception as error:
+        raise ValueError(
+            "statistic must be a function statistic(values, axis=-1), such as "
+            f"numpy.mean; it failed: {error}"
+        ) from error
+    if reduced.shape != values.shape[:1] or not np.all(np.isfinite(reduced)):
+        raise ValueError(
+            f"statistic must give {len(values)} finite numbers, one for each width; "
+            f"got {reduced!r}."
+        )
+    return reduced
+
+
 def _bootstrapped(
     logs: np.ndarray, values: np.ndarray, statistic: Callable[..., Any], level: float
 ) -> tuple[float, float]:
@@ -222,6 +293,8 @@ def _bootstrapped(
             "values have one initialisation a width, from which no interval can be "
             "drawn: measure more, or give shape (W,)."
         )
+    from scipy import stats
+
     centred = logs - logs.mean()
 
     def slope(*samples: np.ndarray, axis: int = -1) -> np.ndarray:

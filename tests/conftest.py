@@ -1,6 +1,8 @@
 """Strict JAX for every test: x64 on, no implicit promotion of rank or dtype."""
 
 import gc
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +68,20 @@ def make_network(
     out_size = "scalar" if outputs is None else outputs
     key = jax.random.key(seed)
     return nth.MLP(d, width, depth, out_size=out_size, key=key, **options)
+
+
+def tampered(file: Path, **changes: np.ndarray) -> bytes:
+    """An archive of nth's with other arrays in it, and a header and digest to match."""
+    with np.load(file) as found:
+        arrays: dict[str, Any] = {**found, **changes}
+    leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays) - 2)]
+    header = json.loads(str(arrays["header"]))
+    header["leaves"] = [[leaf.dtype.name, leaf.shape] for leaf in leaves]
+    arrays["header"] = json.dumps(header)
+    content = arrays["header"].encode() + b"".join(leaf.tobytes() for leaf in leaves)
+    arrays["digest"] = hashlib.sha256(content).hexdigest()
+    np.savez(file, **arrays)
+    return file.read_bytes()
 
 
 class Shared(eqx.Module):

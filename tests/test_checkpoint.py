@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_network, make_problem
+from conftest import make_network, make_problem, tampered
 from jax.core import Tracer
 
 import nth
+from nth import _integrate
 from nth._checkpoint import Checkpoint
 
 TS = [0.0, 0.5, 1.0, 2.0, 3.0]
@@ -69,14 +70,14 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on nothing may be solved; only shapes may be asked for."""
-    solve = nth._integrate._solve
+    solve = _integrate._solve
 
     def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:
         leaves = jax.tree.leaves(state)
         assert all(isinstance(leaf, Tracer) for leaf in leaves), "a solve"
         return solve(dynamics, state, *args, **options)
 
-    monkeypatch.setattr(nth._integrate, "_solve", refuse)
+    monkeypatch.setattr(_integrate, "_solve", refuse)
 
 
 def relaxation(**options: Any) -> Relaxation:
@@ -245,6 +246,7 @@ def solve(where):
 method, *points = sys.argv[2:]
 if points == ["outside"]:
     solve("outside")
+    sys.exit()
 for where in points:
     child = os.fork()
     if child == 0:
@@ -318,6 +320,18 @@ def test_killed_at_any_moment(file: Path, children: list[Any]) -> None:
     _, errors = child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL, errors[-3000:]
     goes_on(file, "gradient flow")
+
+
+def test_two_processes_with_one_file(file: Path, children: list[Any]) -> None:
+    """Both come to their end, and the file is whole."""
+    for _ in range(2):
+        children.append(start(file, "relaxation", "outside"))
+    for child in children:
+        _, errors = child.communicate(timeout=180)
+        assert child.returncode == 0, errors[-3000:]
+    assert os.listdir(file.parent) == [file.name]
+    assert known_times(file) == len(TS)
+    goes_on(file, "relaxation")
 
 
 def foreign(kind: str) -> dict[str, Any]:
@@ -421,7 +435,7 @@ def test_a_damaged_checkpoint_is_refused(
 ) -> None:
     content = DAMAGE[damage](written)
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"run\.npz is damaged, or no file"):
+    with pytest.raises(ValueError, match=r"run\.npz is damaged, or is not"):
         nth.integrate(relaxation(), TS, checkpoint=file)
     assert file.read_bytes() == content
 
@@ -450,11 +464,29 @@ def test_no_flipped_bit_gives_another_answer(file: Path) -> None:
     assert refused > len(written) / 2
 
 
-def test_a_folder_that_is_not_there_or_is_the_path(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"checkpoint: there is no folder .*absent"):
-        nth.integrate(relaxation(), TS, checkpoint=tmp_path / "absent" / "run.npz")
-    with pytest.raises(ValueError, match="is damaged, or no file"):
-        nth.integrate(relaxation(), TS, checkpoint=tmp_path)
+@pytest.mark.parametrize("done", [-1, 6, 99])
+def test_a_checkpoint_with_too_many_times_is_refused(
+    done: int, file: Path, written: bytes, no_solve: None
+) -> None:
+    """Even if its digest is right."""
+    file.write_bytes(written)
+    content = tampered(file, leaf_0=np.asarray(done))
+    with pytest.raises(ValueError, match=f"is damaged.*it has {done} of 5 times"):
+        nth.integrate(relaxation(), TS, checkpoint=file)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "leaf", [np.zeros((5, 7)), np.zeros((5, 6), np.float32), np.zeros((5, 6), int)]
+)
+def test_a_checkpoint_with_another_array_is_refused(
+    leaf: np.ndarray, file: Path, written: bytes, no_solve: None
+) -> None:
+    """The outputs are of shape (5, 6) in float64."""
+    file.write_bytes(written)
+    tampered(file, leaf_1=leaf)
+    with pytest.raises(ValueError, match=r"is damaged.*other shapes or dtypes"):
+        nth.integrate(relaxation(), TS, checkpoint=file)
 
 
 @pytest.mark.parametrize("closed_over", [False, True])
@@ -518,7 +550,7 @@ def test_evaluations_are_counted(solver: Any, truncated: bool, file: Path) -> No
 def test_a_failed_stretch_leaves_the_last_good_checkpoint(file: Path) -> None:
     """And more steps are no other solve: with them it goes on from there."""
     ts = [1e-3, 5.0]
-    with pytest.raises(RuntimeError, match="maximum number of solver steps"):
+    with pytest.raises(RuntimeError, match="it took max_steps=1 steps"):
         nth.integrate(relaxation(), ts, max_steps=1, checkpoint=file)
     assert known_times(file) == 1
     partial = nth.integrate(relaxation(), ts, max_steps=1, checkpoint=file, throw=False)

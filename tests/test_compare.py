@@ -1,5 +1,8 @@
 """Comparisons: errors, accuracy, table, figure, data set."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -110,3 +113,63 @@ def test_data_set_is_labelled(scalar, labelled):
         data.test_accuracy.sel(model="truth"), scalar.accuracy("truth")
     )
     assert labelled.to_xarray().train.dims[-1] == "output_0"
+
+
+# ---------------------------------------------------------------- what is compared
+
+
+def test_fractional_times_with_integer_inputs():
+    """Times are in the dtype of the parameters, not in that of the inputs."""
+    x = np.arange(4)[:, None]
+    problem = nth.Problem(x, np.sin(np.arange(4.0)))
+    network: Any = nth.from_apply(
+        lambda w, x: jnp.sum(jnp.tanh(x[0].astype(w.dtype) * w)), jnp.array([0.3, -0.7])
+    )
+    ts = np.array([0.0, 0.25, 0.5])
+    level = nth.solve(network, problem, ts, order=2, method="dense")
+    assert level.ts.dtype == jnp.float64
+    np.testing.assert_array_equal(level.ts, ts)
+    # The constant kernel, by its exponential.
+    w, y = np.array([0.3, -0.7]), np.sin(np.arange(4.0))
+    f, slope = np.tanh(x * w).sum(axis=1), x / np.cosh(x * w) ** 2
+    values, vectors = np.linalg.eigh(slope @ slope.T)
+    expected = [
+        y + vectors @ (np.exp(-values * t / 4) * (vectors.T @ (f - y))) for t in ts
+    ]
+    np.testing.assert_allclose(level.train, expected, atol=1e-6)
+    both = nth.compare(network, problem, ts, (2,), method="dense")
+    np.testing.assert_array_equal(both.solutions[2].train, level.train)
+
+
+def test_a_model_trained_alike_is_compared():
+    """Equal rates may be written differently, and no decay is a decay of 0."""
+    network, problem = make_network(3, 1), make_problem()
+    rates = jax.tree.map(lambda leaf: 2.0, network)
+    flow = nth.GradientFlow(network, problem, learning_rates=rates, weight_decay=0.1)
+    options: Any = {"learning_rates": 2.0, "weight_decay": 0.1}
+    both = nth.compare(network, problem, TS, (2,), models={"same": flow}, **options)
+    np.testing.assert_array_equal(both.models["same"].train, both.truth.train)
+    linear = nth.TaylorizedFlow(network, problem, 1)
+    with pytest.raises(ValueError, match="so leave out weight_decay, or the model"):
+        nth.compare(
+            network, problem, TS, (2,), models={"linear": linear}, weight_decay=0.1
+        )
+
+
+def test_penalty_of_gradient_flow():
+    """λ/2 ‖θ‖² over what is trained: its gradient is the decay of the vector field."""
+    network, problem = make_network(3, 1), make_problem()
+    flow, plain = (
+        nth.GradientFlow(network, problem, weight_decay=decay) for decay in (0.5, 0.0)
+    )
+    theta = flow.initial_state()
+    squares = sum(float(np.sum(np.asarray(w) ** 2)) for w in network.weights)
+    np.testing.assert_allclose(flow.penalty(theta), 0.25 * squares)
+    assert plain.penalty(theta) == 0
+    slope = jax.grad(flow.penalty)(theta)
+    now = jnp.zeros(())
+    with_decay, without = (f.vector_field(now, theta, None) for f in (flow, plain))
+    for a, b, s in zip(
+        *map(jax.tree.leaves, (with_decay, without, slope)), strict=True
+    ):
+        np.testing.assert_allclose(a, b - s, atol=1e-14)

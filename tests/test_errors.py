@@ -69,10 +69,10 @@ def applied(apply_fn: Any, params: Any, **options: Any) -> Any:
 
 
 @refused(
-    ("y_train has shape (2,) and x_train (3, 2): give one", lambda: points(Y[:2])),
-    ("y_train has shape () and x_train (3, 2): give one", lambda: points(1.0)),
+    ("y_train has shape (2,) and x_train 3 points: give one", lambda: points(Y[:2])),
+    ("y_train has shape () and x_train 3 points: give one", lambda: points(1.0)),
     (
-        "x_test has inputs of shape (3,) and x_train of shape (2,): they must be equal",
+        "x_test has inputs of shape (3,) float64 and x_train of shape (2,) float64",
         lambda: nth.Problem(X, np.ones(4), np.ones((1, 3))),
     ),
     (
@@ -265,7 +265,7 @@ def never(leaf: Any) -> bool:
         lambda: formed(Layered(eqx.nn.BatchNorm(2, "batch", mode="batch"))),
     ),
     (
-        "network failed on one input of x_train, of shape (2,) and dtype float64",
+        "network failed on one input of x_train, (2,) float64; it must map",
         lambda: formed(make_network(4, 1, 5)),
     ),
     (
@@ -298,7 +298,7 @@ def never(leaf: Any) -> bool:
         ),
     ),
     (
-        "network must be an eqx.Module of one input, or nth.from_apply(",
+        "network must be an eqx.Module of one input, a flax.nnx.Module, or nth.from",
         lambda: formed({"w": jnp.ones(2)}),
     ),
 )
@@ -449,10 +449,10 @@ def test_failed_solve(front: str) -> None:
     for values in (solution.train, solution.test, solution.loss):
         assert np.isfinite(values[reached]).all()
         assert np.isnan(values[~reached]).all()
-    words = f"{solution.label} failed at t = {last:.6g}, short of the last time 10: "
+    words = f"{solution.label} failed at t = {last:.6g}, before the last time 10: "
     with pytest.raises(RuntimeError, match=re.escape(words)) as raised:
         getattr(nth, front)(*call, max_steps=1, **order)
-    assert "maximum number of solver steps was reached" in str(raised.value)
+    assert "it took max_steps=1 steps. Give a larger max_steps" in str(raised.value)
     assert "throw=False" in str(raised.value)
 
 

@@ -1,12 +1,22 @@
-"""The house: which module may import which, read with `ast`."""
+"""The package: which module may import which, what `import nth` loads, and extras."""
 
 import ast
 import functools
+import pickle
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
+import pytest
+from jaxtyping import TypeCheckError
+
 import nth
+from nth._eigen import rounding_of
 
 FOLDER = Path(nth.__file__).parent
+ROOT = FOLDER.parent
 
 # In the order of the data's way: a module imports from the rows above it alone.
 ROWS = [
@@ -17,15 +27,16 @@ ROWS = [
     "_inputs",
     "_eigen",
     "_loss",
+    "_archive",
     "_checkpoint",
     "_problem",
     "_activation",
-    "_mlp",
     "_modules",
     "_network_checks",
     "_network",
     "_rates",
     "_memory",
+    "_mlp",
     "_layers",
     "_passes",
     "_layerwise",
@@ -56,7 +67,11 @@ ROWS = [
     "_window",
     "_solution",
     "_stretches",
+    "_options",
+    "_diagnosis",
+    "_outcome",
     "_integrate",
+    "_saving",
     "_evolution",
     "_assumptions",
     "_bounds",
@@ -73,11 +88,14 @@ ROWS = [
     "_compare",
     "scaling",
     "_plot",
+    "_api",
     "__init__",
+    "_dataset",
     "__main__",
 ]
-# Imported inside a method, for an optional dependency: the way does not bend back.
-LAZY = {("_comparison", "_plot")}
+# Imported inside a method: for an optional dependency, or because files of solutions
+# need `RESULTS`.
+LAZY = {("_comparison", "_plot"), ("_solution", "_saving")}
 
 
 def imports(tree):
@@ -118,9 +136,9 @@ def test_no_import_goes_back_up():
                 assert ROWS.index(other) < ROWS.index(name), (name, other)
 
 
-def test_only_integrate_imports_diffrax():
+def test_only_integration_imports_diffrax():
     users = {name for name, tree in parsed().items() if "diffrax" in imports(tree)[1]}
-    assert users == {"_integrate"}
+    assert users == {"_options", "_outcome", "_integrate"}
 
 
 def test_optional_dependencies_are_not_imported_by_the_library():
@@ -140,3 +158,71 @@ def test_public_names_are_the_contract():
         "SoftmaxCrossEntropy LogisticLoss Loss softplus"
     )
     assert all(hasattr(nth, name) for name in names.split())
+
+
+def printed(script: str) -> str:
+    """What `script` prints in a Python of its own."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_loads_nothing_until_a_name_is_used():
+    script = """
+import sys, nth
+heavy = ("jax", "numpy", "scipy", "diffrax", "matplotlib")
+print([m for m in heavy if m in sys.modules])
+print(hasattr(nth, "_ipython_canary_method_should_not_exist_"), "jax" in sys.modules)
+nth.MLP, nth.solve, nth.infinite.kernels
+slow = ("scipy.stats", "scipy.optimize", "scipy.sparse.linalg", "matplotlib")
+print([m for m in slow if m in sys.modules])
+"""
+    assert printed(script) == "[]\nFalse False\n[]\n"
+
+
+def test_star_import_and_dir_have_every_public_name():
+    script = """
+import nth
+names = {n for n in dir(nth) if not n.startswith("_")} - {"TYPE_CHECKING"}
+from nth import *
+print(names == set(nth.__all__) and names <= set(globals()), len(names) > 40)
+print(MLP is nth.MLP, infinite is nth.infinite)
+"""
+    assert printed(script) == "True True\nTrue True\n"
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(AttributeError, match=r"^module 'nth' has no attribute 'mlp'$"):
+        nth.mlp  # noqa: B018  # pyright: ignore
+    with pytest.raises(ImportError, match="cannot import name 'mlp' from 'nth'"):
+        from nth import mlp  # noqa: F401  # pyright: ignore
+
+
+def test_public_classes_pickle():
+    for name in nth.__all__:  # pyright: ignore
+        if isinstance(value := getattr(nth, name), type):
+            assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_lazy_modules_are_instrumented():
+    """Jaxtyping's import hook, an option of pytest, reaches what loads later."""
+    with pytest.raises(TypeCheckError):
+        rounding_of("no array")  # pyright: ignore
+
+
+def test_commands_that_install_name_the_distribution_and_its_extras():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    texts = [ROOT / "README.md", *FOLDER.glob("**/*.py"), *ROOT.glob("docs/**/*.md")]
+    commands = [
+        (path.name, command)
+        for path in texts
+        for command in re.findall(r"pip install ([^`\n&#]+)", path.read_text())
+    ]
+    assert len(commands) >= 7
+    for command in commands:
+        found = re.match(r"'([\w.-]+)\[(\w+)\]'", command[1])
+        assert found is not None, command
+        assert found[1] in (project["name"], "."), command
+        assert found[2] in project["optional-dependencies"], command

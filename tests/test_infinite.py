@@ -13,6 +13,7 @@ from conftest import make_problem
 from scipy.integrate import dblquad, simpson
 
 import nth
+from nth._activation import ACTIVATIONS
 
 X = np.array([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.5, -0.5, 1.0], [-0.3, 0.4, 0.2]])
 SCALES: Any = {"sigma_w": 1.4, "sigma_a": 0.8, "sigma_b": 0.5}
@@ -71,7 +72,7 @@ def test_relu_is_two_integrals():
 @pytest.mark.parametrize("name", ["erf", "sin", "linear"])
 @pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
 def test_closed_forms_are_the_sums_over_nodes(name, parameterization):
-    function = nth._activation.ACTIVATIONS[name]
+    function = ACTIVATIONS[name]
     options: Any = {"depth": 3, "use_bias": True, "parameterization": parameterization}
     closed = nth.infinite.kernels(X, activation=name, **options, **SCALES)
     # Under another name, so that it is not known.

@@ -1,6 +1,10 @@
 """Integration: times, options, statistics."""
 
+from typing import Any
+
 import diffrax
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,3 +94,99 @@ def test_dynamics_of_the_users_own():
     solution = nth.integrate(Relaxation(problem), [1.0])
     y = np.asarray(problem.y_train)
     np.testing.assert_allclose(solution.train[0], y * (1 - np.exp(-0.25)), atol=1e-7)
+
+
+# ---------------------------------------------------------------- solvers and steps
+
+FIXED: Any = {"stepsize_controller": diffrax.ConstantStepSize()}
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"), [(diffrax.Heun(), 2), (diffrax.Euler(), 1)]
+)
+def test_fixed_steps_converge_at_the_order_of_the_solver(hierarchy, solver, order):
+    tight = diffrax.PIDController(rtol=1e-12, atol=1e-13)
+    exact = nth.integrate(hierarchy, [2.0], stepsize_controller=tight).train
+    errors = []
+    for dt0 in (0.1, 0.05):
+        solution = nth.integrate(hierarchy, [2.0], solver=solver, dt0=dt0, **FIXED)
+        assert solution.stats["num_steps"] == round(2 / dt0)
+        errors.append(float(jnp.max(jnp.abs(solution.train - exact))))
+    assert abs(np.log2(errors[0] / errors[1]) - order) < 0.2
+
+
+def test_fixed_steps_through_every_entry_point():
+    """All take `dt0`, and stop at each time where they are saved or shown."""
+    network, problem = make_network(4, 1), make_problem()
+    options: Any = {"solver": diffrax.Heun(), "dt0": 0.05, **FIXED}
+    ts = [0.0, 0.3, 1.0]
+    level = nth.solve(network, problem, ts, order=2, method="dense", **options)
+    both = nth.compare(network, problem, ts, (2,), method="dense", **options)
+    np.testing.assert_array_equal(both.solutions[2].train, level.train)
+    assert both.truth.stats["num_steps"] == 20
+    close = nth.solve(network, problem, ts, order=2, method="dense")
+    np.testing.assert_allclose(level.train, close.train, atol=1e-3)
+
+
+def test_a_first_step_for_the_adaptive_solver(hierarchy):
+    solution = nth.integrate(hierarchy, [1.0], dt0=1e-3)
+    np.testing.assert_allclose(
+        solution.train, nth.integrate(hierarchy, [1.0]).train, atol=1e-6
+    )
+
+
+ROOT = diffrax.VeryChord(rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": diffrax.Kvaerno3()},
+        {"solver": diffrax.Kvaerno3(root_finder=ROOT), "dt0": 0.02, **FIXED},
+        {"solver": diffrax.HalfSolver(diffrax.Euler())},
+        {"solver": diffrax.LeapfrogMidpoint(), "dt0": 0.005, **FIXED},
+        {"solver": diffrax.ReversibleHeun(), "dt0": 0.01, **FIXED},
+        {"adjoint": diffrax.DirectAdjoint()},
+    ],
+    ids=["implicit", "implicit-fixed", "half", "leapfrog", "reversible", "direct"],
+)
+def test_families_of_solvers(hierarchy, options):
+    """Those that work, which are the cures for those that are refused."""
+    solution = nth.integrate(hierarchy, [1.0], **options)
+    exact = nth.integrate(hierarchy, [1.0]).train
+    np.testing.assert_allclose(solution.train, exact, atol=1e-4)
+
+
+# ---------------------------------------------------------------- failed solves
+
+
+def test_fixed_steps_pass_a_kink():
+    """f = θ under |f − 1|: df/dt = 1 up to the kink at t = 1, then rest."""
+    kinked = nth.Problem([1.0], [1.0], loss=nth.Loss(lambda f, y: jnp.abs(f - y)))
+    network: Any = nth.from_apply(lambda theta, x: theta * x, jnp.array(0.0))
+    words = r"At a kink of the loss .*: take fixed ones, solver=diffrax.Heun"
+    with pytest.raises(RuntimeError, match=words):
+        nth.gradient_flow(network, kinked, [2.0], max_steps=2**10)
+    options: Any = {"solver": diffrax.Heun(), "dt0": 0.01, **FIXED}
+    solution = nth.gradient_flow(network, kinked, [0.5, 2.0], **options)
+    np.testing.assert_allclose(solution.train[:, 0], [0.5, 1.0], atol=0.011)
+
+
+def test_more_steps_are_the_cure_for_too_few(hierarchy):
+    with pytest.raises(RuntimeError, match="it took max_steps=2 steps"):
+        nth.integrate(hierarchy, [5.0], max_steps=2)
+    assert np.isfinite(nth.integrate(hierarchy, [5.0], max_steps=200).loss).all()
+
+
+@pytest.mark.parametrize("part", ["train", "test", "loss"])
+def test_a_failure_under_jit_says_the_same(part):
+    """Whatever part of the solution is used."""
+    network, problem = make_network(4, 1), make_problem()
+
+    @eqx.filter_jit
+    def run(scale):
+        flow = nth.GradientFlow(network, problem, learning_rates=scale)
+        return getattr(nth.integrate(flow, [50.0], max_steps=2), part)
+
+    with pytest.raises(Exception, match=r"it took max_steps=2 steps\. Give a larger"):
+        jax.block_until_ready(run(jnp.ones(())))

@@ -68,3 +68,53 @@ def test_problem_orders_points():
 def test_problem_goes_through_jit():
     problem = nth.Problem(np.zeros((2, 3)), np.zeros(2))
     assert jax.jit(lambda p: p.x.shape)(problem) == (2, 3)
+
+
+# ---------------------------------------------------------------- 32 bits
+
+ONES = np.ones((2, 1), np.float32)
+CROSS_ENTROPY = nth.SoftmaxCrossEntropy()
+
+
+@pytest.mark.parametrize(
+    ("argument", "number", "call"),
+    [
+        ("y_train", "1099511627776", lambda: nth.Problem(ONES, [0, 2**40])),
+        ("x_train", "4294967297", lambda: nth.Problem([[1], [2**32 + 1]], [1, 1])),
+        ("x_test", "-2147483649", lambda: nth.Problem([[1]], [1], [[-(2**31) - 1]])),
+        (
+            "y_train",
+            "4294967297",
+            lambda: nth.Problem(ONES, [0, 2**32 + 1], loss=CROSS_ENTROPY),
+        ),
+        ("y_train", "4294967295", lambda: nth.Problem(ONES, [0, 2**32 - 1])),
+        ("x_train", r"1e\+39", lambda: nth.Problem([[1.0], [1e39]], [1.0, 1.0])),
+        ("y_train", r"-1e\+39", lambda: nth.Problem(ONES, np.array([-1e39, np.inf]))),
+        ("ts", r"1e\+39", lambda: nth.closed_form(*formed(), [1e39])),
+    ],
+)
+def test_numbers_that_do_not_fit_32_bits_are_refused(argument, number, call):
+    """JAX would wrap integers around, 2^40 to 0, and make floats infinite."""
+    with jax.enable_x64(False):
+        words = rf"{argument} holds {number}, which does not fit .*jax_enable_x64"
+        with pytest.raises(ValueError, match=words):
+            call()
+    if argument != "ts":
+        with jax.enable_x64(True):  # the cure; infinite targets are refused as such
+            try:
+                call()
+            except ValueError as error:
+                assert "NaN or infinite" in str(error)  # noqa: PT017
+
+
+def formed():
+    tensors = tuple(jnp.ones(shape, jnp.float32) for shape in ((2,), (2, 2)))
+    return nth.Kernels(tensors), nth.Problem(ONES, [1, 1])
+
+
+def test_numbers_that_fit_are_kept():
+    with jax.enable_x64(False):
+        problem = nth.Problem([[2**31 - 1], [-(2**31)]], np.array([1e38, -1e38]))
+        assert problem.x_train.dtype == jnp.int32
+        np.testing.assert_array_equal(problem.x_train[:, 0], [2**31 - 1, -(2**31)])
+        assert problem.y_train.dtype == jnp.float32

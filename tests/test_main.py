@@ -14,7 +14,9 @@ from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 
 import nth
+from nth import __main__ as command
 from nth.__main__ import cli, main, times_until
+from nth._activation import ACTIVATIONS
 
 TINY = ["--width=8", "--depth=1", "--train=4", "--test=3", "--until=1", "--order=2"]
 
@@ -79,6 +81,7 @@ def test_data(tmp_path: Path, undrawn: None) -> None:
     assert result.exit_code == 0
     assert str(expected) in result.stdout
     assert "data.npz: 4 training and 3 test points" in result.stdout
+    assert "squared error of one output on targets -1 and +1" in result.stdout
     assert "test accuracy at t = 1: truth" in result.stdout
 
 
@@ -103,9 +106,24 @@ def test_help() -> None:
         assert getattr(option, "help", None)
 
 
-def test_version() -> None:
-    result = CliRunner().invoke(main, ["--version"])
-    assert result.stdout == f"nth, version {nth.__version__}\n"
+def test_activations_are_those_of_the_mlp() -> None:
+    """The command line lists them itself, so as not to import JAX."""
+    assert set(command._ACTIVATIONS) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help_do_not_import_jax(option: str) -> None:
+    script = (
+        f"import runpy, sys; sys.argv = ['nth', {option!r}]\n"
+        "try: runpy.run_module('nth', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: print('status', end.code)\n"
+        "print([m for m in ('jax', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.endswith("status 0\n[]\n")
+    wanted = f"nth, version {nth.__version__}\n" if option == "--version" else "Usage: "
+    assert out.startswith(wanted)
 
 
 def refuse(
@@ -128,26 +146,42 @@ def refuse(
         ("--widht 3", "--widht"),
         ("--width", "--width"),
         ("--width abc", "'abc' is not a valid integer"),
-        ("--width 0", "width must be at least 1; got 0"),
-        ("--depth 0", "depth must be at least 1; got 0"),
+        ("--width 0", "'--width': 0 is not in the range"),
+        ("--width 99999999999999999999", "'--width': 99999999999999999999 is not in"),
+        ("--depth 0", "'--depth': 0 is not in the range"),
         ("stray", "unexpected extra argument (stray)"),
         ("--order 2,x", "'--order': '2,x' is not a comma-separated list"),
         ("--order 2.5", "'--order': '2.5'"),
-        ("--order 1", "must be at least 2; got 1"),
-        ("--order 2,2", "must be distinct; got (2, 2)"),
-        ("--until -1", "--until must be finite and above 0; got -1"),
-        ("--until 0", "--until must be finite and above 0; got 0"),
-        ("--until nan", "--until must be finite and above 0; got nan"),
-        ("--times 3,2", "ts must be increasing"),
-        ("--times 1,nan", "ts must be finite"),
+        ("--order 1", "'--order': levels must be at least 2"),
+        ("--order 40", "on the command line at most 10; got 40"),
+        ("--order 2,2", "'--order': levels must be distinct; got (2, 2)"),
+        ("--until -1", "'--until': must be finite and above 0; got -1"),
+        ("--until 0", "'--until': must be finite and above 0; got 0"),
+        ("--until nan", "'--until': must be finite and above 0; got nan"),
+        ("--until inf", "'--until': must be finite and above 0; got inf"),
+        ("--until 1e-44 --dtype float32", "--until 1e-44: times must be finite and"),
+        ("--until 1e300 --dtype float32", "--until 1e+300: times must be finite and"),
+        ("--times 3,2,1", "'--times': times must be increasing; got (3.0, 2.0, 1.0)"),
+        ("--times 1,nan", "'--times': times must be finite and at least 0"),
+        ("--times=-1,1", "'--times': times must be finite and at least 0"),
+        ("--times 1,1e400", "'--times': times must be finite and at least 0"),
+        ("--times 1,1.000000001 --dtype float32", "--times: times must be finite and"),
         ("--times 1;2", "'--times': '1;2' is not a comma-separated list"),
-        ("--activation tahn", "Did you mean 'tanh'?"),
+        ("--loss hinge", "'--loss': 'hinge' is not one of"),
+        ("--activation tahn", "'--activation': 'tahn' is not one of 'tanh'"),
         ("--train 5000", "--train and --test ask for 5003 digits of 1797"),
         ("--seed -1", "'--seed': -1 is not in the range"),
+        (
+            "--seed 99999999999999999999999",
+            "'--seed': 99999999999999999999999 is not in",
+        ),
+        ("--seed 4294967296", "'--seed': 4294967296 is not in the range"),
         ("--train 0", "'--train': 0 is not in the range"),
         ("--test -1", "'--test': -1 is not in the range"),
         ("--dtype float16", "'--dtype': 'float16' is not one of"),
         ("--data nowhere.npz", "'--data': File 'nowhere.npz' does not exist"),
+        ("--data .", "'--data': File '.' is a directory"),
+        ("--data /dev/null", "cannot read /dev/null as npz: it is not a regular file"),
     ],
 )
 def test_wrong_option(monkeypatch, capsys, arguments: str, words: str) -> None:
@@ -164,9 +198,13 @@ def test_wrong_option(monkeypatch, capsys, arguments: str, words: str) -> None:
         ({"x_train": np.full((4, 8, 8), "a")}, "x_train must hold real numbers"),
         ({"y_train": [1j, 1, 1, 1]}, "y_train must hold real numbers; got complex"),
         ({"y_train": [1.0, -1.0]}, "y_train has shape (2,)"),
-        ({"x_test": np.ones((2, 5))}, "x_test has inputs of shape (5,)"),
+        ({"x_test": np.ones((3, 5))}, "x_test has inputs of shape (5,)"),
         ({"x_train": 1.0}, "x_train must have shape (points, *in)"),
+        ({"x_train": np.ones((4, 0))}, "x_train has inputs with no number"),
         ({"y_test": [1.0]}, "y_test has shape (1,)"),
+        ({"y_test": [1.0, np.nan, 1.0]}, "y_test has labels that y_train has not, nan"),
+        ({"y_train": np.ones((4, 2)), "y_test": np.eye(3)}, "y_test has shape (3, 3)"),
+        ({"x_test": None}, "data.npz has y_test and no x_test"),
     ],
 )
 def test_wrong_data(
@@ -209,11 +247,96 @@ def test_pickles_stay_shut(monkeypatch, capsys, tmp_path: Path) -> None:
     assert "cannot read" in refuse(monkeypatch, capsys, "--data", file)
 
 
+def test_output_that_cannot_be_written(monkeypatch, capsys, tmp_path: Path) -> None:
+    """Known before the solve."""
+    monkeypatch.setattr(nth, "compare", None)
+    file = save(tmp_path)
+    assert "is a file" in refuse(monkeypatch, capsys, "--output", file)
+    line = refuse(monkeypatch, capsys, "--output", file / "folder")
+    assert "--output: cannot write into" in line
+    (tmp_path / "levels.png").mkdir()
+    line = refuse(monkeypatch, capsys, "--output", tmp_path)
+    assert "levels.png is a folder" in line
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: Any) -> Any:
+    """What `nth.compare` is called with, and what has been printed by then."""
+    calls = []
+
+    def compare(network, problem, ts, orders, y_test):
+        calls.append((network, problem, y_test))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(nth, "compare", compare)
+    words = [*TINY, "--output", str(tmp_path), *map(str, arguments)]
+    result = CliRunner().invoke(main, words)
+    assert isinstance(result.exception, ValueError)
+    return (*calls[0], result.stdout)
+
+
+def test_class_labels(tmp_path: Path, undrawn: None) -> None:
+    """Integers of three classes, in float32: what is printed is what nth finds."""
+    labels = np.array([0, 2, 1, 2, 0, 1, 2], np.uint8)
+    file = save(tmp_path, y_train=labels[:4], y_test=labels[4:])
+    result = run(tmp_path, "--data", file, "--dtype=float32")
+    with np.load(file) as arrays:
+        x = [arrays[k].reshape(-1, 64).astype("f4") for k in ("x_train", "x_test")]
+    loss = nth.SoftmaxCrossEntropy()
+    problem = nth.Problem(x[0], labels[:4].astype("i4"), x[1], loss=loss)
+    network = nth.MLP(64, 8, 1, out_size=3, key=jax.random.key(0))
+    y_test = labels[4:].astype("i4")
+    expected = nth.compare(network, problem, times_until(1.0), (2,), y_test=y_test)
+    assert str(expected) in result.stdout
+    line = "3 classes, labels 0 to 2: softmax cross-entropy of 3 outputs\n"
+    assert line in result.stdout
+    assert "test accuracy at t = 1: truth" in result.stdout
+
+
+@pytest.mark.parametrize("loss", ["squared-error", "cross-entropy", "logistic"])
+def test_loss_of_the_digits(monkeypatch, tmp_path: Path, loss: str) -> None:
+    network, problem, y_test, out = compared(monkeypatch, tmp_path, "--loss", loss)
+    y_train = np.asarray(problem.y_train)
+    if loss == "cross-entropy":
+        assert isinstance(problem.loss, nth.SoftmaxCrossEntropy)
+        assert network.out_size == 2
+        assert set(y_train) | set(y_test) == {0, 1}
+        assert "2 classes, labels -1, 1: softmax cross-entropy of 2 outputs" in out
+    else:
+        kind = nth.LogisticLoss if loss == "logistic" else nth.SquaredError
+        assert isinstance(problem.loss, kind)
+        assert network.out_size == "scalar"
+        assert set(y_train) | set(y_test) == {-1, 1}
+
+
+def test_norms_of_inputs(monkeypatch, tmp_path: Path) -> None:
+    """Pixels 0 to 255 are pointed out, and normalized on request."""
+    pixels = np.random.default_rng(0).integers(1, 256, (7, 8, 8), dtype=np.uint8)
+    file = save(tmp_path, x_train=pixels[:4], x_test=pixels[4:])
+    with pytest.warns(UserWarning, match=r"norm of an input is .* give --normalize"):
+        compared(monkeypatch, tmp_path, "--data", file)
+    arguments = ("--data", file, "--normalize")
+    _, problem, _, _ = compared(monkeypatch, tmp_path, *arguments)
+    flat = pixels.reshape(7, 64).astype(float)
+    expected = flat / np.sqrt((flat**2).sum(1))[:, None]
+    np.testing.assert_allclose(problem.x, expected, rtol=1e-14)
+
+
+def test_warning_is_one_line(tmp_path: Path) -> None:
+    file = save(tmp_path, x_train=np.ones((4, 64)), x_test=np.ones((3, 64)))
+    command = [sys.executable, "-m", "nth", *TINY, "--times=0", "--data", str(file)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.startswith("nth: warning: the largest norm of an input is 8, ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_exit_status(tmp_path: Path) -> None:
     """As the shell sees it."""
     command = [sys.executable, "-m", "nth", "--width", "0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "nth: width must be at least 1; got 0.\n"
+    assert done.stderr == (
+        "nth: Invalid value for '--width': 0 is not in the range 1<=x<=1000000.\n"
+    )
     assert list(tmp_path.iterdir()) == []

@@ -94,7 +94,7 @@ def test_training_begins_by_gradient_descent():
     hierarchy = nth.MatrixFreeHierarchy(network, problem, 4)
     start = hierarchy.initial_state()
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(start))
-    first, *rest = rates(hierarchy, start)
+    first, *rest = rates(hierarchy, start).steps
 
     def loss(network):
         log = jax.nn.log_softmax(jax.vmap(network)(problem.x_train))
@@ -114,7 +114,7 @@ def test_vector_field_is_its_equation(outputs):
     hierarchy = nth.MatrixFreeHierarchy(network, problem, order)
     state = random_state(hierarchy)
     theta, unravel = ravel_pytree(hierarchy.params)
-    steps = [ravel_pytree(step)[0] for step in state]
+    steps = [ravel_pytree(step)[0] for step in state.steps]
 
     def f(theta):
         return jax.vmap(eqx.combine(unravel(theta), network))(problem.x)
@@ -142,7 +142,7 @@ def test_vector_field_is_its_equation(outputs):
 
     outputs, expected = jax.jit(brute_force)()
     np.testing.assert_allclose(hierarchy.outputs(state), outputs, atol=1e-13)
-    ours = [ravel_pytree(rate)[0] for rate in rates(hierarchy, state)]
+    ours = [ravel_pytree(rate)[0] for rate in rates(hierarchy, state).steps]
     assert_trees_close(ours, expected, 1e-13)
 
 
@@ -234,7 +234,7 @@ def test_what_is_frozen_stays():
     network = make_network(3, 2)
     spec = only(network, lambda net: net.weights[0])
     hierarchy = nth.MatrixFreeHierarchy(network, make_problem(), 3, filter_spec=spec)
-    for rate in rates(hierarchy, random_state(hierarchy)):
+    for rate in rates(hierarchy, random_state(hierarchy)).steps:
         assert [leaf.shape for leaf in jax.tree.leaves(rate)] == [(3, 3)]
 
 
@@ -352,9 +352,9 @@ def test_new_points_after_the_solve(solved):
 @pytest.mark.parametrize(
     ("x_new", "words"),
     [
-        (np.zeros((2, 4)), r"x_new has shape \(2, 4\).*inputs of shape \(3,\)"),
-        (np.zeros(3), r"x_new has shape \(3,\).*inputs of shape \(3,\)"),
-        (np.float64(0), r"x_new has shape \(\)"),
+        (np.zeros((2, 4)), r"x_new has inputs of shape \(4,\).*of shape \(3,\)"),
+        (np.zeros(3), r"x_new has inputs of shape \(\).*of shape \(3,\)"),
+        (np.float64(0), "x_new must have shape .*got a scalar"),
         (np.zeros((2, 3), np.float32), "x_new has .*float32.*float64"),
         (np.full((2, 3), np.nan), "x_new has NaN or infinite entries"),
         (np.full((2, 3), np.inf), "x_new has NaN or infinite entries"),
@@ -366,6 +366,35 @@ def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
     hierarchy = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), 2)
     with pytest.raises(ValueError, match=words):
         hierarchy.predict(hierarchy.initial_state(), x_new)
+
+
+@pytest.mark.parametrize(
+    ("options", "state_of", "words"),
+    [
+        ({}, {"order": 2}, r"state is of order 2.*order 3.*Hierarchy\(\.\.\., 2\)"),
+        ({}, {"order": 2, "weight_decay": 0.1}, "state is of order 2"),
+        ({}, {"network": make_network(3, 2)}, "state has other arrays"),
+    ],
+)
+def test_a_state_of_another_solve_is_refused(options, state_of, words):
+    """Two coefficients could be those of order 3, or of order 2 and weight decay."""
+    made = {"network": NETWORK, "order": 3, **state_of}
+    state = nth.MatrixFreeHierarchy(
+        made.pop("network"), SMALL, made.pop("order"), **made
+    ).initial_state()
+    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 3, **options)
+    with pytest.raises(ValueError, match=words):
+        hierarchy.predict(state, SMALL.x_train)
+
+
+def test_a_state_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 2)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, SMALL, 2), SMALL)
+    states: Any = (None, dense.initial_state(), hierarchy.params, (hierarchy.params,))
+    for state in states:
+        with pytest.raises(ValueError, match=r"state must be .* Solution\.state"):
+            hierarchy.predict(state, SMALL.x_train)
 
 
 # ---------------------------------------------------------------- iterated integrals

@@ -343,7 +343,7 @@ SMALL = make_network(3, 1)
             "learning_rate must be a number at each step",
             lambda: descend(3, nth.GradientDescent(lambda s: jnp.ones(2))),
         ),
-        ("rule must be an nth.GradientDescent", lambda: descend(3, 0.1)),
+        ("rule must be a GradientDescent", lambda: descend(3, 0.1)),
         ("steps must be a number of steps, or an", lambda: descend(2.5, PLAIN)),
         ("steps must be at least 0; got -1", lambda: descend(-1, PLAIN)),
         ("steps must be increasing", lambda: descend([0, 2, 2], PLAIN)),

@@ -96,7 +96,7 @@ def test_bad_input_is_told():
         scaling.sweep(noisy, (4, 4), 2, key=KEY)
     with pytest.raises(ValueError, match="measure must give floating scalars"):
         scaling.sweep(lambda w, k: jnp.ones(3), (4,), 2, key=KEY)
-    with pytest.raises(ValueError, match="at least three distinct numbers"):
+    with pytest.raises(ValueError, match="at least three distinct finite numbers"):
         scaling.fit((1, 2), [1.0, 2.0])
     with pytest.raises(ValueError, match=r"values must have shape \(4,\)"):
         scaling.fit(WIDTHS, [1.0, 2.0])

@@ -13,6 +13,7 @@ from numpy.polynomial import Polynomial
 
 import nth
 from nth import _taylor
+from nth._series import SeriesState
 from nth._taylor import best_coefficients, by_jet, by_jvp
 
 K = 4
@@ -231,7 +232,7 @@ def test_without_jet(monkeypatch):
 
     def rates():
         hierarchy = nth.MatrixFreeHierarchy(network, problem, 3)
-        state = tuple(random_steps(hierarchy.params)[:2])
+        state = SeriesState(None, tuple(random_steps(hierarchy.params)[:2]))
         rate = eqx.filter_jit(hierarchy.vector_field)(jnp.zeros(()), state, None)
         return hierarchy.coefficients, (rate, hierarchy.outputs(state))
 

@@ -99,10 +99,36 @@ def test_bounds_are_those_of_the_paper(problem):
         # The width for an error gives that error.
         wide = theory.bounds(formed, found.width_for(p, 0.01))
         assert wide.error(p, wide.time()) == pytest.approx(0.01)
-    assert found.order_for(1e-3, 100.0) == 4  # odd 3 will not do
-    assert found.order_for(1e-9, 10.0) == 6
-    with pytest.raises(ValueError, match="is not below √m"):
-        found.order_for(1e-3, 1000.0)
+
+
+def test_order_for_is_the_least_level_whose_bound_is_small_enough(problem):
+    formed = nth.kernels(make_network(8, 1), problem, 2)
+    found = theory.bounds(formed, 1e6, largest_order=6)
+    # Eq. 18 at t = 9 < n/λ, n = 4: 10 · 9^{p-1} · 2 · 9 / 10^{3p}.
+    scale = {p: 20 * 9.0**p / 1e3**p for p in (2, 4, 6)}
+    for p, bound in scale.items():
+        assert found.error(p, 9.0) == pytest.approx(bound)
+        assert found.order_for(1.01 * bound, 9.0) == p
+    assert found.order_for(scale[4] * 0.99, 9.0) == 6
+    words = f"the least is {scale[6]:.4g}, of level 6"
+    with pytest.raises(ValueError, match=words):
+        found.order_for(0.99 * scale[6], 9.0)
+    # The cure works: a larger width.
+    wider = theory.bounds(formed, 2e6, largest_order=6)
+    assert wider.order_for(0.99 * scale[6], 9.0) == 6
+    inside = 0.99 * found.window
+    assert found.error(found.order_for(0.1, inside), inside) <= 0.1
+    with pytest.raises(ValueError, match=f"t must be at most {found.window:.4g}"):
+        found.order_for(0.1, 1.01 * found.window)
+    with pytest.raises(ValueError, match="order must be at most 6, the largest_order"):
+        found.error(8, 1.0)
+
+
+def test_bounds_at_the_ends_of_floating_point(problem):
+    found = theory.bounds(nth.kernels(make_network(8, 1), problem, 2), 1e6)
+    assert found.error(4, 1e200) == np.inf
+    assert found.time(10.0) == 0  # n = 4 is below 10 from the start
+    assert found.width_for(2, 0.1, 10.0) == 0
 
 
 def test_the_logarithm_that_the_theorem_leaves_free(problem):
@@ -190,3 +216,59 @@ def test_bad_input_is_told(problem):
     labels = make_problem(2, 0, outputs=2, loss=nth.SoftmaxCrossEntropy())
     with pytest.raises(ValueError, match=r"laziness is for nth\.SquaredError"):
         theory.laziness(make_network(4, 1, outputs=2), labels)
+
+
+def test_high_derivatives_are_those_of_sine():
+    """Every derivative of sin has the bound 1, also the 25th of the highest order."""
+    np.testing.assert_allclose(
+        theory.check_activation("sin", 12).bounds, np.ones(25), rtol=1e-4
+    )
+    with pytest.raises(ValueError, match="order must be at most 4 for this activation"):
+        theory.check_activation("softplus", 5)
+
+
+# ---------------------------------------------------------------- the catapult's phase
+
+
+def descended(u, v, target, rate, steps):
+    """Outputs and NTK of f = u·v/√N under gradient descent, in NumPy."""
+    n, outputs, ntk = len(u), [], []
+    with np.errstate(all="ignore"):
+        for _ in range(steps):
+            outputs.append(u @ v / n**0.5)
+            ntk.append((u @ u + v @ v) / n)
+            push = rate * (outputs[-1] - target) / n**0.5
+            u, v = u - push * v, v - push * u
+    return np.array(outputs), np.array(ntk)
+
+
+def phase_of(outputs, ntk, rate):
+    if not np.all(np.isfinite(outputs)):
+        return "divergent"
+    return "lazy" if np.max(rate * ntk) < 2 else "catapult"
+
+
+@pytest.mark.parametrize("steps", [2, 40])
+def test_phase_is_that_of_the_network(steps):
+    """Whatever the target, and however few steps were taken."""
+    rng = np.random.default_rng(0)
+    found = set()
+    for _ in range(60):
+        u, v = rng.normal(size=(2, 4))
+        target = rng.choice([0.0, 1.0]) * rng.normal()
+        rate = rng.uniform(0.2, 4.5) * 4 / (u @ u + v @ v)
+        outputs, ntk = descended(u, v, target, rate, 3000)
+        path = nth.catapult(outputs[0], ntk[0], rate, 4, steps, target=target)
+        bounded = np.cumprod(np.abs(outputs[: steps + 1]) < 1e20).astype(bool)
+        np.testing.assert_allclose(
+            path.outputs[bounded], outputs[: steps + 1][bounded], rtol=1e-6, atol=1e-9
+        )
+        expected = phase_of(outputs, ntk, rate)
+        assert path.phase == expected
+        boundary = "lazy" if rate * ntk[0] < 2 else "catapult"
+        boundary = boundary if rate * ntk[0] < 4 else "divergent"
+        found.add((expected, target != 0, boundary != expected))
+    kinds = {kind for kind, _, _ in found}
+    assert kinds == {"lazy", "catapult", "divergent"}
+    assert not any(differs and not aimed for _, aimed, differs in found)
+    assert ("divergent", True, True) in found  # a target that the boundaries miss

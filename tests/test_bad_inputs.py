@@ -1,0 +1,438 @@
+"""Bad values of every argument of every public function: each error names it.
+
+Nothing here compiles: every value is refused before work begins.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+
+import nth as typed_nth
+
+nth: Any = typed_nth  # wrong types are the point here
+Call = Callable[[], Any]
+
+KEY = jax.random.key(0)
+X, Y = np.eye(4)[:, :3], np.array([1.0, -1.0, 1.0, 1.0])
+PROBLEM = make_problem()
+NETWORK = make_network(3, 1)
+RULE = typed_nth.GradientDescent(0.1)
+HUGE = 10**12
+LOW = (jnp.float16, jnp.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user has no type checker between them and our messages."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def formed(order: int = 2) -> Any:
+    """Kernels on the points of `PROBLEM`, put together by hand."""
+    ntk = np.concatenate([np.eye(4), np.ones((2, 4))])
+    rest = [np.ones((6,) + (4,) * (r - 1)) for r in range(3, order + 1)]
+    return nth.Kernels(tuple(map(jnp.asarray, [np.ones(6), ntk, *rest])))
+
+
+def refused(*rows: tuple[str, Call]) -> pytest.MarkDecorator:
+    """Parametrize a test over calls and the argument that each error must name."""
+    named = [pytest.param(*row, id=f"{row[0]}-{i}") for i, row in enumerate(rows)]
+    return pytest.mark.parametrize(("argument", "call"), named)
+
+
+def expect(argument: str, call: Call) -> None:
+    with pytest.raises(ValueError, match=rf"(?<!\w){re.escape(argument)}\b"):
+        call()
+
+
+def problem(**options: Any) -> Any:
+    return nth.Problem(**{"x_train": X, "y_train": Y, **options})
+
+
+@refused(
+    ("x_train", lambda: problem(x_train=None)),
+    ("x_train", lambda: problem(x_train="inputs")),
+    ("x_train", lambda: problem(x_train=1.0)),
+    ("x_train", lambda: problem(x_train=X * np.nan)),
+    ("x_train", lambda: problem(x_train=X * 1j)),
+    ("x_train", lambda: problem(x_train=X.astype(np.longdouble))),
+    ("x_train", lambda: problem(x_train=[[1], [1, 2]])),
+    ("y_train", lambda: problem(y_train=None)),
+    ("y_train", lambda: problem(y_train=Y[:2])),
+    ("y_train", lambda: problem(y_train=Y * np.inf)),
+    ("y_train", lambda: problem(y_train=[2**70] * 4)),
+    ("x_test", lambda: problem(x_test=X[:, :2])),
+    ("x_test", lambda: problem(x_test=object())),
+    *[("x_train", lambda low=low: problem(x_train=jnp.asarray(X, low))) for low in LOW],
+    *[("y_train", lambda low=low: problem(y_train=jnp.asarray(Y, low))) for low in LOW],
+    ("loss", lambda: problem(loss=None)),
+    ("loss", lambda: problem(loss=nth.SquaredError)),
+    ("fn", lambda: nth.Loss(None)),
+    ("y_train", lambda: problem(loss=nth.LogisticLoss(), y_train=Y * 0)),
+    ("y_train", lambda: problem(loss=nth.SoftmaxCrossEntropy(), y_train=[-1] * 4)),
+)
+def test_problem(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def mlp(**options: Any) -> Any:
+    given = {"in_size": 3, "width": 4, "depth": 1, "key": KEY, **options}
+    return nth.MLP(**given)
+
+
+def low_parameters(dtype: Any) -> Any:
+    """Parameters of 16 bits, for inputs that do not set a dtype."""
+    network = nth.from_apply(lambda w, x: w * x.astype(w.dtype), jnp.ones((), dtype))
+    return nth.GradientFlow(network, nth.Problem([1, 2], [1.0, 2.0]))
+
+
+@refused(
+    ("in_size", lambda: mlp(in_size=0)),
+    ("width", lambda: mlp(width=2.0)),
+    ("width", lambda: mlp(width=HUGE)),
+    ("depth", lambda: mlp(depth=10**6)),
+    ("depth", lambda: mlp(depth=True)),
+    ("out_size", lambda: mlp(out_size="vector")),
+    ("activation", lambda: mlp(activation=3)),
+    ("parameterization", lambda: mlp(parameterization=["nth"])),
+    ("use_bias", lambda: mlp(use_bias="no")),
+    ("use_bias", lambda: mlp(use_bias=1)),
+    ("sigma_w", lambda: mlp(sigma_w=np.ones(1))),
+    ("sigma_a", lambda: mlp(sigma_a=1j)),
+    ("sigma_b", lambda: mlp(sigma_b=True)),
+    ("dtype", lambda: mlp(dtype=complex)),
+    ("dtype", lambda: mlp(dtype=int)),
+    ("dtype", lambda: mlp(dtype="single-ish")),
+    ("dtype", lambda: mlp(dtype=LOW[0])),
+    ("dtype", lambda: mlp(dtype=LOW[1])),
+    ("key", lambda: mlp(key=0)),
+    ("key", lambda: mlp(key=None)),
+    ("key", lambda: mlp(key=jax.random.split(KEY))),
+    ("key", lambda: mlp(key=np.ones(2))),
+    ("apply_fn", lambda: nth.from_apply(None, {})),
+    *[("network", lambda low=low: low_parameters(low)) for low in LOW],
+)
+def test_network(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def solve(**options: Any) -> Any:
+    network, data = options.pop("network", NETWORK), options.pop("problem", PROBLEM)
+    return nth.solve(network, data, options.pop("ts", [1.0]), **{"order": 2, **options})
+
+
+def wrong(name: str, *values: Any, **others: Any) -> list[tuple[str, Call]]:
+    """A row for each bad value of one option of the solve."""
+    return [(name, lambda v=v: solve(**{name: v}, **others)) for v in values]
+
+
+CONSTANT = diffrax.ConstantStepSize()
+STEP_TO = diffrax.StepTo(jnp.array([0.0, 1.0]))
+
+
+@refused(
+    *wrong("network", None, 3, "mlp", {"w": X}),
+    *wrong("problem", None, 3, (X, Y)),
+    *wrong("ts", None, "now", [], [[1.0]], 1.0, [np.nan], [np.inf], [-1.0], [2, 1]),
+    *wrong("ts", [True], [0.0, 0.0], [1j], [object()], [[1.0], [1.0, 2.0]]),
+    *wrong("order", 1, 0, 2.0, True, None, "2", 13, 10**9),
+    *wrong("method", "denser", None, 3, ["dense"]),
+    *wrong("filter_spec", 3, "weights", [True]),
+    *wrong("learning_rates", True, "fast", -1.0, np.nan, {"a": 1.0}, 1j),
+    *wrong("learning_rates", jnp.array(True), np.ones((7, 7))),
+    *wrong("weight_decay", True, "much", -1.0, np.inf, [0.1], 1j, None),
+    *wrong("solver", 3, None, diffrax.Tsit5, "Tsit5"),
+    *wrong("solver", diffrax.SemiImplicitEuler(), diffrax.KenCarp4(), diffrax.ShARK()),
+    *wrong("solver", diffrax.EulerHeun(), diffrax.ItoMilstein(), diffrax.ALIGN(0.1)),
+    *wrong("solver", diffrax.Euler(), diffrax.LeapfrogMidpoint()),  # no error estimate
+    *wrong("solver", diffrax.Kvaerno5(), stepsize_controller=CONSTANT, dt0=0.1),
+    *wrong("stepsize_controller", 3, "pid", diffrax.PIDController),
+    *wrong("stepsize_controller", diffrax.StepTo(jnp.array([0.0, 0.5]))),
+    *wrong("stepsize_controller", STEP_TO, progress=True),
+    *wrong("dt0", 0, -0.1, np.nan, "small", True, [0.1]),
+    *wrong("dt0", None, stepsize_controller=CONSTANT),
+    *wrong("dt0", 0.1, stepsize_controller=STEP_TO),
+    *wrong("adjoint", 3, None, diffrax.BacksolveAdjoint(), diffrax.ImplicitAdjoint()),
+    *wrong("max_steps", 0, 1.5, None, HUGE),
+    *wrong("progress_meter", 3, None, diffrax.TqdmProgressMeter),
+    *wrong("progress", "yes", 1, None),
+    *wrong("checkpoint", 3, "", True, b"run.npz"),
+    *wrong("watch", 3, "state", lambda: 1, lambda state: 1, method="dense"),
+    *wrong("throw", 1, "no", None),
+)
+def test_solve(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+@pytest.mark.parametrize("option", ["max_step", "tolerance"])
+def test_unknown_option(option: str) -> None:
+    near = r".* Did you mean 'max_steps'\?" if option == "max_step" else ""
+    with pytest.raises(TypeError, match=f"unknown option '{option}'{near}"):
+        solve(**{option: 1})
+
+
+FLOW = typed_nth.GradientFlow(NETWORK, PROBLEM)
+
+
+@refused(
+    ("dynamics", lambda: nth.integrate(None, [1.0])),
+    ("dynamics", lambda: nth.integrate(NETWORK, [1.0])),
+    ("watch", lambda: nth.integrate(FLOW, [1.0], watch=lambda state: state.nothing)),
+    ("dynamics", lambda: nth.kernel_along(NETWORK, [1.0])),
+    ("watch", lambda: nth.kernel_along(FLOW, [1.0], watch=len)),
+    ("solver", lambda: nth.kernel_along(FLOW, [1.0], solver=3)),
+    ("count", lambda: nth.spectrum_along(FLOW, [1.0], 0)),
+    ("count", lambda: nth.spectrum_along(FLOW, [1.0], 4)),
+    ("problem", lambda: nth.gradient_flow(NETWORK, None, [1.0])),
+    ("ts", lambda: nth.gradient_flow(NETWORK, PROBLEM, None)),
+    ("weight_decay", lambda: nth.GradientFlow(NETWORK, PROBLEM, weight_decay="a")),
+    ("degree", lambda: nth.TaylorizedFlow(NETWORK, PROBLEM, 0)),
+    ("degree", lambda: nth.TaylorizedFlow(NETWORK, PROBLEM, 10**9)),
+    ("problem", lambda: nth.TaylorizedFlow(NETWORK, None, 1)),
+    ("kernels", lambda: nth.DenseHierarchy(None, PROBLEM)),
+    ("problem", lambda: nth.DenseHierarchy(formed(), None)),
+    ("order", lambda: nth.DenseHierarchy(formed(), PROBLEM, 10**9)),
+    ("kernels", lambda: nth.DenseHierarchy(formed(), make_problem(3, 2))),
+    ("order", lambda: nth.cheaper_method(NETWORK, PROBLEM, 10**9)),
+    ("problem", lambda: nth.cheaper_method(NETWORK, None, 2)),
+    ("kernels", lambda: nth.closed_form(None, PROBLEM, [1.0])),
+    ("problem", lambda: nth.closed_form(formed(), None, [1.0])),
+    ("ts", lambda: nth.closed_form(formed(), PROBLEM, [np.nan])),
+    ("kernels", lambda: nth.perturbative(formed(3), PROBLEM, [1.0])),
+    ("problem", lambda: nth.displacement(NETWORK, None, [1.0])),
+    ("kernels", lambda: nth.spectrum(PROBLEM)),
+    ("kernels", lambda: nth.spectrum(None)),
+    ("problem", lambda: nth.kernels(NETWORK, None, 2)),
+    ("order", lambda: nth.kernels(NETWORK, PROBLEM, 1)),
+    ("block_size", lambda: nth.kernels(NETWORK, PROBLEM, 2, block_size=0)),
+    ("order", lambda: nth.project(NETWORK, PROBLEM, 10**9, 2)),
+    ("modes", lambda: nth.project(NETWORK, PROBLEM, 2, 0)),
+    ("modes", lambda: nth.project(NETWORK, PROBLEM, 2, np.ones(3))),
+    ("order", lambda: nth.contract(NETWORK, PROBLEM, 10**9, [None])),
+    ("vectors", lambda: nth.contract(NETWORK, PROBLEM, 2, [])),
+    ("vectors", lambda: nth.contract(NETWORK, PROBLEM, 2, ["all"])),
+    ("problem", lambda: nth.layer_kernels(NETWORK, None)),
+    ("sigma_a", lambda: nth.nngp(NETWORK, PROBLEM, sigma_a=-1)),
+    ("network", lambda: nth.nngp(None, PROBLEM)),
+)
+def test_dynamics(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def compare(**options: Any) -> Any:
+    data, ts = options.pop("problem", PROBLEM), options.pop("ts", [1.0])
+    return nth.compare(NETWORK, data, ts, options.pop("orders", (2,)), **options)
+
+
+def model(**options: Any) -> Call:
+    return lambda: compare(models={"other": nth.GradientFlow(NETWORK, **options)})
+
+
+LAST = eqx.tree_at(
+    lambda network: network.weights,
+    jax.tree.map(lambda _: False, NETWORK),
+    (False, True),
+)
+OTHER_LOSS = typed_nth.Problem(
+    PROBLEM.x_train, PROBLEM.y_train, PROBLEM.x_test, loss=typed_nth.LogisticLoss()
+)
+
+
+@refused(
+    ("problem", lambda: compare(problem=None)),
+    ("ts", lambda: compare(ts=[2.0, 1.0])),
+    ("orders", lambda: compare(orders=())),
+    ("orders", lambda: compare(orders=3)),
+    ("orders", lambda: compare(orders=(2, 10**9))),
+    ("orders", lambda: compare(orders=None)),
+    ("models", lambda: compare(models=[FLOW])),
+    ("models", lambda: compare(models=FLOW)),
+    ("models", lambda: compare(models={"truth": FLOW})),
+    ("models", lambda: compare(models={3: FLOW})),
+    ("models", lambda: compare(models={"other": NETWORK})),
+    ("models", model(problem=make_problem(seed=1))),
+    ("models", model(problem=OTHER_LOSS)),
+    ("weight_decay", model(problem=PROBLEM, weight_decay=0.1)),
+    ("learning_rates", model(problem=PROBLEM, learning_rates=2.0)),
+    ("filter_spec", model(problem=PROBLEM, filter_spec=LAST)),
+    ("y_test", lambda: compare(y_test=[1.0])),
+    ("y_test", lambda: compare(y_test="labels")),
+    ("method", lambda: compare(method="sparse")),
+    ("solver", lambda: compare(solver=diffrax.Euler())),
+    ("rule", lambda: compare(rule=0.1, ts=3)),
+    ("checkpoint", lambda: compare(checkpoint=3)),
+)
+def test_compare(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def descend(steps: Any = 2, rule: Any = RULE, **options: Any) -> Any:
+    return nth.gradient_descent(NETWORK, PROBLEM, steps, rule, **options)
+
+
+def descent(**options: Any) -> Any:
+    return nth.GradientDescent(**{"learning_rate": 0.1, **options})
+
+
+def scheduled(schedule: Any) -> Call:
+    return lambda: descend(rule=nth.GradientDescent(schedule))
+
+
+@refused(
+    ("learning_rate", lambda: descent(learning_rate=-0.1)),
+    ("learning_rate", lambda: descent(learning_rate=True)),
+    ("learning_rate", lambda: descent(learning_rate=None)),
+    ("learning_rate", scheduled(lambda step: "fast")),
+    ("learning_rate", scheduled(lambda step: 1j)),
+    ("momentum", lambda: descent(momentum=1.0)),
+    ("momentum", lambda: descent(momentum="some")),
+    ("nesterov", lambda: descent(nesterov=1)),
+    ("nesterov", lambda: descent(nesterov=True)),
+    ("weight_decay", lambda: descent(weight_decay=-1)),
+    ("batch_size", lambda: descent(batch_size=0, key=KEY)),
+    ("key", lambda: descent(batch_size=2)),
+    ("key", lambda: descent(batch_size=2, key=0)),
+    ("batch_size", lambda: descend(rule=descent(batch_size=5, key=KEY))),
+    ("rule", lambda: descend(rule=0.1)),
+    ("steps", lambda: descend(HUGE)),
+    ("steps", lambda: descend([0, HUGE])),
+    ("steps", lambda: descend(1.5)),
+    ("steps", lambda: descend(-1)),
+    ("steps", lambda: descend([2, 1])),
+    ("steps", lambda: descend([[1], [1, 2]])),
+    ("steps", lambda: descend(None)),
+    ("steps", lambda: descend(True)),
+    ("problem", lambda: nth.solve_discrete(NETWORK, None, 2, RULE, order=2)),
+    ("order", lambda: nth.solve_discrete(NETWORK, PROBLEM, 2, RULE, order=10**9)),
+    ("momentum", lambda: nth.max_learning_rate(NETWORK, PROBLEM, momentum=2)),
+    ("problem", lambda: nth.max_learning_rate(NETWORK, None)),
+)
+def test_discrete(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def catapult(**options: Any) -> Any:
+    given = {"output": 0.1, "ntk": 1.0, "learning_rate": 1.0, "width": 8, "steps": 2}
+    return nth.catapult(**given | options)
+
+
+@refused(
+    ("output", lambda: catapult(output=np.nan)),
+    ("output", lambda: catapult(output=[0.1])),
+    ("ntk", lambda: catapult(ntk=-1.0)),
+    ("ntk", lambda: catapult(output=8.0)),  # no network of width 8 has this NTK
+    ("learning_rate", lambda: catapult(learning_rate=-0.1)),
+    ("learning_rate", lambda: catapult(learning_rate="fast")),
+    ("target", lambda: catapult(target=np.inf)),
+    ("width", lambda: catapult(width=0)),
+    ("steps", lambda: catapult(steps=HUGE)),
+    ("steps", lambda: catapult(steps=-1)),
+)
+def test_catapult(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def bounds(**options: Any) -> Any:
+    return nth.theory.bounds(**{"kernels": formed(), "width": 100, **options})
+
+
+def activation(function: Any = "tanh", **options: Any) -> Any:
+    return nth.theory.check_activation(function, **options)
+
+
+def laziness(**options: Any) -> Any:
+    return nth.theory.laziness(NETWORK, PROBLEM, **options)
+
+
+@refused(
+    ("activation", lambda: activation("thanh")),
+    ("activation", lambda: activation(None)),
+    ("activation", lambda: activation(lambda x: x[0])),
+    ("activation", lambda: activation(lambda x: x.nothing)),
+    ("order", lambda: activation(order=30)),
+    ("order", lambda: activation("softplus", order=5)),
+    ("order", lambda: activation(order=0)),
+    ("radius", lambda: activation(radius=np.inf)),
+    ("cells", lambda: activation(cells=HUGE)),
+    ("x", lambda: nth.theory.check_data(None)),
+    ("x", lambda: nth.theory.check_data(X * np.nan)),
+    ("x", lambda: nth.theory.check_data(X.astype(LOW[0]))),
+    ("order", lambda: nth.theory.check_data(X, 0)),
+    ("samples", lambda: nth.theory.check_data(X, samples=HUGE)),
+    ("seed", lambda: nth.theory.check_data(X, seed=-1)),
+    ("kernels", lambda: bounds(kernels=None)),
+    ("width", lambda: bounds(width=1)),
+    ("width", lambda: bounds(width="wide")),
+    ("largest_order", lambda: bounds(largest_order=1)),
+    ("constant", lambda: bounds(constant=0)),
+    ("log_power", lambda: bounds(log_power=-1)),
+    ("epsilon", lambda: bounds().time(0.0)),
+    ("t", lambda: bounds().error(2, -1.0)),
+    ("order", lambda: bounds().error(6, 1.0)),
+    ("order", lambda: bounds().kernel_error(2.0, 1.0)),
+    ("error", lambda: bounds().width_for(2, 0.0)),
+    ("t", lambda: bounds().order_for(0.1, 1e3)),
+    ("error", lambda: bounds().order_for(1e-30, 1.0)),
+    ("starts", lambda: laziness(starts=HUGE)),
+    ("max_steps", lambda: laziness(max_steps=0)),
+    ("problem", lambda: nth.theory.laziness(NETWORK, None)),
+    ("path", lambda: nth.theory.motion(None, PROBLEM)),
+)
+def test_theory(argument: str, call: Call) -> None:
+    expect(argument, call)
+
+
+def sweep(measure: Any = lambda w, key: jnp.ones(()), **options: Any) -> Any:
+    given = {"widths": [2], "initialisations": 2, "key": KEY, **options}
+    return nth.scaling.sweep(measure, **given)
+
+
+def fit(widths: Any = (1, 2, 4), values: Any = (1.0, 2.0, 3.0), **options: Any) -> Any:
+    return nth.scaling.fit(widths, values, **options)
+
+
+@refused(
+    ("measure", lambda: sweep(None)),
+    ("measure", lambda: sweep(lambda w, key: 1.0)),
+    ("measure", lambda: sweep(lambda w, key: None)),
+    ("measure", lambda: sweep(lambda w, key: jnp.ones(2))),
+    ("measure", lambda: sweep(lambda w: jnp.ones(()))),
+    ("widths", lambda: sweep(widths=[])),
+    ("widths", lambda: sweep(widths=3)),
+    ("widths", lambda: sweep(widths=[2, 2])),
+    ("initialisations", lambda: sweep(initialisations=HUGE)),
+    ("batch_size", lambda: sweep(batch_size=0)),
+    ("key", lambda: sweep(key=0)),
+    ("path", lambda: sweep(path=3)),
+    ("progress", lambda: sweep(progress="yes")),
+    ("widths", lambda: fit([1, 2, np.inf])),
+    ("widths", lambda: fit([1, 2])),
+    ("widths", lambda: fit("abc")),
+    ("widths", lambda: fit(None)),
+    ("values", lambda: fit(values=None)),
+    ("values", lambda: fit(values=[1.0, np.nan, 2.0])),
+    ("values", lambda: fit(values=[1.0, 0.0, 2.0])),
+    ("values", lambda: fit(values=[[1], [1, 2], [3]])),
+    ("values", lambda: fit(values=[1j, 1, 1])),
+    ("confidence", lambda: fit(confidence=1.0)),
+    ("confidence", lambda: fit(confidence="95%")),
+    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=3)),
+    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=lambda v: v)),
+    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=np.cumsum)),
+    ("x1", lambda: nth.infinite.kernels(None, depth=1)),
+    ("x1", lambda: nth.infinite.kernels(jnp.asarray(X, LOW[1]), depth=1)),
+    ("depth", lambda: nth.infinite.kernels(X, depth=0)),
+    ("nodes", lambda: nth.infinite.kernels(X, depth=1, nodes=10)),
+    ("kernels", lambda: nth.infinite.ensemble(None, PROBLEM, [1.0])),
+)
+def test_scaling_and_infinite(argument: str, call: Call) -> None:
+    expect(argument, call)

@@ -1,0 +1,99 @@
+"""Work that would not fit in memory is refused before anything is allocated."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_network, make_problem
+
+import nth
+from nth import _memory
+
+NETWORK, PROBLEM = make_network(4, 1), make_problem(4, 2)
+KERNELS = nth.kernels(NETWORK, PROBLEM, 4)
+SERIES = nth.MatrixFreeHierarchy(NETWORK, PROBLEM, 3)
+INFINITE = nth.infinite.kernels(PROBLEM.x, depth=1)
+TS = np.linspace(0.0, 1.0, 500)
+KEY = jax.random.key(0)
+
+CALLS = {
+    "kernels": (lambda: nth.kernels(NETWORK, PROBLEM, 4), "order: .*"),
+    "contract": (
+        lambda: nth.contract(NETWORK, PROBLEM, 4, [None, None, jnp.ones(4)]),
+        "vectors: .* Give vectors for more of the slots",
+    ),
+    "project": (lambda: nth.project(NETWORK, PROBLEM, 4, 4), "modes: .*fewer modes"),
+    "layer_kernels": (lambda: nth.layer_kernels(NETWORK, PROBLEM), "problem: "),
+    "spectrum": (lambda: nth.spectrum(KERNELS), "kernels: .*nth.project"),
+    "displacement": (
+        lambda: nth.displacement(NETWORK, PROBLEM, TS),
+        "(order|ts): ",
+    ),
+    "perturbative": (lambda: nth.perturbative(KERNELS, PROBLEM, TS), "ts: .*fewer"),
+    "solve": (
+        lambda: nth.solve(NETWORK, PROBLEM, TS, order=2, method="matrix-free"),
+        "ts: a solve of .* Give fewer times",
+    ),
+    "gradient_flow": (lambda: nth.gradient_flow(NETWORK, PROBLEM, TS), "ts: a solve"),
+    "kernel_along": (
+        lambda: nth.kernel_along(SERIES, TS),
+        r"ts: the kernel at 501 times.*nth\.spectrum_along",
+    ),
+    "infinite.kernels": (lambda: nth.infinite.kernels(PROBLEM.x, depth=1), "x1"),
+    "infinite.ensemble": (
+        lambda: nth.infinite.ensemble(INFINITE, PROBLEM, TS),
+        "ts: ",
+    ),
+    "MLP": (lambda: nth.MLP(3, 100, 2, key=KEY), "width and depth: "),
+    "catapult": (lambda: nth.catapult(0.3, 2.0, 0.1, 64, 10**4), "steps: "),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_does_not_fit_is_refused(name, monkeypatch):
+    """With the amounts that are needed and available, and a cure."""
+    call, words = CALLS[name]
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 100)
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    message = str(caught.value)
+    assert "GiB" in message
+    assert "available" in message
+
+
+@pytest.mark.parametrize("name", ["contract", "project", "kernel_along", "solve"])
+def test_what_fits_is_not(name, monkeypatch):
+    """The estimate is no more than a few times the answer and the parameters."""
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 2**20)
+    CALLS[name][0]()
+
+
+PEAK = """
+import resource, sys
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+import nth
+n = int(sys.argv[1])
+rng = np.random.default_rng(0)
+square = rng.normal(size=(n, n)) / n**0.5
+tensors = (rng.normal(size=n), np.eye(n) + square @ square.T)
+tensors += (rng.normal(size=(n,) * 3) / n, rng.normal(size=(n,) * 4) / n**2)
+kernels = nth.Kernels(tuple(map(jnp.asarray, tensors)))
+del tensors
+problem = nth.Problem(jnp.ones((n, 2)), jnp.ones(n))
+held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+solved = nth.perturbative(kernels, problem, [1.0])
+assert bool(jnp.all(jnp.isfinite(solved.train)))
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / (8 * n**4))
+"""
+
+
+def test_the_perturbative_correction_takes_little_more_than_its_kernels():
+    """Peak memory over that of K(4), which was 40 when all modes were broadcast."""
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, "56"], capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) < 6, run.stdout
