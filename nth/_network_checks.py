@@ -67,7 +67,13 @@ def refuse_mixed_points(network: Any, problem: Problem) -> None:
     x = take(problem.x, slice(0, 3))
     if count(x) == 1:  # the second point: any other, in the same dtype
         x = join(x, jax.tree.map(_another, x))
-    together = network.apply_fn(network.params, x)
+    try:
+        together = network.apply_fn(network.params, x)
+    except Exception as error:
+        raise ValueError(
+            f"network failed on a batch of {count(x)} points, though batched=True; it "
+            f"must take any number of them. It said: {error}"
+        ) from error
     alone = jnp.stack([network(take(x, i)) for i in range(count(x))])
     scale = jnp.max(jnp.abs(alone))
     tolerance = jnp.finfo(alone.dtype).eps ** 0.5 * (1 + scale)

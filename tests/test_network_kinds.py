@@ -244,6 +244,15 @@ def test_a_batch_that_mixes_points_is_refused():
             nth.kernels(network, problem, 2)
 
 
+def test_a_batched_function_of_one_size_is_refused():
+    def apply(w, x):
+        return x.reshape(1, 3) @ w
+
+    network = nth.from_apply(apply, draw(3), batched=True)
+    with pytest.raises(ValueError, match="network failed on a batch of 3 points"):
+        nth.kernels(network, nth.Problem(X[:3], Y), 2)
+
+
 def test_nnx_in_training_mode_is_refused():
     x = X.astype(jnp.float32)
     problem = nth.Problem(x[:3], Y.astype(jnp.float32))
