@@ -1,4 +1,4 @@
-"""Assumptions 2.1 and 2.2 of Huang & Yau (2020), looked at in numbers."""
+"""Numerical checks of Assumptions 2.1 and 2.2 of Huang & Yau (2020)."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

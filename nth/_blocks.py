@@ -1,4 +1,4 @@
-"""Points in blocks: one block after another, each as large as memory should hold."""
+"""Evaluation of points in blocks that bound the memory."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The bounds of Huang & Yau (2020) in numbers, with the constants they leave free."""
+"""Numerical values of the bounds of Huang & Yau (2020), up to unknown constants."""
 
 import math
 from typing import Any

@@ -53,7 +53,7 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
         f(t, x) = f₀(x) − k K⁻¹ (1 − e^{−K t/n}) (f₀ − y)
 
     (Lee et al. 2019, eqs. 9 to 11, with their ηt our t/n: our loss is a mean over the
-    points). K⁻¹(1 − e^{−K t/n}) is worked out as ∫₀^{t/n} e^{−Ks} ds, so K may be
+    points). K⁻¹(1 − e^{−K t/n}) is computed as ∫₀^{t/n} e^{−Ks} ds, so K may be
     singular: what lies along an eigenvector of eigenvalue zero does not move.
 
     **Arguments:**

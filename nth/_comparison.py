@@ -1,4 +1,4 @@
-"""Levels beside the truth: errors over time, as a table, a figure, a data set."""
+"""Comparison of levels with the trained network: errors, table, figure, data set."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,13 +22,13 @@ Points = Literal["train", "test"]
 
 
 class Comparison(eqx.Module):
-    """Solutions of several levels beside the network really trained.
+    """Solutions of several levels beside the trained network.
 
     `print` it for a table; see also `plot` and `to_xarray`.
     """
 
     truth: Solution
-    """The network really trained."""
+    """The trained network."""
 
     solutions: dict[int, Solution]
     """The truncated hierarchy, by level p."""
@@ -60,7 +60,8 @@ class Comparison(eqx.Module):
 
     def error(self, order: int | str, points: Points = "test") -> Float[Array, " T"]:
         """Root-mean-square error of level `order`, or of the model of that name,
-        against the truth at each time, over `points` and outputs; NaN for no value.
+        against the trained network at each time, over `points` and outputs; NaN where
+        there is no value.
         """
         require_name("points", points, ("train", "test"))
         truth = getattr(self.truth, points)

@@ -1,7 +1,7 @@
 """The data of the command line: handwritten digits, or the arrays of an npz file.
 
-Integers in `y_train` are class labels and floats are numbers; each decision is told in
-one line. Nothing here imports JAX.
+Integers in `y_train` are class labels and floats are numbers; each decision is
+reported in one line. Nothing here imports JAX.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Descent of parameters, or of the coefficients of a series for them: the part that
+"""Training dynamics of parameters, or of series coefficients for them: the part that
 continuous and discrete training share."""
 
 import abc

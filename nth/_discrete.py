@@ -1,4 +1,4 @@
-"""The front door of discrete training: a network, a problem, steps and a rule."""
+"""High-level entry points of discrete training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,15 +38,15 @@ def solve_discrete(
 
     - `network`, `problem`, `filter_spec`: as for [`nth.solve`][].
     - `steps`: how many steps to take, N, for outputs at steps 0 … N; or an increasing
-        sequence of the steps asked for. At step 0 nothing has been trained.
+        sequence of the requested steps. Step 0 is before training.
     - `rule`: [`nth.GradientDescent`][].
     - `order`: the level p ≥ 2. A step costs a few gradients of its batch.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: what the rule's learning rate is multiplied by for each parameter.
 
-    **Returns:** [`nth.Solution`][], `ts` the steps asked for. `state` is that of
+    **Returns:** [`nth.Solution`][], `ts` the requested steps. `state` is that of
     [`nth.MatrixFreeHierarchy`][], whose `predict` takes new points. `valid_until` is
-    the first step asked for, or ∞, at which one of two things shows:
+    the first requested step, or ∞, at which one of two conditions holds:
 
     - f̃ and the network at θ₀ + Σ_k u_k, two predictions that are equal up to the order
         of the level, part on the training points by more than half of the greatest

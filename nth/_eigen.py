@@ -1,4 +1,4 @@
-"""Eigenvalues of kernels: which are zero, and the leading ones from products alone."""
+"""Eigenvalues of kernels: a tolerance for zero, and leading ones from products."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from ._types import Scalar
 
 
 def rounding_of(eigenvalues: Float[Array, " n"]) -> Scalar:
-    """What an eigenvalue must pass to be known from zero, all n of them being given."""
+    """The size below which an eigenvalue is zero up to rounding error, given all n."""
     eps = jnp.finfo(eigenvalues.dtype).eps
     return len(eigenvalues) * eps * jnp.max(eigenvalues)
 
@@ -21,7 +21,7 @@ def leading_modes(
     dtype: DTypeLike,
     count: int,
 ) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, "count ..."]]:
-    """The largest eigenvalues, falling, and their vectors of `shape`, one a row.
+    """The largest eigenvalues, in decreasing order, and their vectors of `shape`.
 
     By Lanczos' method, SciPy's `eigsh` (ARPACK): it takes products v ↦ K v alone.
     """

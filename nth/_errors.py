@@ -25,7 +25,7 @@ MOST_ORDER = 12
 
 
 class WindowWarning(UserWarning):
-    """A prediction was asked for past the window in which its truncation holds."""
+    """A prediction was requested past the window in which its truncation holds."""
 
 
 def is_traced(*trees: Any) -> bool:

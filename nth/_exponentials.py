@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from ._eigen import rounding_of
 from ._types import Scalar
 
-# Rates closer than this over t are worked out by a series of positive terms, which then
+# Rates closer than this over t are computed by a series of positive terms, which then
 # needs so many of them in float64: 4³² 35!/(32! 3!)/36! < 1e-17.
 _NEAR = 4.0
 _TERMS = 32
@@ -167,7 +167,7 @@ def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
 def spectrum(
     kernel: Float[Array, "n n"],
 ) -> _Eigen:
-    """Eigenvalues ≥ 0, eigenvectors, and which of them are zero but for rounding."""
+    """Eigenvalues ≥ 0, eigenvectors, and which are zero up to rounding error."""
     rates, modes = jnp.linalg.eigh(kernel)
     rates = jnp.maximum(rates, 0)
     return rates, modes, rates <= rounding_of(rates)

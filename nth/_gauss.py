@@ -3,7 +3,7 @@
 For (u, v) Gaussian with variances a, b and covariance c, the moments of a layer are
 E φ(u)φ(v) and E φ′(u)φ′(v). They are in closed form for some activations, and sums over
 nodes for others. Where u and v coincide the angle between them is zero; its cosine has
-lost half its digits, so ReLU, which has a kink there, is told 1 − cos instead.
+lost half its digits, so ReLU, which has a kink there, takes 1 − cos instead.
 """
 
 import math
@@ -31,7 +31,7 @@ _PAIRS_AT_ONCE = 32
 class Pairs(NamedTuple):
     """Gaussian variables at points i and j, one entry for each pair of points.
 
-    `versine` is 1 − c/√(ab), kept with all its digits; `None` if not asked for.
+    `versine` is 1 − c/√(ab), kept with all its digits; `None` if not needed.
     """
 
     first: Float[Array, " P"]

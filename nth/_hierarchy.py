@@ -51,12 +51,12 @@ class DenseHierarchy(AbstractKernelDynamics):
         if order > kernels.order:
             raise ValueError(
                 f"order must be at most {kernels.order}, the order of kernels; got "
-                f"{order}. Form them anew with a higher order."
+                f"{order}. Form them again with a higher order."
             )
         if not kernels.complete:
             raise ValueError(
                 "kernels were formed with rows=..., and a solve takes all points in "
-                "the first slot: form them anew without rows."
+                "the first slot: form them again without rows."
             )
         ntk = kernels[2].shape
         points = (problem.n_train + problem.n_test, problem.n_train)

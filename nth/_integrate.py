@@ -71,7 +71,7 @@ def integrate(
         is started again goes on from there, to the same answer. Not under `jax.jit`.
     - `watch`: a function of the state, kept at each of `ts` in `Solution.watched`, such
         as a dynamics' `ntk`. It gives floats, or a pytree of them.
-    - `throw`: whether a failed solve raises, or hands back what it reached with the
+    - `throw`: whether a failed solve raises, or returns what it reached with the
         rest NaN and the cause in `result`.
 
     With `progress` or `checkpoint` the solver stops at each of `ts`; else it steps over
@@ -217,7 +217,7 @@ def _solve(
 def _saves(
     dynamics: AbstractDynamics, ts: Float[Array, " T"], watch: Any
 ) -> dict[str, diffrax.SubSaveAt]:
-    """Outputs when asked for, the loss's rate at every step, the state at the end."""
+    """Outputs at the requested times, the loss's rate at each step, the last state."""
     return {
         "saved": diffrax.SubSaveAt(
             ts=ts, fn=lambda t, y, args: _seen(dynamics, y, watch)

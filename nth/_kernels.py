@@ -35,8 +35,8 @@ class Kernels(eqx.Module):
 
     tensors: tuple[Float[Array, "m ..."], ...]
     complete: bool = eqx.field(static=True, default=True)
-    """Whether the first slot runs over all m points, as solving takes; not if `rows`
-    were asked for."""
+    """Whether the first slot runs over all m points, as solves require; `False` if
+    `rows` were given."""
 
     def __check_init__(self):
         first, later = _slots_of(self.tensors)

@@ -1,4 +1,4 @@
-"""Fully connected networks as a chain of layers, where that is provably what they are.
+"""Recognition of networks that are provably chains of dense layers.
 
 A chain has a structure that kernels can use: the gradient of an output by a weight is
 the outer product of two vectors. What is taken for a chain is decided by exact type, so

@@ -104,7 +104,7 @@ def along_jacobian(
 def lift(
     tensor: TensorFunction, gradient: SlotGradient, n_slots: int, block: int
 ) -> TensorFunction:
-    """D T, its new slot on the right, worked out `block` slots at a time."""
+    """D T, its new slot on the right, computed `block` slots at a time."""
 
     def lifted(params: Params) -> Float[Array, "..."]:
         slots = jnp.arange(n_slots)

@@ -22,12 +22,12 @@ from ._series import SeriesState, Steps, require_state
 from ._taylor import Coefficients, best_coefficients
 from ._types import Inputs, Params, Scalar
 
-# Columns of the kernel that are worked out at once, where it is asked for whole.
+# Columns of the kernel that are computed together, where all of it is requested.
 _COLUMNS = 16
 
 
 class MatrixFreeHierarchy(AbstractDescent):
-    """The truncated hierarchy as a series in ε, at the price of a few gradients.
+    """The truncated hierarchy as a series in ε, at the cost of a few gradients.
 
     Give each application of the operator D a weight ε: θ_ε = θ₀ + Σ_k ε^k u_k solves
     dθ/dt = −ε J(θ)ᵀ g. With [·]_k the coefficient of ε^k,

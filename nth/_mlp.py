@@ -1,4 +1,4 @@
-"""Fully connected networks in the parameterisations of the field."""
+"""Fully connected networks in the standard parameterizations."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -93,7 +93,7 @@ def _float_dtype(dtype: Any) -> np.dtype:
     require_supported_dtype("dtype", known)
     if jax.dtypes.canonicalize_dtype(known) != known:
         raise ValueError(
-            f"dtype: JAX computes in {default}, and {known} is asked for. Leave out "
+            f"dtype: JAX computes in {default}, and {known} is requested. Leave out "
             'dtype, or set jax.config.update("jax_enable_x64", True).'
         )
     return known

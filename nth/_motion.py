@@ -1,4 +1,4 @@
-"""How lazy training will be, and how far the kernel has moved."""
+"""Laziness of training, and the change of the kernel along it."""
 
 from collections.abc import Callable
 from typing import Any

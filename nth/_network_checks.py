@@ -1,4 +1,4 @@
-"""Networks that are no function of parameters and one input: refused, or warned of."""
+"""Refusal of networks that are not functions of parameters and one input."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def refuse_changing_state(network: Any, x: Any) -> None:
 
     try:
         eqx.filter_eval_shape(call, network, x)
-    except Exception:  # said with more context where the output's shape is asked for
+    except Exception:  # reported with more context where the output's shape is found
         return
     if changed[0]:
         raise ValueError(

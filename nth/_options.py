@@ -28,7 +28,7 @@ from ._types import State
 # Steps are counted in 32 bits.
 _MOST_STEPS = 2**31 - 1
 
-# How fixed steps are asked for.
+# The options for fixed steps.
 CONSTANT_STEPS = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
 
 

@@ -1,4 +1,4 @@
-"""Passes forth and back through a chain of layers, and how they change.
+"""Forward and backward passes through a chain of layers, and their derivatives.
 
 For a layer z = W x + b let x_a be its inputs for slot a and λ_a = ∂f_a/∂z: the gradient
 ∂f_a/∂W is λ_a x_aᵀ. Along ∇f_c the layer's weight changes by λ_c x_cᵀ, two vectors, so

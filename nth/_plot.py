@@ -1,4 +1,4 @@
-"""The figure of a comparison; matplotlib is imported here alone, and only when used."""
+"""The figure of a comparison; only this module imports matplotlib, when it is used."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What a kernel is of: a network, its parameters, and the points of each slot."""
+"""A network, its parameters, and the points of each slot of a kernel."""
 
 from collections.abc import Callable
 from typing import Any

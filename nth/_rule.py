@@ -112,7 +112,7 @@ class Plan(eqx.Module):
     """What a rule does over N steps, as arrays: no value of them is compiled in."""
 
     steps: Int[Array, " T"]
-    """The steps that are asked for, counted from 0, where nothing has been trained."""
+    """The requested steps, counted from 0, which is before training."""
 
     slots: Int[Array, " S"]
     """Where each step's outputs are saved: its place in `steps`, or T for nowhere."""
@@ -146,7 +146,7 @@ def plan(rule: GradientDescent, steps: Any, n_train: int, dtype: Any) -> Plan:
 
 
 def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
-    """The steps asked for: 0 … N for a number N, else an increasing sequence."""
+    """The requested steps: 0 … N for a number N, else an increasing sequence."""
     if is_traced(steps):
         raise ValueError("steps must be known when the loop is built: no tracer.")
     try:

@@ -1,4 +1,4 @@
-"""What a solve hands back."""
+"""The result of a solve."""
 
 import os
 from typing import Any
@@ -39,7 +39,7 @@ class Solution(eqx.Module):
 
     state: State
     """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] what its
-    `predict` takes, for the network really trained its parameters."""
+    `predict` takes, for the trained network its parameters."""
 
     counts: dict[str, Array]
     """The numbers in `stats`."""
@@ -59,7 +59,7 @@ class Solution(eqx.Module):
         """`method`; `num_steps`, and of a flow `num_accepted_steps` and
         `num_rejected_steps`; `num_evaluations` of the vector field, where the solver's
         number of stages is known, or of the gradient in discrete training; `last_time`,
-        the time that the solver reached, or the last step asked for with outputs."""
+        the time that the solver reached, or the last requested step with outputs."""
         return {"method": self.method, **self.counts}
 
     def save(self, path: str | os.PathLike[str]) -> None:

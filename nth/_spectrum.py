@@ -1,4 +1,4 @@
-"""What the NTK is made of, and what it sets: parts, features, eigenvalues, times."""
+"""Analysis of the NTK: contributions of layers, features, eigenvalues, time scales."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ def spectrum(kernels: Kernels) -> Spectrum:
     if not kernels.complete:
         raise ValueError(
             "kernels were formed with rows=..., and a spectrum takes all training "
-            "points: form them anew without rows."
+            "points: form them again without rows."
         )
     cure = "form them by nth.kernels, where the network is finite and differentiable."
     (ntk,) = checked_finite("kernels", [kernels[2]], cure)
@@ -122,7 +122,7 @@ def nngp(
 ) -> Float[Array, "m n"]:
     """The NNGP kernel of the last layer: what its features make of a fresh last layer.
 
-    With x_a the inputs of the last layer at point a, f = aᵀx + b drawn anew has mean 0
+    With x_a the inputs of the last layer at point a, f = aᵀx + b drawn again has mean 0
     and, at every output, covariance
 
         Σ[a, b] = σ_a² x_a·x_b (+ σ_b²),

@@ -80,7 +80,7 @@ class _Run(NamedTuple):
 
 @eqx.filter_jit
 def _descend(dynamics: AbstractDescent, plan: Plan) -> _Run:
-    """Every step in one scan; outputs are worked out at the steps asked for alone."""
+    """Every step in one scan; outputs are computed at the requested steps only."""
     state = dynamics.initial_state()
     like = jax.eval_shape(partial(_look, dynamics), state)
     count = len(plan.steps)
@@ -173,7 +173,7 @@ def _judged(dynamics: AbstractDescent, plan: Plan, seen: _Seen, state: State) ->
 def _out_of_window(
     dynamics: AbstractDescent, seen: _Seen, start: _Seen
 ) -> Bool[Array, " T"]:
-    """At which of the steps asked for a truncation shows that it does not hold."""
+    """At which of the requested steps a truncation is seen not to hold."""
     train = slice(0, dynamics.problem.n_train)
     moved = seen.outputs[:, train] - start.outputs[None, train]
     moved = jnp.linalg.norm(moved.reshape(len(moved), -1), axis=1)
@@ -218,14 +218,14 @@ def _say_aloud(
     last: Any,
 ) -> None:
     """One warning, if training blew up or a truncation left its window."""
-    nan = f"from the step asked for after {last} on they are NaN"
+    nan = f"from the requested step after {last} on they are NaN"
     if not truncated and lost:
         kind = RuntimeWarning
         warn(f"the {label}'s training diverges to infinite outputs: {nan}.{note}", kind)
     if truncated and np.isfinite(valid_until):
         warn(
             f"the {label} left its window at step {valid_until:.0f}, as far as the "
-            f"{asked} steps asked for show: its outputs part from the network at the "
+            f"{asked} requested steps show: its outputs part from the network at the "
             "parameters that it predicts, or double the loss. Later values are no "
             "predictions"
             f"{f', and {nan}' if lost else ''}; see Solution.valid_until."

@@ -1,4 +1,4 @@
-"""From one requested time to the next, with a checkpoint and a bar at each."""
+"""Integration from one requested time to the next, with checkpoint and progress bar."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -50,7 +50,7 @@ def table(comparison: "Comparison") -> str:
     rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
     formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
     lines = [
-        "Root-mean-square error of the outputs against the network really trained",
+        "Root-mean-square error of the outputs against the trained network",
         "",
         tabulate(rows, headers=list(columns), floatfmt=formats, missingval=""),
         *_window_lines(comparison),

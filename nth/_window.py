@@ -1,4 +1,4 @@
-"""The window in which a truncation holds: where it ends, and saying so.
+"""The window in which a truncation holds: where it ends, and the warning about it.
 
 Under gradient flow the training loss never rises. So the first time that the predicted
 loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight decay λ
@@ -38,7 +38,7 @@ def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
 
 def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
     """When `rates` first passes zero, by a line through the two steps around it."""
-    # A rate that is zero but for rounding, as at a perfect fit, is not a rise.
+    # A rate that is zero up to rounding error, as at a perfect fit, is not a rise.
     rises = jnp.isfinite(ts) & (rates > jnp.finfo(rates.dtype).eps ** 0.5)
     after = jnp.argmax(rises)
     before = jnp.maximum(after - 1, 0)

@@ -1,4 +1,4 @@
-"""Fully connected networks of infinite width: their two kernels, and how they train."""
+"""Fully connected networks at infinite width: NNGP kernel, NTK and training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple

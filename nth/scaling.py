@@ -1,4 +1,4 @@
-"""Laws in the width: sweeps over widths and initialisations, and their exponents."""
+"""Scaling laws in width: sweeps over widths and initializations, and exponents."""
 
 import os
 from collections.abc import Callable, Sequence
