@@ -84,21 +84,21 @@ def project(
                            + T_i[j, k, l] + T_j[i, k, l].
 
     Time is linear in n: q gradients for K⁽²⁾, q² for K⁽³⁾ and q³/6 third derivatives
-    for K⁽⁴⁾. Memory is that of q² copies of the parameters.
+    for K⁽⁴⁾. Memory is that of some q² copies of the parameters from K⁽³⁾ on.
 
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]. Only the training
         points count.
-    - `order`: the highest r, at least 2.
+    - `order`: the highest r, from 2 to 12.
     - `modes`: q, for the q leading eigenvectors of the NTK on the training points, or
         vectors of your own, shape `(q, n, *out)`. Up to n·C = 4,096 the eigenvectors
         are those of the matrix, beyond by Lanczos' method (SciPy's `eigsh`).
 
     **Returns:** [`nth.Projection`][].
 
-    **Raises:** `ValueError` for an order below 2, more modes than slots, or modes that
-    do not fit.
+    **Raises:** `ValueError` for a bad order, more modes than slots, modes that do not
+    fit, or what would not fit in memory.
     """
     order = require_order("order", order)
     points = points_of(network, problem, filter_spec).on_train
@@ -121,7 +121,9 @@ def project(
 def _require_memory(points: Points, modes: Array, order: int) -> None:
     """Raise `ValueError` if the derivatives along the modes do not fit in memory."""
     q, itemsize = len(modes), points.output.dtype.itemsize
-    copies = {2: q}.get(order, q**2)
+    # Of q² derivatives: the sum over blocks of points and one block, and for K⁽⁴⁾ the
+    # copy that a product of matrices makes. Each order beyond doubles them.
+    copies = q if order == 2 else 2 * q**2 if order == 3 else 3 * q**2 << (order - 4)
     require_memory(
         "modes",
         f"a projection on {q} modes at order {order}",
@@ -138,6 +140,12 @@ def _leading_modes(points: Points, q: int) -> Float[Array, "q n *out"]:
             f"modes must be at most {n_slots}, the number of training slots; got {q}."
         )
     if n_slots <= max(_DENSE, 2 * q) or is_traced(points):
+        require_memory(
+            "modes",
+            f"all eigenvectors of {n_slots} training slots",
+            4 * n_slots**2 * output.dtype.itemsize,
+            "Give fewer modes, or use fewer training points or float32.",
+        )
         ntk = form(points, 2, None, progress=False)[1].reshape(n_slots, n_slots)
         vectors = jnp.linalg.eigh(ntk)[1][:, ::-1][:, :q].T
     else:
@@ -162,12 +170,11 @@ def _projected(
     points: Points, modes: Float[Array, "q n *out"], order: int
 ) -> tuple[Float[Array, "..."], ...]:
     parts = _Modes(points.apply, *_blocks(points, modes))
-    tensors = []
-    for r in range(1, order + 1):
-        tensor = (parts.first, parts.second, parts.third, parts.fourth)[min(r, 4) - 1]
-        for _ in range(4, r):
-            tensor = lift(tensor, parts.gradient, len(modes), 1)
-        tensors.append(tensor(points.params))
+    tensors = parts.kernels(points.params, min(order, 4))
+    lifted = parts.fourth
+    for _ in range(4, order):
+        lifted = lift(lifted, parts.gradient, len(modes), 1)
+        tensors.append(lifted(points.params))
     return tuple(tensors)
 
 
@@ -199,23 +206,26 @@ class _Modes(eqx.Module):
     x: PyTree[Shaped[Array, "k b ..."]]
     modes: Float[Array, "k q b *out"]
 
-    def first(self, params: Params) -> Float[Array, " q"]:
-        return self._summed(lambda functions: functions(params))
-
-    def second(self, params: Params) -> Float[Array, "q q"]:
+    def kernels(self, params: Params, order: int) -> list[Float[Array, "..."]]:
+        """K⁽¹⁾ … K⁽ᵖ⁾ along the modes, p = `order` up to 4."""
         u = self._gradients(params)
-        return _inner(u, u, (1, 1))
-
-    def third(self, params: Params) -> Float[Array, "q q q"]:
-        u = self._gradients(params)
-        vu = _inner(self._changes(params, u), u, (2, 1))  # i k j
-        return third_of(vu, vu)
+        tensors = [
+            self._summed(lambda functions: functions(params)),
+            _inner(u, u, (1, 1)),
+        ]
+        if order == 2:
+            return tensors
+        v = self._changes(params, u)
+        vu = _inner(v, u, (2, 1)).swapaxes(0, 1)  # i k j
+        tensors.append(third_of(vu, vu))
+        if order > 3:
+            vv = _inner(v, v, (2, 2)).transpose(1, 0, 3, 2)  # i k j l
+            t = self._third_derivatives(params, u)
+            tensors.append(fourth_of(vv, vv, vv, t, t))
+        return tensors
 
     def fourth(self, params: Params) -> Float[Array, "q q q q"]:
-        u = self._gradients(params)
-        v = self._changes(params, u)
-        vv, t = _inner(v, v, (2, 2)), self._third_derivatives(params, u)
-        return fourth_of(vv, vv, vv, t, t)
+        return self.kernels(params, 4)[3]
 
     def gradient(self, params: Params, i: Int[Array, ""]) -> Params:
         """∇F_i."""
@@ -249,14 +259,13 @@ class _Modes(eqx.Module):
         return self._summed(lambda functions: jax.jacrev(functions)(params))
 
     def _changes(self, params: Params, u: Params) -> Params:
-        """v_ik, the derivative of u_i along u_k, stacked by i and k."""
+        """v_ik, the derivative of u_i along u_k, stacked by k and i."""
 
         def quantity(functions: Callable[..., Any]) -> Params:
             def change(u_k: Params) -> Params:
                 return jax.jvp(jax.jacrev(functions), (params,), (u_k,))[1]
 
-            by_k = jax.lax.map(change, u)
-            return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), by_k)
+            return jax.lax.map(change, u)
 
         return self._summed(quantity)
 

@@ -212,6 +212,12 @@ def test_errors(problem):
         nth.closed_form(kernels, problem, [0.0, jnp.nan])
     with pytest.raises(ValueError, match="ts must be finite"):
         nth.solve(make_network(), problem, [1.0, jnp.inf], order=2)
+    bad = nth.Kernels((kernels[1], kernels[2].at[0, 1].set(jnp.inf)))
+    with pytest.raises(ValueError, match="kernels have NaN or infinite entries"):
+        nth.closed_form(bad, problem, TS)
+    later = jax.jit(lambda kernels: nth.closed_form(kernels, problem, TS).test)
+    with pytest.raises(Exception, match="kernels have NaN or infinite entries"):
+        jax.block_until_ready(later(bad))
     labels = make_problem(4, 2, loss=nth.LogisticLoss())
     with pytest.raises(ValueError, match=r"closed_form is for nth\.SquaredError"):
         nth.closed_form(kernels, labels, TS)

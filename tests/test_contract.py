@@ -98,10 +98,33 @@ def test_blocks_of_points_change_nothing(monkeypatch):
     np.testing.assert_allclose(parts[4], whole[4], rtol=1e-10)
 
 
+@pytest.mark.parametrize("open_slots", [2, 3])
+def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
+    """One column at a time, and two at a time of three, the last block overlapping."""
+    network, problem = make_network(3, 1), make_problem(3, 1)
+    kernel = np.asarray(nth.kernels(network, problem, 4)[4])
+    v = np.random.default_rng(0).normal(size=3)
+    vectors = [None] * open_slots + [v] * (3 - open_slots)
+    expected = kernel if open_slots == 3 else kernel @ v
+    for size in (1, 2):
+        monkeypatch.setattr(
+            "nth._contract.closed_columns_at_once",
+            lambda points, r, size=size: size << (3 - open_slots),
+        )
+        eqx.clear_caches()
+        found = nth.contract(network, problem, 4, vectors)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+    eqx.clear_caches()
+
+
 def test_bad_input_is_told(problem):
     network = make_network()
     with pytest.raises(ValueError, match="vectors must be a sequence of 2 arrays"):
         nth.contract(network, problem, 3, [jnp.ones(4)])
+    for call in (nth.contract, nth.project, nth.kernels):
+        more = {nth.contract: ([],), nth.project: (1,), nth.kernels: ()}[call]
+        with pytest.raises(ValueError, match="order must be at most 12"):
+            call(network, problem, 10**9, *more)
     with pytest.raises(ValueError, match=r"vectors: got shape \(3,\)"):
         nth.contract(network, problem, 2, [jnp.ones(3)])
     with pytest.raises(ValueError, match="modes must be at most 4"):

@@ -13,6 +13,7 @@ from conftest import make_problem
 from scipy.integrate import dblquad, simpson
 
 import nth
+from nth import _recursion
 from nth._activation import ACTIVATIONS
 
 X = np.array([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.5, -0.5, 1.0], [-0.3, 0.4, 0.2]])
@@ -114,6 +115,59 @@ def test_relu_has_every_digit_at_every_angle(angle):
         expected = (nngp + (np.pi - deeper) * 2 * exact) / (4 * np.pi)
         deep = nth.infinite.kernels(x[:1], x[1:], depth=2, activation="relu")
         np.testing.assert_allclose(deep.ntk[0, 0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["relu", "sin", "tanh"])
+@pytest.mark.parametrize("two_sets", [False, True])
+def test_tiles_and_loops_over_layers_change_nothing(monkeypatch, name, two_sets):
+    """Seven points in tiles of three, the last of which overlaps, against all pairs at
+    once with the layers unrolled."""
+    x = np.random.default_rng(1).normal(size=(11, 3)) / 2
+    points = (x[:7], x[7:]) if two_sets else (x[:7],)
+    options: Any = {"depth": 3, "activation": name, "use_bias": True}
+    whole = nth.infinite.kernels(*points, **options, **SCALES)
+    for name in ("_TILE", "_TILE_OF_SUMS"):
+        monkeypatch.setattr(_recursion, name, 3)
+    monkeypatch.setattr(_recursion, "_MOST_WHOLE", 0)
+    eqx.clear_caches()
+    tiled = nth.infinite.kernels(*points, **options, **SCALES)
+    eqx.clear_caches()
+    for part, expected in zip(tiled, whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-13)
+        if not two_sets:
+            np.testing.assert_array_equal(part, part.T)
+
+
+def test_a_deep_linear_network_by_hand():
+    """Beyond 16 layers they are in a loop: Σ = σ_a² σ_w^{2L} S, and every layer adds
+    the product of all the other scales to Θ."""
+    depth, sigma = 20, 1.1
+    kernels = nth.infinite.kernels(
+        X, depth=depth, activation="linear", sigma_w=sigma, sigma_a=0.7
+    )
+    inner = X @ X.T
+    np.testing.assert_allclose(
+        kernels.nngp, 0.49 * sigma ** (2 * depth) * inner, rtol=1e-12
+    )
+    layers = 0.49 * depth * sigma ** (2 * depth - 2) + sigma ** (2 * depth)
+    np.testing.assert_allclose(kernels.ntk, layers * inner, rtol=1e-12)
+
+
+def test_slopes_in_tiles(monkeypatch):
+    """Reverse mode passes through the tiles, written over each other."""
+    x, direction = jnp.asarray(X), jnp.asarray(X[::-1])
+
+    def total(step):
+        moved = nth.infinite.kernels(x + step * direction, depth=2, activation="sin")
+        weights = jnp.cos(jnp.arange(16.0)).reshape(4, 4)
+        return jnp.vdot(weights, moved.ntk) + jnp.vdot(weights, moved.nngp)
+
+    expected = jax.grad(total)(0.0)
+    monkeypatch.setattr(_recursion, "_TILE", 3)
+    monkeypatch.setattr(_recursion, "_MOST_WHOLE", 0)
+    eqx.clear_caches()
+    np.testing.assert_allclose(jax.grad(total)(0.0), expected, rtol=1e-11)
+    eqx.clear_caches()
 
 
 def mean_ntk(width, samples, seed=0, scale=1.0, **options):
@@ -294,6 +348,30 @@ def test_ensemble_with_a_singular_kernel_and_several_outputs():
     np.testing.assert_allclose(law.mean[..., 1], one.mean, atol=1e-14)
 
 
+def test_ensemble_refuses_other_kernels(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    problem, _, kernels = gaussian_problem()
+
+    def refused(message, **parts):
+        with pytest.raises(ValueError, match=f"kernels {message}"):
+            nth.infinite.ensemble(kernels._replace(**parts), problem, [1.0])
+
+    refused("have NaN or infinite entries", ntk=kernels.ntk.at[0, 1].set(jnp.nan))
+    refused("have NaN or infinite entries", nngp=kernels.nngp.at[4, 4].set(jnp.inf))
+    refused("have dtype float32 and problem", ntk=kernels.ntk.astype(jnp.float32))
+    refused(r"have shape \(5,\) and problem has m = 5", nngp=kernels.nngp[0])
+    refused("must hold real numbers; got NoneType", nngp=None)
+
+    @jax.jit
+    def traced(ntk):
+        changed = kernels._replace(ntk=ntk)
+        return nth.infinite.ensemble(changed, problem, [1.0]).mean
+
+    np.testing.assert_array_equal(traced(kernels.ntk).shape, (1, 5))
+    with pytest.raises(Exception, match="kernels have NaN"):
+        jax.block_until_ready(traced(jnp.full((5, 5), jnp.nan)))
+
+
 def test_float32_jit_and_vmap():
     for activation in ("relu", "tanh"):
         double = nth.infinite.kernels(X, depth=2, activation=activation)
@@ -332,6 +410,8 @@ def test_errors(monkeypatch):
         kernels(np.full((2, 2), np.nan), depth=1)
     with pytest.raises(ValueError, match="depth must be at least 1"):
         kernels(X, depth=0)
+    with pytest.raises(ValueError, match="depth must be at most 1000"):
+        kernels(X, depth=10**6)
     with pytest.raises(ValueError, match=r"nodes must be odd.*got 100"):
         kernels(X, depth=1, nodes=100)
     unknown: Any = "mup"

@@ -97,3 +97,40 @@ def test_the_perturbative_correction_takes_little_more_than_its_kernels():
         [sys.executable, "-c", PEAK, "56"], capture_output=True, text=True, check=True
     )
     assert float(run.stdout) < 6, run.stdout
+
+
+GROUP_FILES = {
+    "unified": ("0::/box", "", ("memory.max", "memory.current"), "inactive_file"),
+    "legacy": (
+        "4:memory:/box",
+        "memory",
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", GROUP_FILES)
+@pytest.mark.parametrize("inside", [False, True])
+def test_memory_of_a_container(version, inside, monkeypatch, tmp_path):
+    """The least of every limit above the process; inside a container, whose own group
+    is at the mount, too. The file cache counts as free."""
+    line, folder, (limit, usage), cache = GROUP_FILES[version]
+    root = tmp_path / "mount" / folder
+    (root / "box").mkdir(parents=True)
+
+    def write(group, most, used, cached):
+        (group / limit).write_text(f"{most}\n")
+        (group / usage).write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 7\n{cache} {cached}\nshmem 1\n")
+
+    write(root if inside else root / "box", 5000, 3000, 400)
+    (tmp_path / "cgroup").write_text(f"1:cpu:/other\n{line}\n")
+    monkeypatch.setattr(_memory, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(_memory, "_MOUNT", tmp_path / "mount")
+    assert _memory.available_bytes() == 2400
+    if version == "unified":
+        write(root, "max", 1, 0)
+        assert (_memory.available_bytes() == 2400) is not inside
+    monkeypatch.setattr(_memory, "_GROUPS", tmp_path / "none")  # not Linux
+    assert _memory.available_bytes() > 2**20

@@ -182,6 +182,9 @@ def test_errors(case):
         nth.perturbative(kernels, problem, TS)
     with pytest.raises(ValueError, match=r"perturbative is for nth\.SquaredError"):
         nth.perturbative(kernels, make_problem(3, 1, loss=nth.LogisticLoss()), TS)
+    bad = nth.Kernels((*whole.tensors[:3], whole[4].at[0, 1, 2, 0].set(jnp.nan)))
+    with pytest.raises(ValueError, match="kernels have NaN or infinite entries"):
+        nth.perturbative(bad, problem, TS)
     x = problem.x_train.at[1].set(problem.x_train[0])
     twice = nth.Problem(x, problem.y_train)
     kernels = nth.kernels(make_network(), twice, 4)

@@ -76,3 +76,7 @@ def test_a_zero_eigenvalue_takes_for_ever():
     rows = nth.kernels(make_network(), problem, 2, rows=[0])
     with pytest.raises(ValueError, match=r"formed with rows=\.\.\."):
         nth.spectrum(rows)
+    kernels = nth.kernels(make_network(), problem, 2)
+    bad = nth.Kernels((kernels[1], kernels[2].at[1, 1].set(jnp.nan)))
+    with pytest.raises(ValueError, match="kernels have NaN or infinite entries"):
+        nth.spectrum(bad)
