@@ -131,7 +131,7 @@ def test_problem(words: str, call: Call) -> None:
         lambda: points(ROWS.astype(int), CROSS_ENTROPY),
     ),
     (
-        "y_train has rows that are not probabilities: each must sum to 1",
+        "y_train has rows that are not probabilities: no entry may be negative",
         lambda: points(2 * ROWS, CROSS_ENTROPY),
     ),
     (
