@@ -181,7 +181,7 @@ def test_problem(words: str, call: Call) -> None:
     ),
     (
         "loss: fn must return a scalar of dtype float64 for one point; it returned "
-        "ShapeDtypeStruct(shape=(3,)",
+        "shape (3,), float64",
         lambda: meet(ROWS, 3, nth.Loss(lambda f, y: f - y)),
     ),
     ("fn must return a scalar", lambda: meet(loss=nth.Loss(lambda f, y: (f, y)))),
