@@ -27,7 +27,8 @@ _BLOCKS = 8
 # Entries of K⁽⁴⁾ up to which first slots are evaluated together: enough to hide the
 # overhead of a loop, few enough for a processor's cache.
 _ENTRIES_AT_ONCE = 2**17
-# Nested integrals hold at most this many arrays of the size of one slot of K⁽⁴⁾.
+# Nested integrals hold at most this many arrays, each as large as the entries of K⁽⁴⁾
+# for one first slot.
 _SPARE = 40
 
 

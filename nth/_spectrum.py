@@ -79,10 +79,9 @@ def layer_kernels(
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
 ) -> dict[str, Float[Array, "m ..."]]:
-    """The NTK's contributions G⁽ˡ⁾ of each parameter array (Huang & Yau, eq. 7), whose
-    sum is K⁽²⁾.
+    """The contribution G⁽ˡ⁾ of each parameter array to the NTK (Huang & Yau, eq. 7).
 
-        G⁽ˡ⁾[a, b] = ⟨∂f_a/∂W⁽ˡ⁾, ∂f_b/∂W⁽ˡ⁾⟩
+        G⁽ˡ⁾[a, b] = ⟨∂f_a/∂W⁽ˡ⁾, ∂f_b/∂W⁽ˡ⁾⟩,    K⁽²⁾ = Σ_l G⁽ˡ⁾
 
     **Arguments:** as for [`nth.kernels`][].
 
