@@ -1,4 +1,4 @@
-"""The level-p hierarchy with no n^p tensor: a series in ε for the parameters."""
+"""The level-p hierarchy without n^p tensors: a series in ε for the parameters."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from ._series import SeriesState, Steps, require_state
 from ._taylor import Coefficients, best_coefficients
 from ._types import Inputs, Params, Scalar
 
-# Columns of the kernel that are computed together, where all of it is requested.
+# Kernel columns computed together when the whole kernel is requested.
 _COLUMNS = 16
 
 
@@ -35,26 +35,28 @@ class MatrixFreeHierarchy(AbstractDescent):
         du_k/dt = −[J(θ_ε)ᵀ g]_{k−1},   u_k(0) = 0,   k = 1 … p−1,
         f̃ = Σ_{k=0}^{p−1} [f(θ_ε)]_k,    g = ∂L/∂f at f̃ on the training points,
 
-    and f̃ is the solution of [`nth.DenseHierarchy`][] at the same level, exactly: it is
-    the Chen–Fliess series of gradient flow, cut at words of length p − 1.
+    and f̃ is exactly the solution of [`nth.DenseHierarchy`][] at the same level: the
+    Chen–Fliess series of gradient flow, truncated to words of length p − 1.
 
     The state holds u_1, …, u_{p−1}: p − 1 copies of the parameters. An evaluation costs
-    a few gradients of the loss, in time linear in n, in memory of one block of points.
+    a few gradients of the loss: its time is linear in n, its memory that of one block
+    of points.
 
-    With learning rates M and a weight decay λ, which bears no ε,
+    With learning rates M and a weight decay λ, which carries no factor ε,
     dθ/dt = −M (ε J(θ)ᵀ g + λ θ). Then θ₀ decays too: it is the coefficient u_0, which
-    the state holds as well, and du_k/dt = −M ([J(θ_ε)ᵀ g]_{k−1} + λ u_k).
+    is also part of the state, and du_k/dt = −M ([J(θ_ε)ᵀ g]_{k−1} + λ u_k).
 
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
     - `order`: the level p ≥ 2.
-    - `weight_decay`: λ ≥ 0; it adds λ/2 ‖θ‖² to the loss that is trained on.
-    - `block_size`: how many points to work on at once; if left out, as many as hold
+    - `weight_decay`: λ ≥ 0; adds λ/2 ‖θ‖² to the training loss.
+    - `block_size`: the number of points evaluated together. By default, as many as take
         about 64 MiB on a CPU, 1 GiB elsewhere. With points sharded over several
-        devices, give a multiple of their number.
+        devices, give a multiple of the number of devices.
 
-    **Raises:** `ValueError` for an order below 2, a network or rates that do not fit.
+    **Raises:** `ValueError` for an order below 2, or an unsuitable network or learning
+    rates.
     """
 
     problem: Problem
@@ -107,7 +109,7 @@ class MatrixFreeHierarchy(AbstractDescent):
     def gradient(
         self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> SeriesState:
-        """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if it is there."""
+        """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if present."""
         base, steps = self._series(state)
         points = count(x)
 
@@ -154,15 +156,15 @@ class MatrixFreeHierarchy(AbstractDescent):
         return self._outputs(state, self.problem.x)
 
     def predict(self, state: SeriesState, x_new: Any) -> Float[Array, "points *out"]:
-        """f̃ on points that need not be of the problem: Σ_k [f(θ_ε, x)]_k.
+        """f̃ at new points, Σ_k [f(θ_ε, x)]_k.
 
         **Arguments:**
 
-        - `state`: that of a solution of this hierarchy, `Solution.state`.
-        - `x_new`: inputs as those of `problem`, shape `(points, *in)`.
+        - `state`: the `Solution.state` of a solution of this hierarchy.
+        - `x_new`: inputs like those of `problem`, shape `(points, *in)`.
 
-        **Raises:** `ValueError` for inputs that differ from those of `problem`, or a
-        state of another method, order or network.
+        **Raises:** `ValueError` for inputs whose layout differs from that of `problem`,
+        or a state of another method, order or network.
         """
         x = as_inputs("x_new", x_new)
         require_same_layout("x_new", x, "x_train", self.problem.x_train)
@@ -182,8 +184,8 @@ class MatrixFreeHierarchy(AbstractDescent):
     ) -> Float[Array, "m *out"]:
         """K̃⁽²⁾ · v = Σ_{k=0}^{p−2} [J(θ_ε) M J(θ_ε)ᵀ v]_k.
 
-        As in `gradient`, one pull-back of v through [f(θ_ε)]_{p−2} holds every
-        w_k = M [J(θ_ε)ᵀ v]_k; pushed forward as changes of the u_k, they give the sum.
+        As in `gradient`, one pull-back of v through [f(θ_ε)]_{p−2} gives every
+        w_k = M [J(θ_ε)ᵀ v]_k; pushed forward as tangents of the u_k, they give the sum.
         """
         base, (*lower, _) = self._series(state)
 
@@ -223,7 +225,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         return jnp.sqrt(jnp.max(jnp.stack(squares)) / size)
 
     def _series(self, state: SeriesState) -> tuple[Params, Steps]:
-        """θ₀ at this time, and u_1 … u_{p−1}."""
+        """θ₀ at the current time, and u_1 … u_{p−1}."""
         base = self.params if state.base is None else state.base
         return base, state.steps
 
@@ -238,11 +240,12 @@ class MatrixFreeHierarchy(AbstractDescent):
     ) -> Steps:
         """[J(θ_ε)ᵀ g]_0, …, [J(θ_ε)ᵀ g]_{p−2} of one block, by one reverse pass.
 
-        g is that of the mean loss over `points` points, of which the block is a part.
+        g is the gradient of the mean loss over `points` points, of which the block is a
+        part.
 
-        For ∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}: the pull-back of g through the single
-        coefficient k = p − 2 holds all of them. The highest, k = p − 1, is needed for f̃
-        alone, and is not differentiated.
+        Since ∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}, the pull-back of g through the single
+        coefficient k = p − 2 gives all of them. The highest, k = p − 1, is needed only
+        for f̃ and is not differentiated.
         """
         *lower, last = steps
 
@@ -273,6 +276,6 @@ class MatrixFreeHierarchy(AbstractDescent):
         return in_blocks(partial(self.apply.over, params), x, self.block_size)
 
     def _blocks(self, *rows: Inputs) -> tuple[Any, ...]:
-        """Each of `rows` in blocks, and which rows of a block are no copies."""
+        """Each of `rows` in blocks, and a mask of the rows that are not padding."""
         size = self.block_size
         return (*as_blocks(rows, size), counted_rows(count(rows), size))

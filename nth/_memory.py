@@ -1,4 +1,4 @@
-"""Memory: what is available, what arrays take, and the refusal of what does not fit."""
+"""Memory: the amount available, array sizes, and errors if arrays do not fit."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ._network import OutputFunction
 from ._types import Inputs, Params
 
 # The control groups of this process, and the files of each: its limit, its usage, and
-# the file cache in that usage which Linux gives up when memory is needed. See
+# the file cache included in that usage, which Linux frees when memory is needed. See
 # cgroups(7); psutil reports the memory of the machine, not that of a container.
 _GROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
@@ -24,7 +24,7 @@ _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def available_bytes() -> int:
-    """Bytes free on the default device; on a CPU, as far as a container allows."""
+    """Bytes available on the default device; on a CPU, within a container's limit."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -32,7 +32,7 @@ def available_bytes() -> int:
 
 
 def _group_allowances() -> Iterator[int]:
-    """Bytes that each limited control group of this process may still take."""
+    """Bytes still available to each limited control group of this process."""
     groups = _GROUPS.read_text() if _GROUPS.exists() else ""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -47,7 +47,7 @@ def _group_allowances() -> Iterator[int]:
 
 
 def _allowance(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
-    """What the control group of `folder` may still take; nothing if it has no limit."""
+    """Bytes still available to the control group of `folder`; empty if unlimited."""
     try:
         most = (folder / limit).read_text().strip()
         used = int((folder / usage).read_text())
@@ -63,7 +63,7 @@ def _allowance(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
 def require_memory(argument: str, purpose: str, needed: int, cure: str) -> None:
     """Raise `ValueError` if more bytes are needed for `purpose` than are available.
 
-    `cure` is a sentence: what to do instead, in the function that was called.
+    `cure` is a sentence that says what to change in the call of the user.
     """
     available = available_bytes()
     if needed > available:
@@ -79,13 +79,13 @@ def _size(count: int) -> str:
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of the arrays in a pytree, or of arrays of such shapes and dtypes."""
+    """Bytes of the arrays, or of the `jax.ShapeDtypeStruct`s, in a pytree."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def activation_bytes(apply: OutputFunction, params: Params, x: Any) -> int:
-    """Bytes that a reverse pass keeps for each further point, `x` being one."""
+    """Bytes that reverse mode stores for each additional point; `x` is one point."""
 
     def kept(points: int) -> int:
         xs = jax.tree.map(

@@ -22,12 +22,12 @@ from ._errors import (
 )
 from ._memory import require_memory
 
-# Every layer is compiled by itself, so that depth is paid in time to compile.
+# Each layer is compiled separately, so compile time grows with depth.
 _MOST_LAYERS = 1000
 
 
 class _Scales(NamedTuple):
-    """Where a parameterisation puts the scale of a layer: the draw or the pass."""
+    """Scales of a layer at initialization and in the forward pass."""
 
     weight_std: Any
     bias_std: Any
@@ -59,7 +59,7 @@ def _draw(
 def _scales_of(
     parameterization: str, given: dict[str, Any], fans: list[tuple[int, int]]
 ) -> list[_Scales]:
-    """The scales of each layer, of checked `sigma_w`, `sigma_a` and `sigma_b`."""
+    """The scales of each layer, from `sigma_w`, `sigma_a` and `sigma_b`, checked."""
     sigma_w, sigma_a, sigma_b = (require_scale(*item) for item in given.items())
     if parameterization == "ntk":
         _refuse_traced(sigma_w, sigma_a, sigma_b)
@@ -80,7 +80,7 @@ def _refuse_traced(*sigmas: Any) -> None:
 
 
 def _float_dtype(dtype: Any) -> np.dtype:
-    """`dtype` as a floating one that JAX has as it is set."""
+    """`dtype` as a floating-point dtype that JAX supports as configured."""
     default = jnp.dtype(jnp.result_type(float))
     if dtype is None or dtype is float:
         return default
@@ -102,28 +102,28 @@ def _float_dtype(dtype: Any) -> np.dtype:
 class MLP(eqx.Module):
     r"""A fully connected network with `depth` hidden layers of `width` neurons.
 
-    | `parameterization` | layer                                  | drawn from             |
+    | `parameterization` | layer                                  | initialization         |
     |--------------------|----------------------------------------|------------------------|
     | `"nth"`            | x⁽ˡ⁾ = σ(W x⁽ˡ⁻¹⁾ + b)/√width, f = aᵀx⁽ᴴ⁾ + b | W ~ N(0, σ_w²), a ~ N(0, σ_a²), b ~ N(0, σ_b²) |
     | `"ntk"`            | z = σ W x/√fan_in + σ_b b              | W, b ~ N(0, 1)         |
     | `"standard"`       | z = W x + b                            | W ~ N(0, σ²/fan_in), b ~ N(0, σ_b²) |
 
     with σ = `sigma_w` in hidden layers and `sigma_a` in the last. `"nth"` is eqs. 1–2
-    of Huang & Yau (2020), who have no bias; `"ntk"` is that of Jacot et al. (2018).
+    of Huang & Yau (2020), who use no bias; `"ntk"` is that of Jacot et al. (2018).
 
     **Arguments:**
 
     - `in_size`: the size of one input, which has shape `(in_size,)`.
-    - `width`, `depth`: neurons in each hidden layer, and how many such layers (≥ 1).
+    - `width`, `depth`: neurons per hidden layer, and the number of hidden layers (≥ 1).
     - `out_size`: `"scalar"` for outputs of shape `()`, or C for `(C,)`.
     - `activation`: a name (`"tanh"`, `"erf"`, `"relu"`, `"gelu"`, `"sigmoid"`,
-        `"softplus"`, `"sin"`, `"linear"`) or any elementwise function. A network with
-        a named activation can be pickled.
+        `"softplus"`, `"sin"`, `"linear"`) or any elementwise function. Networks with a
+        named activation can be pickled.
     - `use_bias`, `sigma_w`, `sigma_a`, `sigma_b`: as in the table.
-    - `dtype`: of the parameters, float32 or float64; JAX's default float if left out.
-    - `key`: the random key that the parameters are drawn with.
+    - `dtype`: the parameters' dtype, float32 or float64; by default JAX's default.
+    - `key`: a `jax.random.key` for the initialization.
 
-    **Raises:** `ValueError` for an unknown name, a size below 1 or a bad scale.
+    **Raises:** `ValueError` for an unknown name, a size below 1 or an invalid scale.
     """  # noqa: E501
 
     weights: tuple[Float[Array, "fan_out fan_in"], ...]
@@ -131,7 +131,7 @@ class MLP(eqx.Module):
     activation: Callable[[Array], Array] = eqx.field(static=True)
     out_size: int | Literal["scalar"] = eqx.field(static=True)
     parameterization: Literal["nth", "ntk", "standard"] = eqx.field(static=True)
-    # Of each layer in the forward pass: (weight, bias, activation).
+    # Forward-pass scales of each layer: (weight, bias, activation).
     scales: tuple[tuple[float, float, float], ...] = eqx.field(static=True)
 
     def __init__(
@@ -164,7 +164,7 @@ class MLP(eqx.Module):
         use_bias = require_bool("use_bias", use_bias)
         dtype = _float_dtype(dtype)
         numbers = sum((fan_in + 1) * fan_out for fan_in, fan_out in fans)
-        needed = 2 * numbers * dtype.itemsize  # as drawn, and scaled
+        needed = 2 * numbers * dtype.itemsize  # unscaled and scaled copies
         purpose = f"drawing {numbers:,} parameters"
         require_memory("width and depth", purpose, needed, "Give a smaller number.")
         keys = jax.random.split(require_key("key", key), depth + 1)

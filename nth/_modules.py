@@ -1,4 +1,4 @@
-"""Networks of other frameworks as modules of Equinox."""
+"""Networks of other frameworks as Equinox modules."""
 
 import sys
 from collections.abc import Callable
@@ -32,11 +32,11 @@ class ApplyNetwork(eqx.Module):
 
 
 class NNXNetwork(eqx.Module):
-    """A `flax.nnx.Module`, split: a weight that is used twice is one array here."""
+    """A `flax.nnx.Module`, split; a shared weight is a single array."""
 
     params: PyTree
     others: PyTree
-    """Variables other than `nnx.Param`, such as batch statistics: never trained."""
+    """Variables other than `nnx.Param`, such as batch statistics; never trained."""
     graphdef: Any = eqx.field(static=True)
 
     def __call__(self, x: Any) -> Array:
@@ -54,21 +54,21 @@ class NNXNetwork(eqx.Module):
 def from_apply(
     apply_fn: Callable[..., Any], params: PyTree, *, batched: bool = False
 ) -> ApplyNetwork:
-    """A network from a function and its parameters, as Flax and Haiku have them.
+    """A network from an apply function and its parameters, as in Flax and Haiku.
 
     **Arguments:**
 
     - `apply_fn`: `apply_fn(params, x)`, such as a Flax module's `apply`.
-    - `params`: a pytree; its arrays of floating dtype are trained, unless a
-        `filter_spec` says otherwise. Its path in the module is `.params`. Leaves that
-        are no arrays are passed on as they are.
+    - `params`: a pytree; its floating-point arrays are trained unless a `filter_spec`
+        selects others. Its path in the module is `.params`. Leaves that are not arrays
+        are passed on unchanged.
     - `batched`: `False` if `apply_fn` takes one input `(*in)`, `True` if it takes a
         batch `(points, *in)`; it is then called with batches of one point.
 
-    Collections beside Flax's `"params"`, such as `"batch_stats"`, are no parameters:
+    Flax collections other than `"params"`, such as `"batch_stats"`, are not parameters:
     close over them, `from_apply(lambda p, x: apply({"params": p, **rest}, x), ...)`.
 
-    **Raises:** `ValueError` if `apply_fn` is not callable or `batched` not a bool.
+    **Raises:** `ValueError` if `apply_fn` is not callable or `batched` is not a bool.
     """
     if not callable(apply_fn):
         raise ValueError(f"apply_fn must be callable; got {apply_fn!r}.")
@@ -86,8 +86,8 @@ def _as_leaf(leaf: Any) -> Any:
 
 
 def as_module(network: Any) -> Any:
-    """`network`, a `flax.nnx.Module` split into its parameters and the rest."""
-    nnx: Any = sys.modules.get("flax.nnx")  # there if `network` is one of its modules
+    """`network`, with a `flax.nnx.Module` split into its parameters and the rest."""
+    nnx: Any = sys.modules.get("flax.nnx")  # imported if `network` is an nnx.Module
     if nnx is None or not isinstance(network, nnx.Module):
         return network
     graphdef, params, others = nnx.split(network, nnx.Param, ...)

@@ -20,7 +20,7 @@ from ._points import points_of
 from ._problem import Problem
 from ._types import Inputs, Params, Scalar
 
-# They are iterated together, each with two vectors of the size of the parameters.
+# All starts are iterated together, each with two vectors of the parameters' size.
 _MOST_STARTS = 1000
 
 
@@ -36,24 +36,26 @@ def laziness(
 
         κ(θ₀) = ‖f(θ₀) − y‖ ‖D²f(θ₀)‖/‖Df(θ₀)‖²,
 
-    f the vector of the training outputs: how much Df changes, relative to itself, on
-    the way to a fit. Training is lazy, near level 2, where κ ≪ 1; with the width it
-    falls as m^{−1/2}, up to a logarithm.
+    with f the vector of training outputs: the relative change of Df until the data are
+    fitted. Training is lazy, that is close to level 2, if κ ≪ 1; κ decreases with the
+    width m as m^{−1/2}, up to a logarithm.
 
     Norms are operator norms: ‖Df‖² is the NTK's largest eigenvalue, and ‖D²f‖ the
-    largest ‖D²f[u, v]‖ over unit u and v. That is found by alternating maximisation, a
-    product with the Hessian at a time, from several starts; each ends at a local
-    maximum, so κ is **bounded from below**. For a single training output it is exact.
+    largest ‖D²f[u, v]‖ over unit u and v. The latter is computed by alternating
+    maximization with Hessian-vector products, from several random starts; each
+    converges to a local maximum, so the result is a **lower bound** of κ. It is exact
+    for a single training output.
 
     **Arguments:**
 
-    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]; squared error.
-    - `starts`: random starts, up to 1,000, of which the largest result is taken.
-    - `max_steps`: iterations, where the value has not settled before.
+    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]; the loss must be
+        the squared error.
+    - `starts`: the number of random starts, up to 1,000; the largest result is used.
+    - `max_steps`: the largest number of iterations, if they do not converge earlier.
 
     **Returns:** κ, a scalar.
 
-    **Raises:** `ValueError` for another loss or bad input.
+    **Raises:** `ValueError` for another loss or invalid input.
     """
     starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
@@ -76,7 +78,7 @@ def _bend(
     apply: OutputFunction, params: Params, x: Inputs, starts: int, max_steps: int
 ) -> Scalar:
     """max ‖D²f[u, v]‖ over unit u, v, by alternating between w, u and v in
-    ⟨w, D²f[u, v]⟩: each step can only raise it."""
+    ⟨w, D²f[u, v]⟩, which no step can decrease."""
     theta, unravel = ravel_pytree(params)
 
     def outputs(theta: Array) -> Array:
@@ -119,7 +121,7 @@ def _unit(vector: Array) -> tuple[Array, Scalar]:
 
 
 class Motion(eqx.Module):
-    """How the kernel moved on the training points: see [`nth.theory.motion`][]."""
+    """The change of the kernel on the training points: see [`nth.theory.motion`][]."""
 
     ts: Float[Array, " T"]
     """The times."""
@@ -128,29 +130,31 @@ class Motion(eqx.Module):
     """‖K(t) − K(0)‖/‖K(0)‖, Frobenius norms."""
 
     distance: Float[Array, " T"]
-    """1 − ⟨K(0), K(t)⟩/(‖K(0)‖ ‖K(t)‖): of direction alone (Fort et al. 2020)."""
+    """1 − ⟨K(0), K(t)⟩/(‖K(0)‖ ‖K(t)‖): a change of direction only (Fort et
+    al. 2020)."""
 
     alignment: Float[Array, " T"]
-    """⟨K(t), y yᵀ⟩/(‖K(t)‖ ‖y‖²), with the targets (Cristianini et al. 2001)."""
+    """⟨K(t), y yᵀ⟩/(‖K(t)‖ ‖y‖²), alignment with targets (Cristianini et al. 2001)."""
 
     effective_rank: Float[Array, " T"]
-    """exp(−Σ p_i ln p_i), p_i the singular values of K(t) over their sum (Roy &
-    Vetterli 2007): from 1 to n·C."""
+    """exp(−Σ p_i ln p_i), with p_i the singular values of K(t) over their sum (Roy &
+    Vetterli 2007); between 1 and n·C."""
 
 
 def motion(path: KernelPath, problem: Problem) -> Motion:
-    """How far the kernel moves along a solution, and what for: with K(t) = K̃⁽²⁾ on the
-    training points, ‖K(t) − K(0)‖/‖K(0)‖, the angle between the two, that between K(t)
-    and y yᵀ, and K(t)'s effective rank; sources at [`nth.theory.Motion`][].
+    """The change of the kernel along a solution: with K(t) = K̃⁽²⁾ on the training
+    points, ‖K(t) − K(0)‖/‖K(0)‖, the angle between K(0) and K(t), the alignment of K(t)
+    with y yᵀ, and the effective rank of K(t); references in [`nth.theory.Motion`][].
 
-    Of a hierarchy it is the motion predicted, of [`nth.GradientFlow`][] the true one.
+    For a hierarchy this is the predicted motion, for [`nth.GradientFlow`][] the actual
+    one.
 
     **Arguments:**
 
-    - `path`: of [`nth.kernel_along`][].
-    - `problem`: the problem that was solved; its targets have the shape of the outputs.
+    - `path`: the result of [`nth.kernel_along`][].
+    - `problem`: the problem solved, with targets of the shape of the outputs.
 
-    **Raises:** `ValueError` if they have another.
+    **Raises:** `ValueError` if the targets have another shape.
     """
     require_instance("path", path, KernelPath, "nth.kernel_along(dynamics, ts)")
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
@@ -172,7 +176,7 @@ def _measures(
 
     def one(kernel: Float[Array, "s s"]) -> tuple[Scalar, Scalar, Scalar, Scalar]:
         norm = jnp.linalg.norm(kernel)
-        # In differences of unit matrices, for 1 − cos loses half the digits.
+        # From the difference of unit matrices, because 1 − cos loses half the digits.
         apart = jnp.sum((kernel / norm - start / size) ** 2) / 2
         aligned = y @ kernel @ y / (norm * jnp.vdot(y, y))
         share = jnp.linalg.svd(kernel, compute_uv=False)

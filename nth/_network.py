@@ -1,4 +1,4 @@
-"""Networks: a module and its trainable part become f(θ, x)."""
+"""Networks as functions f(θ, x) of their trainable part and an input."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ from ._types import Inputs, Params
 
 
 class _Static:
-    """What of a network is no array, equal and hashed by its structure and leaves."""
+    """The non-array part of a network, compared and hashed by structure and leaves."""
 
     def __init__(self, tree: PyTree):
         self.tree = tree
@@ -49,8 +49,8 @@ class _Static:
 class OutputFunction(eqx.Module):
     """f(θ, x) of one input: a network with its trainable part θ taken out.
 
-    Leaves that are no arrays, such as activation functions, are static, so that any
-    transformation of JAX takes it.
+    Leaves that are not arrays, such as activation functions, are static, so it works
+    under all JAX transformations.
     """
 
     frozen: PyTree[Array]
@@ -70,14 +70,14 @@ class OutputFunction(eqx.Module):
             )
 
     def network(self, params: Params) -> Any:
-        """The network at the parameters `params`."""
+        """The network with parameters `params`."""
         return eqx.combine(params, self.frozen, self.static.tree)
 
     def __call__(self, params: Params, x: Any) -> Float[Array, "*out"]:
         return self.network(params)(x)
 
     def over(self, params: Params, xs: Inputs) -> Float[Array, "points *out"]:
-        """f(θ) on many inputs, each alone."""
+        """f(θ, x) for each input x of `xs`."""
         return jax.vmap(self, in_axes=(None, 0))(params, xs)
 
 
@@ -100,9 +100,9 @@ def parametrize(
 ) -> tuple[OutputFunction, Params, Problem]:
     """f(θ, x), θ, and `problem` with its targets checked against the outputs.
 
-    **Raises:** `ValueError` if the network has dropout or state switched on, mixes the
-    points of a batch, has nothing to train, another dtype than the data, or outputs
-    that do not fit inputs or targets.
+    **Raises:** `ValueError` if the network has active dropout or state, mixes the
+    points of a batch, has no trainable parameters, has a dtype other than that of the
+    data, or has outputs that do not fit inputs or targets.
     """
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     network = as_module(network)
@@ -129,10 +129,10 @@ def _placed(leaf: Any) -> Any:
 
 
 def _partitioned(network: Any, filter_spec: PyTree) -> tuple[Params, PyTree]:
-    """What trains, and the rest."""
+    """The trainable part, and the rest."""
     try:
         params, frozen = eqx.partition(network, filter_spec)
-    except Exception as error:  # a function of the user's raises anything
+    except Exception as error:  # a user's function may raise anything
         raise ValueError(
             "filter_spec must be a function of a leaf, or a pytree prefix of booleans "
             f"over the network; got {filter_spec!r}: {error}"
@@ -206,9 +206,9 @@ def _output_of(
 
 
 def _require_gradient(apply: OutputFunction, params: Params, x: Any) -> None:
-    """Raise `ValueError` unless the network has a gradient, at several points at once.
+    """Raise `ValueError` unless the network has a gradient under `jax.vmap`.
 
-    `x` is one input. Reverse mode under `jax.vmap` is what everything here takes.
+    `x` is one input. All methods use reverse mode under `jax.vmap`.
     """
 
     def gradient(params: Params, x: Any) -> Params:

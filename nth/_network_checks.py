@@ -1,4 +1,4 @@
-"""Refusal of networks that are not functions of parameters and one input."""
+"""Checks that a network is a function of its parameters and one input."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def refuse_changing_state(network: Any, x: Any) -> None:
 
     try:
         eqx.filter_eval_shape(call, network, x)
-    except Exception:  # reported with more context where the output's shape is found
+    except Exception:  # raised again, with more context, by `_output_of`
         return
     if changed[0]:
         raise ValueError(
@@ -60,7 +60,7 @@ def refuse_changing_state(network: Any, x: Any) -> None:
 
 
 def refuse_mixed_points(network: Any, problem: Problem) -> None:
-    """Raise `ValueError` if a batched function couples the points of a batch."""
+    """Raise `ValueError` if a batched function mixes the points of a batch."""
     batched = isinstance(network, ApplyNetwork) and network.batched
     if not batched or is_traced(network, problem):
         return
@@ -92,7 +92,7 @@ def _another(leaf: Array) -> Array:
 
 
 def warn_of_statistics(network: Any, params: Params) -> None:
-    """Warn if arrays that are no parameters, by where they are held, are trained."""
+    """Warn if arrays that the framework declares as non-parameters are trained."""
     names = _statistics(network, params)
     if names:
         warn(
@@ -105,7 +105,7 @@ def warn_of_statistics(network: Any, params: Params) -> None:
 
 
 def _statistics(network: Any, params: Params) -> list[str]:
-    """The paths of trained arrays that a framework declares to be no parameters."""
+    """The paths of trained arrays that the framework declares as non-parameters."""
     kinds = (eqx.nn.State, eqx.nn.StateIndex)
     nodes = jax.tree_util.tree_leaves_with_path(
         params, is_leaf=lambda node: isinstance(node, kinds)

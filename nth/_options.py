@@ -1,4 +1,4 @@
-"""Options of `nth.integrate`: which go together, checked before long work begins."""
+"""Options of `nth.integrate`, and checks of them before expensive work begins."""
 
 import os
 import typing
@@ -34,7 +34,7 @@ CONSTANT_STEPS = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
 
 
 class IntegrateOptions(TypedDict, total=False):
-    """The options of [`nth.integrate`][], which every solving function takes too."""
+    """The options of [`nth.integrate`][], shared by all continuous-time solves."""
 
     solver: diffrax.AbstractSolver
     stepsize_controller: diffrax.AbstractStepSizeController | None
@@ -49,10 +49,10 @@ class IntegrateOptions(TypedDict, total=False):
 
 
 def check_options(options: IntegrateOptions) -> None:
-    """Check the options as far as that is possible without the dynamics.
+    """Check the options, as far as possible without the dynamics.
 
     **Raises:** `TypeError` for an unknown option, as for any unknown keyword argument;
-    `ValueError` for a bad value, or for options that do not go together.
+    `ValueError` for an invalid value, or for incompatible options.
     """
     for name, value in options.items():
         if name not in _CHECKS:
@@ -115,7 +115,7 @@ def _check_adjoint(adjoint: Any) -> None:
 
 def _check_max_steps(max_steps: Any) -> None:
     count = require_integer("max_steps", max_steps, 1)
-    needed = 16 * count  # a time and a rate of the loss for each step
+    needed = 16 * count  # a time and a loss rate for each step
     if count > _MOST_STEPS or needed > available_bytes() / 2:
         raise ValueError(
             f"max_steps: what is kept of each step takes {needed / 2**30:,.1f} GiB for "
@@ -153,14 +153,14 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def _innermost(controller: Any) -> Any:
-    """The controller that sets the steps, where others only clip them."""
+    """The controller that sets the steps, without wrappers that only clip them."""
     while isinstance(controller, diffrax.ClipStepSizeController):
         controller = controller.controller
     return controller
 
 
 def _require_error_estimate(solver: Any) -> None:
-    """Raise unless the solver, `None` for the default, can choose its steps."""
+    """Raise unless the solver, `None` for the default, has an error estimate."""
     if solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         name = type(solver).__name__
         raise ValueError(
@@ -195,7 +195,7 @@ def _require_fixed_steps(
     while isinstance(solver, diffrax.HalfSolver):
         solver = solver.solver
     if isinstance(solver, diffrax.AbstractImplicitSolver):
-        # By default diffrax takes them from a controller with tolerances.
+        # By default diffrax takes the tolerances from an adaptive controller.
         rtol = getattr(solver.root_finder, "rtol", 0.0)
         if not isinstance(rtol, int | float | np.generic | jax.Array):
             name = type(solver).__name__
@@ -221,7 +221,7 @@ def check_step_times(controller: Any, ts: Float[Array, " T"]) -> None:
 
 
 def check_watch(watch: Any, state: State) -> None:
-    """Raise unless `watch` gives floating arrays for a state of this shape."""
+    """Raise unless `watch` returns floating-point arrays for a state of this shape."""
     if watch is None:
         return
     try:

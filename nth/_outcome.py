@@ -1,4 +1,4 @@
-"""How a solve ended, and what is reported of it."""
+"""The outcome of a solve, and the errors and warnings about it."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from ._solution import Solution
 from ._warn import say
 from ._window import warn_of_window
 
-# How a solve can end: `Solution.result` is one of them, in discrete time as well.
+# `Solution.result` is one of these, in continuous and discrete time.
 RESULTS = diffrax.RESULTS
 
 
@@ -48,7 +48,7 @@ def report(
 
 
 def _which(result: Any, known: list[tuple[Any, str]]) -> Array:
-    """The place in `known` of a result; the last is any other."""
+    """The index in `known` of a result; the last is for any other."""
     same = [result == item for item, _ in known[:-1]]
     return jnp.select(same, list(range(len(same))), len(same))
 
@@ -56,7 +56,7 @@ def _which(result: Any, known: list[tuple[Any, str]]) -> Array:
 def _raise_later(
     solution: Solution, failed: Bool[Array, ""], max_steps: int
 ) -> Solution:
-    """`solution`, with an error at run time where the solve failed."""
+    """`solution`, with an error at run time if the solve failed."""
     known = _failures(max_steps)
     messages = [
         f"the solve of the {solution.label} failed before the last time: {reason} "
@@ -65,7 +65,7 @@ def _raise_later(
     ]
     place = _which(solution.result, known)
 
-    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be all that is used
+    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be the only one used
         return s.train, s.test, s.loss
 
     checked = eqx.branched_error_if(outputs(solution), failed, place, messages)
@@ -73,7 +73,7 @@ def _raise_later(
 
 
 def _failures(max_steps: int) -> list[tuple[Any, str]]:
-    """Each result of a failed solve, and what is said of it; the last is any other."""
+    """Each result of a failed solve, with its message; the last is for any other."""
     kink = (
         "At a kink of the loss or of the network adaptive steps shrink without end: "
         f"take fixed ones, solver=diffrax.Heun(), {CONSTANT_STEPS}."

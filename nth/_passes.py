@@ -1,8 +1,9 @@
 """Forward and backward passes through a chain of layers, and their derivatives.
 
 For a layer z = W x + b let x_a be its inputs for slot a and λ_a = ∂f_a/∂z: the gradient
-∂f_a/∂W is λ_a x_aᵀ. Along ∇f_c the layer's weight changes by λ_c x_cᵀ, two vectors, so
-that the change of x_a and λ_a for every pair (a, c) takes one pass forth and back.
+∂f_a/∂W is λ_a x_aᵀ. Along ∇f_c the layer's weight changes by λ_c x_cᵀ, of rank one, so
+the derivatives of x_a and λ_a for all pairs (a, c) take one forward and one backward
+pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +15,12 @@ from jaxtyping import Array, Float, Shaped
 
 from ._layers import Layer
 
-# An array of the shape said beside it; None where it would be 0, or σ the identity.
+# An array of the shape in the comment; None where it would be 0 or σ is the identity.
 Part: TypeAlias = Any
 
 
 class At(NamedTuple):
-    """What one layer holds for each slot of a set."""
+    """The values of one layer at each of a set of slots."""
 
     inputs: Float[Array, "slots fan_in"]  # x
     deltas: Float[Array, "slots fan_out"]  # λ = ∂f/∂z = σ′ B,  B = ∂f/∂σ(z)
@@ -30,7 +31,7 @@ class At(NamedTuple):
 
 
 class Change(NamedTuple):
-    """How one layer changes for each row of a set, along each of some ∇f_c."""
+    """Derivatives of one layer's values at each of a set of rows, along each ∇f_c."""
 
     inputs: Part  # rows slots fan_in: ẋ
     z: Part  # rows slots fan_out: ż
@@ -43,7 +44,7 @@ Changes = Sequence[Change]
 
 
 def derivatives(function: Callable[[Array], Array] | None, z: Array) -> list[Array]:
-    """σ, σ′, σ″, σ‴ at each neuron, for σ that acts on each alone."""
+    """σ, σ′, σ″, σ‴ at each neuron, for elementwise σ."""
     if function is None:
         return [z]
     functions = [function]
@@ -75,7 +76,7 @@ def _affine(layer: Layer, inputs: Float[Array, "points fan_in"]) -> Array:
 def at_slots(
     layers: Sequence[Layer], x: Shaped[Array, "points *in"], size: int
 ) -> Slots:
-    """The layers at every slot of `x`, a network having `size` outputs a point."""
+    """The layers at every slot of `x`, for a network with `size` outputs per point."""
 
     def of_slots(array: Float[Array, "points k"]) -> Float[Array, "slots k"]:
         return array if size == 1 else jnp.repeat(array, size, axis=0)
@@ -106,7 +107,7 @@ def pairs(
 
 
 def changes(layers: Sequence[Layer], rows: Slots, along: Slots) -> Changes:
-    """ẋ and λ̇ of `rows` along ∇f_c, c of `along`, of which W's part is s λ_c x_cᵀ."""
+    """ẋ and λ̇ of `rows` along ∇f_c, c in `along`, whose part for W is s λ_c x_cᵀ."""
     there: list[tuple[Part, Part]] = []
     moved: Part = None
     products = [pairs(*each) for each in zip(layers, rows, along, strict=True)]

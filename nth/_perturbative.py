@@ -1,4 +1,4 @@
-"""The closed O(1/width) correction to the constant kernel: no integration."""
+"""The O(1/width) correction to the constant kernel in closed form."""
 
 import equinox as eqx
 import jax
@@ -21,18 +21,19 @@ from ._memory import require_memory, tree_bytes
 from ._problem import Problem
 from ._types import Scalar
 
-# Blocks of first slots: the memory beside K⁽⁴⁾ is a few times K⁽⁴⁾ over this, and each
-# block reads all of K⁽⁴⁾ once.
+# Number of blocks of first slots: the memory besides K⁽⁴⁾ is a few times K⁽⁴⁾ over this
+# number, and each block reads all of K⁽⁴⁾ once.
 _BLOCKS = 8
-# Entries of K⁽⁴⁾ that are worked on at once where a first slot has fewer: enough to
-# hide the cost of a loop, few enough for a processor's cache.
+# Entries of K⁽⁴⁾ up to which first slots are evaluated together: enough to hide the
+# overhead of a loop, few enough for a processor's cache.
 _ENTRIES_AT_ONCE = 2**17
-# Arrays of the size of one first slot of K⁽⁴⁾ that nested integrals hold at most.
+# Nested integrals hold at most this many arrays, each as large as the entries of K⁽⁴⁾
+# for one first slot.
 _SPARE = 40
 
 
 class Perturbation(eqx.Module):
-    """Every term of order 1/width, and no other: see [`nth.perturbative`][]."""
+    """All terms up to order 1/width and no others: see [`nth.perturbative`][]."""
 
     ts: Float[Array, " T"]
     """The requested times; the last may be ∞."""
@@ -53,36 +54,38 @@ class Perturbation(eqx.Module):
 def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     """Gradient flow of the squared error up to order 1/width, in closed form.
 
-    On the constant kernel the residual is r(t) = e^{−Θ₀t/n}(f₀ − y). It moves the NTK,
-    and that moves the outputs, each to first order (Dyer & Gur-Ari 2020, section 3.2):
+    With the constant kernel the residual is r(t) = e^{−Θ₀t/n}(f₀ − y). It changes the
+    NTK, which changes the outputs, each to first order (Dyer & Gur-Ari 2020, section
+    3.2):
 
         Θ¹(t) = −∫₀ᵗ [K⁽³⁾ − ∫₀ˢ K⁽⁴⁾ · r(u) du/n] · r(s) ds/n,
         f(t) = y + r(t) − ∫₀ᵗ e^{−Θ₀(t−s)/n} Θ¹(s) r(s) ds/n,
 
-    all kernels at initialisation, the last slot of K⁽⁴⁾ at the earliest time. In the
-    eigenbasis of Θ₀ each integral is one of e^{−λs} over stretches of time, in closed
-    form also where eigenvalues coincide or are zero.
+    with all kernels at initialization, and the last slot of K⁽⁴⁾ at the earliest time.
+    In the eigenbasis of Θ₀ each integral is a nested integral of e^{−λs}, which has a
+    closed form also where eigenvalues coincide or are zero.
 
-    The level p = 4 of [`nth.solve`][] holds the same terms, and feeds the moved outputs
-    back to the residual; so the two differ by what is of higher order in 1/width.
+    Level p = 4 of [`nth.solve`][] contains the same terms, and feeds the corrected
+    outputs back to the residual, so the two differ by terms of higher order in 1/width.
 
     **Arguments:**
 
     - `kernels`: made by [`nth.kernels`][] on the points of `problem`, of order 4 or
         more.
     - `problem`: targets, and the loss [`nth.SquaredError`][].
-    - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf` if the
-        NTK on the training points is not singular.
+    - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`
+        if the NTK on the training points is not singular.
 
-    **Returns:** [`nth.Perturbation`][]. Work is m·n³ numbers for each time. Memory is
-    half that of K⁽⁴⁾ beside it, and a few times that of the NTK at all times.
+    **Returns:** [`nth.Perturbation`][]. The work is O(m·n³) for each time. The memory
+    is half that of K⁽⁴⁾ in addition to K⁽⁴⁾ itself, and a few times that of the NTK at
+    all times.
 
-    Derivatives with respect to the kernels need eigenvalues that are distinct, as those
-    of `jnp.linalg.eigh` do; with respect to the targets they do not.
+    Derivatives with respect to the kernels require distinct eigenvalues, as those of
+    `jnp.linalg.eigh` do; derivatives with respect to the targets do not.
 
-    **Raises:** `ValueError` for another loss, bad times, kernels of an order below 4,
-    that do not fit or have NaN, what would not fit in memory, or t = ∞ with a singular
-    NTK, where the correction grows without bound.
+    **Raises:** `ValueError` for another loss, invalid times, kernels that have an order
+    below 4, do not fit `problem` or contain NaN, a result that would not fit in memory,
+    or t = ∞ with a singular NTK, for which the correction grows without bound.
     """
     level = DenseHierarchy(kernels, problem, 2)
     require_squared_error(problem, "perturbative")
@@ -108,7 +111,7 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
 def _require_memory(kernels: Kernels, times: int) -> None:
     """Raise `ValueError` if the correction would not fit in memory."""
     ntk, fourth = tree_bytes(kernels[2]), tree_bytes(kernels[4])
-    # Three arrays of a block of K⁽⁴⁾, and some of one first slot.
+    # Four arrays of the size of a block of K⁽⁴⁾, and _SPARE of one first slot.
     blocks = 4 * fourth // _BLOCKS + _SPARE * fourth // len(kernels[1])
     require_memory(
         "ts",
@@ -158,25 +161,25 @@ class _Modes(eqx.Module):
     """The eigenvectors, as columns."""
 
     delta: Float[Array, " N"]
-    """The residual at t = 0 along each."""
+    """The residual at t = 0 along each eigenvector."""
 
     times: Float[Array, " T"]
-    """Times over n; finite."""
+    """Times divided by n; finite."""
 
     with_tests: bool = eqx.field(static=True)
     """Whether there are test points."""
 
 
-# K⁽³⁾ and K⁽⁴⁾, or rows of them: slots in rows, each slot one axis.
+# K⁽³⁾ and K⁽⁴⁾, or rows of them: a row for each first slot, an axis for each slot.
 _Higher = tuple[Float[Array, "r N N"], Float[Array, "r N N N"]]
 
 
 def _of_slots(
     modes: _Modes, higher: _Higher
 ) -> tuple[Float[Array, "T M"], Float[Array, "T M"], Float[Array, "T M N"]]:
-    """`_of_row` of each first slot, block after block: the modes, then the test points.
+    """`_of_row` of each first slot, block by block: the modes, then the test points.
 
-    What a test point gathers does not decay: its rate is zero.
+    A test point's own output does not decay: its rate is zero.
     """
     extra = len(higher[0]) - len(modes.rates)
     rates = jnp.pad(modes.rates, (0, extra))
@@ -203,7 +206,7 @@ def _of_slots(
 def _of_rows(
     modes: _Modes, rates: Float[Array, " r"], higher: _Higher
 ) -> tuple[Float[Array, "r T"], Float[Array, "r T"], Float[Array, "r T N"]]:
-    """`_of_row` of each, together if they are small."""
+    """`_of_row` of each, vectorized if they are small."""
     together = higher[1].size <= _ENTRIES_AT_ONCE
     row = jax.checkpoint(lambda row: _of_row(modes, *row))
     batch = len(rates) if together else None
@@ -216,12 +219,12 @@ def _of_row(
     third: Float[Array, "N N"],
     fourth: Float[Array, "N N N"],
 ) -> tuple[Float[Array, " T"], Float[Array, " T"], Float[Array, "T N"]]:
-    """One first slot: f¹, its part by which others move, and Θ¹, at each time.
+    """One first slot: f¹, its integral ∫₀ᵗ f¹, and Θ¹, at each time.
 
-    f¹(t) of df¹/dt = −λ f¹ − Θ¹ r: read backwards in time, mode i of f¹ decays by
-    λ_i down to where Θ¹ feeds it with mode j of r, that by λ_j down to where K⁽³⁾ has
-    moved Θ¹ by mode k of r, and so on: a chain of stretches, at the rates λ_i, λ_j,
-    λ_j + λ_k, λ_j + λ_k + λ_l. With the rate 0 before them, it is ∫₀ᵗ f¹.
+    f¹ solves df¹/dt = −λ f¹ − Θ¹ r. Backwards in time, mode i of f¹ decays at the rate
+    λ_i until Θ¹ couples it to mode j of r, which decays at λ_j until K⁽³⁾ couples Θ¹ to
+    mode k of r, and so on: a chain of time intervals with the rates λ_i, λ_j,
+    λ_j + λ_k, λ_j + λ_k + λ_l. With a rate 0 in front, the chain gives ∫₀ᵗ f¹.
 
     Θ¹(t) = −∫₀ᵗ [K⁽³⁾ − ∫₀ˢ K⁽⁴⁾ · r(u) du] · r(s) ds.
     """

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from ._comparison import Comparison, Points
 
-# Okabe & Ito's palette: told apart in print and by colour-blind readers.
+# The palette of Okabe & Ito, suitable for print and color-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def plot_comparison(comparison: "Comparison") -> Figure:
-    """Panels: loss, error on train and on test points, and accuracy for labels."""
+    """Panels: loss, error on training and test points, and accuracy for labels."""
     import matplotlib
 
     kinds: list["Points"] = ["train"]
@@ -99,7 +99,7 @@ def _mark_windows(axis: Any, comparison: "Comparison") -> None:
 
 
 def _log_time(axis: Any, comparison: "Comparison") -> None:
-    """A logarithmic axis, if the times span more than a decade."""
+    """Use a logarithmic axis if the times span more than a decade."""
     ts = np.asarray(comparison.ts)
     positive = ts[ts > 0]
     if len(positive) > 1 and positive[-1] > 10 * positive[0]:

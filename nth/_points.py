@@ -21,7 +21,7 @@ class Points(eqx.Module):
     """A network and its points.
 
     The first slot of a kernel runs over `x_train`, if `with_train`, and over `x_extra`;
-    each later one over `x_train`.
+    each later slot runs over `x_train`.
     """
 
     apply: OutputFunction
@@ -38,7 +38,7 @@ class Points(eqx.Module):
 
     @property
     def on_train(self) -> "Points":
-        """The same network, all slots over the training points."""
+        """The same network with all slots over the training points."""
         none = take(self.x_train, slice(0))
         return Points(
             self.apply, self.params, self.x_train, none, True, rates=self.rates
@@ -51,7 +51,7 @@ class Points(eqx.Module):
 
     @property
     def n_rows(self) -> int:
-        """The number of slots in the first place."""
+        """The number of entries of the first slot."""
         points = self.n_train * self.with_train + count(self.x_extra)
         return points * self.output.size
 
@@ -71,7 +71,7 @@ class Points(eqx.Module):
         return self.apply.output
 
     def layers(self, params: Params) -> tuple[Layer, ...] | None:
-        """The layers of a fully connected network, `None` for any other."""
+        """The layers of a fully connected network; `None` for any other network."""
         layers = as_layers(self.apply, params, take(self.x_train, 0))
         return None if layers is None else rated(layers, self.rates)
 
@@ -83,7 +83,7 @@ def points_of(
     rows: Any = None,
     learning_rates: PyTree = None,
 ) -> Points:
-    """The network at the points of `problem`; `rows` are those of the first slot."""
+    """The network and the points of `problem`; `rows` are those of the first slot."""
     apply, params, problem = parametrize(network, problem, filter_spec)
     x = (problem.x_train, problem.x_test)
     if rows is not None:

@@ -1,4 +1,4 @@
-"""A problem: points, targets and loss, with every shape checked once, here."""
+"""A problem: points, targets and loss, whose shapes are all checked here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,18 +28,18 @@ class Problem(eqx.Module):
 
     - `x_train`: training inputs, shape `(n, *in)`, n ≥ 1; or a dict, a tuple or another
         pytree of arrays that share the leading axis n, for networks whose input has
-        several parts. A network is called with one entry of each.
-    - `y_train`: n training targets, in the form that `loss` takes.
+        several parts. The network is called with one entry of each.
+    - `y_train`: n training targets, in the format that `loss` expects.
     - `x_test`: test inputs, shape `(q, *in)`, or a pytree of the same structure; none
         by default.
     - `loss`: an [`nth.AbstractLoss`][]; L is its mean over the n training points, so
         the default is the paper's L = 1/(2n) Σ (f − y)².
 
-    Inputs are in float32 unless `jax_enable_x64` is set; the solve is in their dtype,
-    or, if no input is floating, in that of the network's parameters.
+    Inputs are float32 unless `jax_enable_x64` is set. Solves use their dtype, or that
+    of the network's parameters if no input is floating-point.
 
     **Raises:** `ValueError` if lengths, shapes or dtypes do not match, if an entry is
-    NaN or infinite, or if there is no training point.
+    NaN or infinite, or if there are no training points.
     """
 
     x_train: Inputs
@@ -99,6 +99,6 @@ class Problem(eqx.Module):
         return count(self.x_test)
 
     def matched_to(self, output: jax.ShapeDtypeStruct) -> "Problem":
-        """This problem, its targets checked against one network `output`."""
+        """This problem with its targets checked against one network `output`."""
         targets = self.loss.check_outputs(self.y_train, output)
         return eqx.tree_at(lambda problem: problem.y_train, self, targets)

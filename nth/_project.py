@@ -1,7 +1,7 @@
-"""Kernels along a few modes, such as the leading eigenvectors of the NTK.
+"""Kernels projected on a few modes, such as the leading eigenvectors of the NTK.
 
 The kernels of q modes e_i are those of the q functions F_i = Σ_β e_i[β] f_β, which have
-q gradients and no more. All that is needed of them is a sum over points.
+only q gradients. Each is a sum over points.
 """
 
 from collections.abc import Callable
@@ -29,16 +29,16 @@ from ._points import Points, points_of
 from ._problem import Problem
 from ._types import Params
 
-# Training slots up to which eigenvectors are those of the whole matrix.
+# Training slots up to which eigenvectors are computed from the full matrix.
 _DENSE = 4096
-# Bytes that one block of points may hold.
+# Bytes that one block of points may take.
 _BLOCK_BYTES = 2**28
 
 Tree = TypeVar("Tree")
 
 
 class Projection(eqx.Module):
-    """K⁽¹⁾ … K⁽ᵖ⁾ along q modes: see [`nth.project`][].
+    """K⁽¹⁾ … K⁽ᵖ⁾ projected on q modes: see [`nth.project`][].
 
     `projection[r]` is Σ e_i[a] e_j[b] … K⁽ʳ⁾[a, b, …], of shape `(q,) * r`.
     """
@@ -50,7 +50,7 @@ class Projection(eqx.Module):
 
     @property
     def order(self) -> int:
-        """The highest r held."""
+        """The highest r available."""
         return len(self.tensors)
 
     @property
@@ -74,10 +74,11 @@ def project(
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
 ) -> Projection:
-    """K⁽¹⁾ … K⁽ᵖ⁾ along modes in every slot: q^r numbers, and no tensor over n².
+    """K⁽¹⁾ … K⁽ᵖ⁾ projected on modes in every slot: q^r numbers each, with no
+    intermediate tensor larger than n².
 
     They are the kernels of the q functions F_i = Σ_β e_i[β] f_β. With u_i = ∇F_i,
-    v_ik the derivative of u_i along u_k and T_i the third derivative of F_i,
+    v_ik the derivative of u_i along u_k, and T_i the third derivative of F_i,
 
         K⁽³⁾[i, j, k]    = v_ik·u_j + u_i·v_jk,
         K⁽⁴⁾[i, j, k, l] = v_ik·v_jl + v_il·v_jk + (v_ij + v_ji)·v_kl
@@ -92,8 +93,8 @@ def project(
         points count.
     - `order`: the highest r, from 2 to 12.
     - `modes`: q, for the q leading eigenvectors of the NTK on the training points, or
-        vectors of your own, shape `(q, n, *out)`. Up to n·C = 4,096 the eigenvectors
-        are those of the matrix, beyond by Lanczos' method (SciPy's `eigsh`).
+        an array of vectors, shape `(q, n, *out)`. The eigenvectors are computed from
+        the full matrix up to n·C = 4,096, beyond by Lanczos' method (SciPy's `eigsh`).
 
     **Returns:** [`nth.Projection`][].
 
@@ -119,7 +120,7 @@ def project(
 
 
 def _require_memory(points: Points, modes: Array, order: int) -> None:
-    """Raise `ValueError` if the derivatives along the modes do not fit in memory."""
+    """Raise `ValueError` if derivatives along the modes would not fit in memory."""
     q, itemsize = len(modes), points.output.dtype.itemsize
     # Of q² derivatives: the sum over blocks of points and one block, and for K⁽⁴⁾ the
     # copy that a product of matrices makes. Each order beyond doubles them.
@@ -181,7 +182,7 @@ def _projected(
 def _blocks(
     points: Points, modes: Float[Array, "q n *out"]
 ) -> tuple[PyTree[Shaped[Array, "k b ..."]], Float[Array, "k q b *out"]]:
-    """Points and modes in blocks; what fills up the last has no weight."""
+    """Points and modes in blocks; padding of the last block has weight zero."""
     n, q = points.n_train, len(modes)
     one = activation_bytes(points.apply, points.params, take(points.x_train, 0))
     size = min(n, max(1, _BLOCK_BYTES // (8 * q * one)))
@@ -200,7 +201,7 @@ def _blocks(
 
 
 class _Modes(eqx.Module):
-    """F_i = Σ_β e_i[β] f_β, in blocks of points, and their kernels, functions of θ."""
+    """F_i = Σ_β e_i[β] f_β in blocks of points, and their kernels as functions of θ."""
 
     apply: OutputFunction
     x: PyTree[Shaped[Array, "k b ..."]]
@@ -270,7 +271,7 @@ class _Modes(eqx.Module):
         return self._summed(quantity)
 
     def _third_derivatives(self, params: Params, u: Params) -> Float[Array, "q q q q"]:
-        """T_i[j, k, l], from one derivative for each choice of three modes."""
+        """T_i[j, k, l], with one derivative for each multiset of three modes."""
         q = self.modes.shape[1]
         chosen = np.array(list(combinations_with_replacement(range(q), 3)))
         place = np.zeros((q, q, q), int)
@@ -298,7 +299,7 @@ def _derivative(
 
 
 def _inner(first: Params, second: Params, axes: tuple[int, int]) -> Float[Array, "..."]:
-    """Inner products over parameters, of stacks with that many axes in front."""
+    """Inner products over parameters of stacks with `axes` leading axes."""
 
     def of_leaves(a: Array, b: Array) -> Array:
         a, b = (

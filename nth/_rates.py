@@ -1,5 +1,5 @@
 """Learning rates of each parameter: a diagonal metric M, in continuous and discrete
-time alike.
+time.
 
 Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the operator D is the
 derivative along M ∇f_β.
@@ -17,10 +17,10 @@ from ._types import Params, Scalar
 
 
 def rates_of(learning_rates: PyTree, network: Any, params: Params) -> Params | None:
-    """The rate of each leaf of `params`, in the leaf's rank; `None` for M = 1.
+    """The rates of each leaf of `params`, of the leaf's rank; `None` for M = 1.
 
-    **Raises:** `ValueError` if `learning_rates` is no prefix of the network, or if a
-    rate is negative, not finite, or has no shape that fits its leaf.
+    **Raises:** `ValueError` if `learning_rates` is not a prefix of the network, or if a
+    rate is negative, not finite, or has a shape that does not broadcast to its leaf.
     """
     if learning_rates is None:
         return None
@@ -70,7 +70,7 @@ def by_rates(rates: Params | None, direction: Params) -> Params:
 
 
 def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
-    """λ in the dtype of `params`; `None` for 0, which needs no state of its own."""
+    """λ in the dtype of `params`; `None` for 0, which needs no additional state."""
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return None
     return jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)

@@ -1,4 +1,4 @@
-"""The kernels of infinitely wide networks, layer by layer."""
+"""Layer recursion for the kernels of infinitely wide networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,19 +11,19 @@ from jaxtyping import Array, Float
 
 from ._gauss import Pairs, Rule, rule_for, safe_root
 
-# Points in a tile of each side: few for sums over nodes, so that little of the work on
-# the diagonal is done twice; for closed forms as many as a processor's cache holds.
+# Points per side of a tile: few for sums over nodes, so that little of the work on the
+# diagonal is done twice; for closed forms as many as fit a processor's cache.
 _TILE, _TILE_OF_SUMS = 128, 4
-# Pairs of points times layers, and layers, up to which no loop is used.
+# Limits, up to which no loop is used: pairs of points times layers, and layers.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
 
 class Layer(NamedTuple):
-    """What layers do to second moments S of their inputs and to the NTK Θ of them:
+    """The maps of second moments S and the NTK Θ of the inputs of layers:
 
     Σ = weight·S + bias, and Θ′ = weight_rate·S + bias_rate + weight·(Σ̇ ∘ Θ).
 
-    Each holds one number for each layer.
+    Each field has one entry for each layer.
     """
 
     weight: Float[Array, "..."]
@@ -33,10 +33,10 @@ class Layer(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """What is known of pairs of points after a layer."""
+    """Moments and NTK of pairs of points after a layer."""
 
     variances: tuple[Float[Array, " r"], Float[Array, " c"]]
-    """Of the points on each side, to which the pairs refer."""
+    """Of the points on each side; the pairs are pairs of their indices."""
 
     cross: Float[Array, " P"]
     versine: Float[Array, " P"] | None
@@ -69,7 +69,7 @@ def recursion(
     layers: Layer,
     how: tuple[Callable[[Array], Array], int],
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
-    """Σ and Θ of the last layer, and the rule's doubt about them."""
+    """Σ and Θ of the last layer, and the error estimate of the integration rule."""
     rule = rule_for(*how)
     sides = (x1, x1 if x2 is None else x2)
     whole = _fits_whole(sides, layers)
@@ -78,11 +78,11 @@ def recursion(
 
 
 def _fits_whole(sides: _Sides, layers: Layer) -> bool:
-    """Whether all pairs are worked on at once, and the loop over layers is unrolled.
+    """Whether all pairs are computed together, and the loop over layers is unrolled.
 
-    That is fastest for few pairs. It also has second derivatives where points coincide:
-    in a `scan` they are NaN, as JAX drops the rules of `custom_jvp` from its body when
-    a reverse-mode derivative is differentiated again.
+    This is fastest for few pairs. It also has second derivatives where points coincide:
+    in a `scan` they are NaN, because JAX drops the rules of `custom_jvp` from its body
+    when a reverse-mode derivative is differentiated again.
     """
     depth = len(layers.weight) - 1
     fits = len(sides[0]) * len(sides[1]) * depth <= _MOST_WHOLE
@@ -109,7 +109,7 @@ def _at_once(
 def _by_tiles(
     rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    """Tile after tile, written in place: beside the two there is one tile in memory."""
+    """Tile by tile, in place: memory holds both kernels and a single tile."""
     most = _TILE if rule.closed else _TILE_OF_SUMS
     counts = [-(-len(x) // most) for x in sides]
     shape = [-(-len(x) // count) for x, count in zip(sides, counts, strict=True)]
@@ -119,7 +119,7 @@ def _by_tiles(
     pairs = np.indices(shape).reshape(2, -1)
 
     def add(kernels: list[Array], tile: Array) -> tuple[list[Array], None]:
-        # The last tile of a side overlaps with the one before.
+        # The last tile of a side overlaps with the previous one.
         corner = [
             jnp.minimum(i * size, len(x) - size)
             for i, size, x in zip(tile, shape, sides, strict=True)
@@ -130,7 +130,7 @@ def _by_tiles(
         )
         values = _of_pairs(rule, layers, (first, second), (pairs[0], pairs[1]))
         parts = [part.reshape(shape) for part in values]
-        if symmetric:  # rounding depends on which point of a pair is the first
+        if symmetric:  # rounding depends on the order of a pair
             same = tile[0] == tile[1]
             parts = [jnp.where(same, (part + part.T) / 2, part) for part in parts]
         kernels = _written(kernels, parts, corner)
@@ -155,7 +155,7 @@ def _written(
 def _of_pairs(
     rule: Rule, layers: Layer, sides: _Sides, pairs: _Pairs, unrolled: bool = False
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
-    """Σ and Θ of the last layer at pairs of a point of each side."""
+    """Σ and Θ of the last layer at pairs with one point from each side."""
     i, j = pairs
     cross = (sides[0] @ sides[1].T)[i, j]
     start = _Moments(
@@ -188,7 +188,7 @@ def _layer_by_layer(
     layers: Layer,
     whole: bool,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan` over layers, or the same unrolled."""
+    """`jax.lax.scan` over layers, unrolled if `whole`."""
     if not whole:
         return jax.lax.scan(step, carry, layers)
     outputs = []
@@ -201,7 +201,7 @@ def _layer_by_layer(
 def _affine(
     moments: _Moments, slope: Float[Array, " P"], layer: Layer, pairs: _Pairs
 ) -> _Moments:
-    """Weights and biases act."""
+    """Apply weights and biases."""
     (first, second), cross, versine, ntk = moments
     ntk = layer.weight_rate * cross + layer.bias_rate + layer.weight * slope * ntk
     if versine is not None:
@@ -213,7 +213,7 @@ def _affine(
 def _doubt(
     rule: Rule, layers: Layer, points: Float[Array, "m d"], whole: bool
 ) -> Float[Array, ""]:
-    """The greatest doubt at any point, in any layer."""
+    """The largest error estimate over all points and layers."""
 
     def deeper(variance: Array, layer: Layer) -> tuple[Array, Array]:
         variance = layer.weight * variance + layer.bias
@@ -243,10 +243,10 @@ def _with_bias(
     second: Float[Array, " P"],
     layer: Layer,
 ) -> Float[Array, " P"]:
-    """1 − cos of the angle once weights and bias have acted, in positive terms.
+    """1 − cos of the angle after weights and bias, as a sum of positive terms.
 
-    With p, q the two deviations and β that of the bias, it is, over √((p²+β²)(q²+β²)),
-    p q · versine + β²(p − q)²/(√((p²+β²)(q²+β²)) + p q + β²).
+    With p, q the two standard deviations and β that of the bias, it is
+    p q · versine + β²(p − q)²/(√((p²+β²)(q²+β²)) + p q + β²) over √((p²+β²)(q²+β²)).
     """
     p, q = (safe_root(layer.weight * part) for part in (first, second))
     scale = safe_root(p**2 + layer.bias) * safe_root(q**2 + layer.bias)

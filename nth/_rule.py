@@ -1,4 +1,4 @@
-"""The rule of discrete training: its learning rate and batch at each step."""
+"""The optimizer of discrete training: its learning rate and batch at each step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,27 +23,28 @@ from ._types import Scalar
 
 
 class GradientDescent(eqx.Module):
-    """Gradient descent as people train: with s the step, from 0 on,
+    """Minibatch gradient descent with momentum and weight decay: at step s = 0, 1, …,
 
         d = ∇L_batch(θ) + λ θ,    v ← μ v + d,    θ ← θ − η_s v,
 
-    and with Nesterov's momentum d + μ v in the place of v. It is step for step what
-    `optax.sgd` does after `optax.add_decayed_weights`, and PyTorch's `SGD`.
+    and with Nesterov momentum d + μ v in place of v. Its steps are those of `optax.sgd`
+    after `optax.add_decayed_weights`, and of PyTorch's `SGD`.
 
     **Arguments:**
 
-    - `learning_rate`: η ≥ 0, or a function of the step, such as a schedule of optax.
-    - `momentum`: μ, from 0 to under 1.
-    - `nesterov`: whether the momentum is Nesterov's.
-    - `weight_decay`: λ ≥ 0; it adds λ/2 ‖θ‖² to the loss that is trained on.
-    - `batch_size`: how many training points a step sees, all n if left out. L_batch is
-        their mean loss. Each epoch draws a permutation of the points and takes them in
-        turn, without repeating one; the n mod `batch_size` points left at the end of a
-        permutation are left out of that epoch.
-    - `key`: the random key of the batches, needed with `batch_size`. Batches depend on
-        it, on n and on the step alone: the network and every level see the same.
+    - `learning_rate`: η ≥ 0, or a function of the step, such as an optax schedule.
+    - `momentum`: μ, 0 ≤ μ < 1.
+    - `nesterov`: whether to use Nesterov momentum.
+    - `weight_decay`: λ ≥ 0; adds λ/2 ‖θ‖² to the training loss.
+    - `batch_size`: training points per step, all n by default. L_batch is their mean
+        loss. Each epoch draws a permutation of the points and splits it into batches,
+        without replacement; the n mod `batch_size` points at the end of a permutation
+        are left out of that epoch.
+    - `key`: a `jax.random.key` for the batches, required with `batch_size`. Batches
+        depend only on it, on n and on the step, so they are the same for the network
+        and for every level.
 
-    **Raises:** `ValueError` for a bad number, or an option that would change nothing.
+    **Raises:** `ValueError` for an invalid number, or an option without effect.
     """
 
     learning_rate: Any
@@ -88,7 +89,7 @@ class GradientDescent(eqx.Module):
 
 
 def require_momentum(momentum: Any) -> Any:
-    """`momentum`, from 0 to below 1."""
+    """`momentum`, checked to be at least 0 and below 1."""
     momentum = require_scale("momentum", momentum)
     message = "momentum must be below 1, or steps never fade"
     if is_traced(momentum):
@@ -103,13 +104,13 @@ def _is_zero(number: Any) -> bool:
 
 
 def require_rule(rule: Any) -> GradientDescent:
-    """`rule`, if it is a [`nth.GradientDescent`][]."""
+    """`rule`, checked to be an [`nth.GradientDescent`][]."""
     require_instance("rule", rule, GradientDescent, "nth.GradientDescent(0.1)")
     return rule
 
 
 class Plan(eqx.Module):
-    """What a rule does over N steps, as arrays: no value of them is compiled in."""
+    """An optimizer over N steps, as arrays: no value is a compile-time constant."""
 
     steps: Int[Array, " T"]
     """The requested steps, counted from 0, which is before training."""
@@ -124,10 +125,10 @@ class Plan(eqx.Module):
 
 
 def plan(rule: GradientDescent, steps: Any, n_train: int, dtype: Any) -> Plan:
-    """`rule` over `steps`, on `n_train` points, in `dtype`.
+    """The plan of `rule` for `steps`, on `n_train` points, in `dtype`.
 
-    **Raises:** `ValueError` for bad steps, a batch of more points than there are, or a
-    learning rate that is no number at some step.
+    **Raises:** `ValueError` for invalid steps, a batch size above the number of points,
+    or a learning rate that is not a number at some step.
     """
     asked = _require_steps(steps)
     number = int(asked[-1])
@@ -170,14 +171,14 @@ def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
 
 
 def _refuse_if_too_long(rule: GradientDescent, number: int) -> None:
-    """Raise if what each of the steps takes does not fit in memory."""
-    a_step = 16 + 8 * (rule.batch_size or 0)  # its rate, its slot and its batch
+    """Raise `ValueError` if the plan of so many steps would not fit in memory."""
+    a_step = 16 + 8 * (rule.batch_size or 0)  # its learning rate, slot and batch
     purpose = f"planning {number} steps"
     require_memory("steps", purpose, a_step * number, "Give a smaller number.")
 
 
 def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
-    """η at each step; a schedule that cannot be traced is asked step by step."""
+    """η at each step; a schedule that cannot be traced is evaluated step by step."""
     if not callable(learning_rate):
         return jnp.full(number, jnp.asarray(learning_rate, dtype))
     try:
@@ -207,9 +208,9 @@ def _rates(learning_rate: Any, number: int, dtype: Any) -> Float[Array, " N"]:
 
 
 def _rows(rule: GradientDescent, number: int, n_train: int) -> Int[Array, "N b"]:
-    """The training points that each step sees."""
+    """The training points in the batch of each step."""
     size, key = rule.batch_size, rule.key
-    assert size is not None  # as `plan` asks: for the type checker
+    assert size is not None  # ensured by `plan`; for the type checker
     assert key is not None
     if size > n_train:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Solutions in files."""
+"""Saving solutions to files, and loading them."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from ._errors import is_traced
 from ._outcome import RESULTS
 from ._solution import Solution
 
-# Fields that are one array each.
+# Fields that are single arrays.
 _ARRAYS = ("ts", "train", "test", "loss", "valid_until")
 _TREES = ("state", "watched")
 
 
 def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
-    """What [`nth.Solution.save`][] does."""
+    """Implementation of [`nth.Solution.save`][]."""
     file = _file(path)
     if is_traced(solution):
         raise ValueError("a solution cannot be saved under jax.jit.")
@@ -44,7 +44,7 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
 def load_solution(
     path: str | os.PathLike[str], like: PyTree, watched_like: PyTree
 ) -> Solution:
-    """What [`nth.Solution.load`][] does."""
+    """Implementation of [`nth.Solution.load`][]."""
     file = _file(path)
     leaves = file.read_leaves(lambda specs: len(specs) >= 2 + len(_ARRAYS))
     if leaves is None:
@@ -63,7 +63,7 @@ def load_solution(
         trees = {name: {key: next(taken) for key in about[name]} for name in _TREES}
         result = _result(_current_codes(codes, about["messages"]))
         label, method = str(about["label"]), str(about["method"])
-    except Exception as error:  # what a file says of itself can be anything
+    except Exception as error:  # the content of a file can be anything
         raise file.damaged(repr(error)) from None
     return Solution(
         **arrays,
@@ -88,7 +88,8 @@ def _result(codes: Any) -> Any:
 
 
 def _current_codes(codes: np.ndarray, messages: dict[str, str]) -> np.ndarray:
-    """The codes with those messages: a release of diffrax may count otherwise."""
+    """The current codes of those messages: other diffrax releases may number them
+    differently."""
     current = {RESULTS[_result(code)]: code for code in range(len(RESULTS))}
     new = {int(code): current[message] for code, message in messages.items()}
     return np.vectorize(new.__getitem__, otypes=[np.int32])(codes)
@@ -100,7 +101,7 @@ def _leaf_names(tree: PyTree) -> list[str]:
 
 
 def _in_structure(found: dict[str, Any], like: PyTree, argument: str) -> PyTree:
-    """The arrays `found`, by their names, in the structure of `like`."""
+    """The arrays `found`, matched by name, in the structure of `like`."""
     if like is None:
         if not found:
             return None

@@ -1,4 +1,4 @@
-"""The state of the matrix-free form: coefficients in ε of the parameters."""
+"""The state of the matrix-free method: coefficients in ε of the parameters."""
 
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ class SeriesState(eqx.Module):
     """The coefficients of θ_ε at one time: the state of a `MatrixFreeHierarchy`."""
 
     base: Params | None
-    """u_0 = θ₀ under weight decay, which moves it; `None` without."""
+    """u_0 = θ₀ under weight decay, which changes it; `None` without weight decay."""
 
     steps: Steps
     """u_1, …, u_{p−1}."""
@@ -27,7 +27,7 @@ class SeriesState(eqx.Module):
 
 
 def require_state(state: Any, order: int, params: Params) -> SeriesState:
-    """`state`, if it is of level `order` and of parameters like `params`."""
+    """`state`, checked to be of level `order` and of parameters like `params`."""
     require_instance("state", state, SeriesState, "Solution.state")
     if state.order != order:
         raise ValueError(

@@ -16,7 +16,7 @@ class Solution(eqx.Module):
     """
 
     ts: Float[Array, " T"] | Int[Array, " T"]
-    """The requested times; of discrete training the steps, integers."""
+    """The requested times; for discrete training the steps, as integers."""
 
     train: Float[Array, "T n *out"]
     """Outputs on the training points."""
@@ -28,18 +28,19 @@ class Solution(eqx.Module):
     """The training loss L of those outputs."""
 
     valid_until: Scalar
-    """The first time that the predicted loss rises, which gradient flow's never does:
-    past it the truncation has left its window. ∞ if it never rose. Found between two
-    steps of the solver, so as fine as they are. For discrete training, whose loss may
-    rise, see [`nth.solve_discrete`][]."""
+    """The first time at which the predicted loss increases, or ∞. The loss of gradient
+    flow never increases, so past this time the truncation has left its window. The time
+    is interpolated between two steps of the solver, so its resolution is theirs. For
+    discrete training, whose loss may increase, see [`nth.solve_discrete`][]."""
 
     result: Any
     """A `diffrax.RESULTS`: `successful`; `event_occurred` if the outputs of a
-    truncation passed a million times their initial scale; else the cause of failure."""
+    truncation exceeded a million times their initial scale; else the cause of
+    failure."""
 
     state: State
-    """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] what its
-    `predict` takes, for the trained network its parameters."""
+    """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] the
+    argument of its `predict`, for the trained network its parameters."""
 
     counts: dict[str, Array]
     """The numbers in `stats`."""
@@ -48,24 +49,24 @@ class Solution(eqx.Module):
     """What was solved: `"level-3 hierarchy"`, `"network"`."""
 
     method: str = eqx.field(static=True)
-    """How: `"dense"`, `"matrix-free"`, `"gradient flow"`, `"gradient descent"`."""
+    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"gradient descent"`."""
 
     watched: PyTree[Float[Array, "T ..."]] = None
-    """What the option `watch` of [`nth.integrate`][] saw of the state at each time;
-    `None` without it."""
+    """Values of the option `watch` of [`nth.integrate`][] at each time; `None` without
+    it."""
 
     @property
     def stats(self) -> dict[str, Any]:
-        """`method`; `num_steps`, and of a flow `num_accepted_steps` and
-        `num_rejected_steps`; `num_evaluations` of the vector field, where the solver's
-        number of stages is known, or of the gradient in discrete training; `last_time`,
-        the time that the solver reached, or the last requested step with outputs."""
+        """`method`; `num_steps`, and in continuous time `num_accepted_steps` and
+        `num_rejected_steps`; `num_evaluations` of the vector field, if the solver's
+        number of stages is known, or of the gradient in discrete time; `last_time`, the
+        last time that the solver reached, or the last requested step with outputs."""
         return {"method": self.method, **self.counts}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the solution to a file, whole or not at all.
+        """Write the solution to a file, atomically.
 
-        **Arguments:** `path`, a file in a folder that exists. A file that is there is
+        **Arguments:** `path`, a file in an existing folder. An existing file is
         replaced.
 
         **Raises:** `ValueError` if the file cannot be written.
@@ -84,20 +85,20 @@ class Solution(eqx.Module):
     ) -> "Solution":
         """Read a solution that [`save`][nth.Solution.save] wrote.
 
-        A file holds arrays and text. Nothing is unpickled, so a file that comes from
-        someone else can do no more than hold wrong numbers.
+        A file holds arrays and text, and nothing is unpickled: the worst that an
+        untrusted file can do is to hold wrong numbers.
 
         **Arguments:**
 
         - `path`: the file.
         - `like`: the structure of `state`, a pytree of arrays or of
             `jax.ShapeDtypeStruct` with the shapes and dtypes of the saved state, such
-            as `dynamics.initial_state()`. If left out, a state of several arrays is a
-            flat tuple of them.
+            as `dynamics.initial_state()`. By default a state of several arrays is
+            returned as a flat tuple.
         - `watched_like`: the same for `watched`.
 
-        **Raises:** `ValueError` if there is no file, if it is damaged or does not hold
-        a solution, or if the structures do not fit what was saved.
+        **Raises:** `ValueError` if the file does not exist, is damaged or does not hold
+        a solution, or if the structures do not match what was saved.
         """
         from ._saving import load_solution
 

@@ -1,4 +1,4 @@
-"""High-level entry points: a network, a problem and times become a solution."""
+"""High-level entry points: solve a problem for a network at given times."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -36,7 +36,7 @@ from ._solution import Solution
 Method = Literal["auto", "dense", "matrix-free"]
 METHODS: tuple[Method, ...] = ("auto", "dense", "matrix-free")
 
-# Evaluations of the vector field in a solve, of which the matrix-free form pays each.
+# Vector field evaluations assumed per solve, in the cost estimate of each method.
 _EVALUATIONS = 300
 
 
@@ -52,36 +52,36 @@ def solve(
     weight_decay: Any = 0.0,
     **options: Unpack[IntegrateOptions],
 ) -> Solution:
-    """Predict the outputs of `network` through training, by the level-p hierarchy.
+    """Predict the outputs of `network` during training by the level-p hierarchy.
 
     **Arguments:**
 
     - `network`: an `eqx.Module` of one input, [`nth.MLP`][] or [`nth.from_apply`][],
-        at initialisation.
+        at initialization.
     - `problem`: points, targets and loss.
-    - `ts`: times, shape `(T,)`, increasing, from 0 on.
+    - `ts`: times, shape `(T,)`, increasing and nonnegative.
     - `order`: the level p, from 2 to 12; p = 2 is the constant NTK. p = 4 is the first
-        level that holds every O(1/width) term; p = 3 holds half of them.
+        level that contains every O(1/width) term; p = 3 contains half of them.
     - `method`: `"dense"` forms the kernels K⁽¹⁾ … K⁽ᵖ⁾, of m·n^{p−1} numbers for a
         scalar network, and solves [`nth.DenseHierarchy`][]; `"matrix-free"` solves
-        [`nth.MatrixFreeHierarchy`][]; `"auto"` takes the cheaper, by
-        [`nth.cheaper_method`][]. `Solution.stats["method"]` says which.
-    - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+        [`nth.MatrixFreeHierarchy`][]; `"auto"` selects the cheaper, by
+        [`nth.cheaper_method`][]. `Solution.stats["method"]` is the method used.
+    - `filter_spec`: the trained leaves, as for `equinox.partition`; the rest is frozen.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
-        network: the rate M of each parameter, 1 if left out.
-    - `weight_decay`: λ ≥ 0 in dθ/dt = −M (∇L + λ θ). Above 0 the method is
-        `"matrix-free"`, for kernels are formed at θ₀, which decays.
+        network: the learning rate M of each parameter, 1 by default.
+    - `weight_decay`: λ ≥ 0 in dθ/dt = −M (∇L + λ θ). If λ > 0 the method is
+        `"matrix-free"`, because kernels are formed at θ₀, which decays.
     - `options`: those of [`nth.integrate`][].
 
     **Returns:** [`nth.Solution`][].
 
-    **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
+    **Raises:** `ValueError` for invalid input, `RuntimeError` for a failed solve.
     """
     order = require_order("order", order)
     require_name("method", method, METHODS)
     check_options(options)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    # Before kernels are formed.
+    # Checked before kernels are formed.
     require_times(ts, _dtype_of_solve(network, problem, filter_spec))
     levels = hierarchies(
         network, problem, [order], method, filter_spec, learning_rates, weight_decay
@@ -92,7 +92,7 @@ def solve(
 def _dtype_of_solve(
     network: Callable[..., Any], problem: Problem, filter_spec: PyTree
 ) -> Any:
-    """The dtype of the parameters, which is that of floating inputs."""
+    """The dtype of the parameters, which equals that of floating-point inputs."""
     dtype = floating_dtype(problem.x_train)
     if dtype is not None:
         return dtype
@@ -109,7 +109,7 @@ def hierarchies(
     learning_rates: PyTree = None,
     weight_decay: Any = 0.0,
 ) -> dict[int, AbstractDynamics]:
-    """The hierarchy at each of `orders`, kernels formed once for all that are dense."""
+    """The hierarchy at each of `orders`; all dense ones share one set of kernels."""
     require_name("method", method, METHODS)
     method = _with_decay(method, weight_decay)
     what: dict[str, Any] = {
@@ -133,7 +133,7 @@ def hierarchies(
 
 
 def _with_decay(method: Method, weight_decay: Any) -> Method:
-    """The method, where a weight decay may ask for one of them."""
+    """The method, given that a weight decay requires the matrix-free one."""
     decay = require_scale("weight_decay", weight_decay)
     if isinstance(decay, float) and decay == 0:
         return method
@@ -153,15 +153,16 @@ def cheaper_method(
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
 ) -> Literal["dense", "matrix-free"]:
-    """Which form of the level-p hierarchy costs less, by counting multiplications.
+    """The cheaper method for the level-p hierarchy, by counting multiplications.
 
-    Forming the kernels is counted by the way that it takes; then the dense form reads
-    K⁽ᵖ⁾ at each of about 300 evaluations of a solve, a number in the time of twenty
-    multiplications. A matrix-free evaluation takes, with P parameters and n training
-    points, c_p gradients of 3 n P, with c_p = (3p² − p − 2)/6 by counting matrix
-    products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), and a third more for what is
-    constant and computed again. `"dense"` is the answer if it takes fewer, and if its
-    kernels fit into a quarter of the memory. `benchmarks/cheaper_method.py` checks it.
+    The cost of the dense method is that of forming the kernels, by the algorithm used,
+    plus that of reading K⁽ᵖ⁾ at each of about 300 evaluations per solve; reading one
+    number takes the time of twenty multiplications. A matrix-free evaluation with P
+    parameters and n training points costs c_p gradients of 3 n P multiplications, with
+    c_p = (3p² − p − 2)/6 by counting matrix products (4/3, 11/3, 7, 34/3 for p = 2, 3,
+    4, 5), plus 1/3 for constants that are recomputed. The result is `"dense"` if it
+    costs less and its kernels fit into a quarter of the available memory.
+    `benchmarks/cheaper_method.py` tests this estimate.
     """
     order = require_order("order", order)
     points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
@@ -185,9 +186,9 @@ def gradient_flow(
     weight_decay: Any = 0.0,
     **options: Unpack[IntegrateOptions],
 ) -> Solution:
-    """Train `network` by gradient flow, dθ/dt = −∇L(θ): what the hierarchy predicts.
+    """Train `network` by gradient flow, dθ/dt = −∇L(θ), which the hierarchy predicts.
 
-    Arguments, returns and raises as for [`nth.solve`][]; `valid_until` is ∞.
+    Arguments, return value and errors are as for [`nth.solve`][]; `valid_until` is ∞.
     """
     check_options(options)
     dynamics = GradientFlow(

@@ -25,28 +25,29 @@ from ._problem import Problem
 class Spectrum(eqx.Module):
     """Eigenvalues of the NTK on the training points: see [`nth.spectrum`][].
 
-    In order of falling eigenvalue; s = n·C is the number of slots.
+    In decreasing order of eigenvalue; s = n·C is the number of slots.
     """
 
     eigenvalues: Float[Array, " s"]
     """λ_i of K⁽²⁾ on the training points."""
 
     modes: Float[Array, "s n *out"]
-    """Eigenvectors e_i, of norm one."""
+    """Eigenvectors e_i, of unit norm."""
 
     time_scales: Float[Array, " s"]
-    """n/λ_i, in units of 1/(learning rate): the time in which ⟨e_i, f − y⟩ falls by a
-    factor e at level p = 2 with squared error. ∞ where λ_i is zero to rounding."""
+    """n/λ_i, in units of 1/(learning rate): the time in which ⟨e_i, f − y⟩ decreases by
+    a factor e at level p = 2 with squared error. ∞ where λ_i is zero up to rounding
+    error."""
 
 
 def spectrum(kernels: Kernels) -> Spectrum:
-    """Eigenvalues of the NTK on the training points, and the times that they set.
+    """Eigenvalues of the NTK on the training points, and the time scales they set.
 
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
-    eq. 6), so that each eigenvector relaxes by itself.
+    eq. 6), so the residual along each eigenvector decays independently.
 
-    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points, has
-    NaN, or the eigenvectors would not fit in memory.
+    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points or
+    contains NaN, or if the eigenvectors would not fit in memory.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     if not kernels.complete:
@@ -78,14 +79,14 @@ def layer_kernels(
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
 ) -> dict[str, Float[Array, "m ..."]]:
-    """The NTK's parts by parameter array, G⁽ˡ⁾ (Huang & Yau, eq. 7): K⁽²⁾ is their sum.
+    """The contribution G⁽ˡ⁾ of each parameter array to the NTK (Huang & Yau, eq. 7).
 
-        G⁽ˡ⁾[a, b] = ⟨∂f_a/∂W⁽ˡ⁾, ∂f_b/∂W⁽ˡ⁾⟩
+        G⁽ˡ⁾[a, b] = ⟨∂f_a/∂W⁽ˡ⁾, ∂f_b/∂W⁽ˡ⁾⟩,    K⁽²⁾ = Σ_l G⁽ˡ⁾
 
     **Arguments:** as for [`nth.kernels`][].
 
-    **Returns:** one kernel for each trained array, by its path in the network:
-    `".weights[0]"`, `".weights[1]"` and so on for an [`nth.MLP`][] with no biases.
+    **Returns:** one kernel for each trained array, keyed by its path in the network:
+    `".weights[0]"`, `".weights[1]"` and so on for an [`nth.MLP`][] without biases.
     """
     points = points_of(network, problem, filter_spec)
     leaves = jax.tree_util.tree_leaves_with_path(points.params)
@@ -107,7 +108,7 @@ def layer_kernels(
 
 
 def _training_only(points: Points, path: Any) -> Points:
-    """`points` with all parameters but one frozen."""
+    """`points` with all parameters except the one at `path` frozen."""
     where = jax.tree_util.tree_map_with_path(lambda p, _: p == path, points.params)
     params, others = eqx.partition(points.params, where)
     apply = OutputFunction(points.apply.network(others), points.output)
@@ -123,15 +124,16 @@ def nngp(
     sigma_a: float = 1.0,
     sigma_b: float = 1.0,
 ) -> Float[Array, "m n"]:
-    """The NNGP kernel of the last layer: what its features make of a fresh last layer.
+    """The finite-width NNGP kernel: the covariance of outputs over the last layer.
 
-    With x_a the inputs of the last layer at point a, f = aᵀx + b drawn again has mean 0
-    and, at every output, covariance
+    With x_a the inputs of the last layer at point a, and its parameters redrawn, the
+    outputs f = aᵀx + b have mean 0 and, for each output, covariance
 
         Σ[a, b] = σ_a² x_a·x_b (+ σ_b²),
 
-    over fan_in in the parameterisations "ntk" and "standard"; σ_b² where there is a
-    bias. As the width grows it tends to the NNGP kernel (Lee et al. 2018).
+    with the first term over fan_in in the parameterizations "ntk" and "standard", and
+    σ_b² if there is a bias. With increasing width it converges to the NNGP kernel (Lee
+    et al. 2018).
 
     **Arguments:**
 
@@ -141,7 +143,7 @@ def nngp(
     - `sigma_a`, `sigma_b`: scales of the last layer's weights and bias, as for
         [`nth.MLP`][].
 
-    **Raises:** `ValueError` if `network` is no such network.
+    **Raises:** `ValueError` if `network` is none of these.
     """
     sigma_a = require_scale("sigma_a", sigma_a)
     sigma_b = require_scale("sigma_b", sigma_b)

@@ -1,4 +1,4 @@
-"""The loop of discrete training, for the network and for every level alike."""
+"""The loop of discrete training, for the network and for every level."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,17 +21,18 @@ from ._types import Scalar, State
 from ._warn import say, warn
 from ._window import largest_outputs
 
-# A level is out of its window where two predictions of its own, equal up to its order,
-# part by more than this share of the change that it predicts, or where it predicts that
-# training doubles the loss.
+# A level is out of its window where two of its predictions, which agree up to its
+# order, differ by more than this fraction of the predicted change, or where it predicts
+# that training doubles the loss.
 _SHARE = 0.5
 
-# Lanczos iterations for the warning of a rate: κ comes from below, so none is false.
+# Lanczos iterations for the learning rate warning. They bound κ from below, so no
+# warning is false.
 _LOOK = 8
 
 
 def descend(dynamics: AbstractDescent, plan: Plan) -> Solution:
-    """The steps of `plan`, and what is to be said of them."""
+    """Take the steps of `plan`, and issue warnings about them."""
     solution = _as_solution(dynamics, plan, _descend(dynamics, plan))
     lost = solution.result == RESULTS.event_occurred
     last = solution.stats["last_time"]
@@ -53,7 +54,7 @@ def _refuse_if_not_finite(dynamics: AbstractDescent) -> None:
 
 
 def look_at_rate(dynamics: AbstractDescent, plan: Plan) -> None:
-    """Warn if the greatest rate is beyond the critical one, on the first batch."""
+    """Warn if the largest learning rate exceeds the critical one on the first batch."""
     if plan.rates.size == 0:
         return
     rows = slice(None) if plan.rows is None else plan.rows[0]
@@ -75,7 +76,7 @@ def _warn_of_rate(note: str, ratio: Any, largest: Any, critical: Any) -> None:
 
 
 class _Seen(NamedTuple):
-    """What is saved at a step."""
+    """The values saved at a step."""
 
     outputs: Float[Array, "m ..."]
     parted: Float[Array, "..."]
@@ -130,7 +131,7 @@ def _step(
     rate: Scalar,
     rows: Int[Array, " b"] | None,
 ) -> tuple[State, State | None]:
-    """θ ← θ − η M v, v ← μ v + G + λ θ; coefficient by coefficient for a series."""
+    """θ ← θ − η M v, v ← μ v + G + λ θ; for each coefficient of a series."""
     x, y = dynamics.problem.x_train, dynamics.problem.y_train
     if rows is not None:
         x, y = take(x, rows), y[rows]
@@ -146,8 +147,8 @@ def _step(
 
 
 def _look(dynamics: AbstractDescent, state: State) -> _Seen:
-    """The outputs, how far they are from the network at the state's parameters, and
-    what training lowers: the loss and the penalty."""
+    """The outputs, their distance from those of the network at the state's parameters,
+    and the objective of training: loss plus penalty."""
     outputs = dynamics.outputs(state)
     if not dynamics.truncated:
         zero = jnp.zeros((), outputs.dtype)
@@ -161,7 +162,7 @@ def _look(dynamics: AbstractDescent, state: State) -> _Seen:
 
 
 def _judged(dynamics: AbstractDescent, plan: Plan, seen: _Seen, state: State) -> _Run:
-    """Where the run was lost, and where a truncation left its window."""
+    """Where the run diverged, and where a truncation left its window."""
     start = _look(dynamics, dynamics.initial_state())
     flat = seen.outputs.reshape(len(plan.steps), -1)
     lost = ~jnp.all(jnp.isfinite(flat), axis=1)
@@ -184,7 +185,7 @@ def _judged(dynamics: AbstractDescent, plan: Plan, seen: _Seen, state: State) ->
 def _out_of_window(
     dynamics: AbstractDescent, seen: _Seen, start: _Seen
 ) -> Bool[Array, " T"]:
-    """At which of the requested steps a truncation is seen not to hold."""
+    """The requested steps at which a truncation is outside its window."""
     train = slice(0, dynamics.problem.n_train)
     moved = seen.outputs[:, train] - start.outputs[None, train]
     moved = jnp.linalg.norm(moved.reshape(len(moved), -1), axis=1)
@@ -228,7 +229,7 @@ def _say_aloud(
     lost: Any,
     last: Any,
 ) -> None:
-    """One warning, if training blew up or a truncation left its window."""
+    """Warn once if training diverged or a truncation left its window."""
     nan = f"from the requested step after {last} on they are NaN"
     if not truncated and lost:
         kind = RuntimeWarning

@@ -16,7 +16,7 @@ from ._types import Scalar, State
 
 
 class Piece(NamedTuple):
-    """What is known after a stretch of time; `saved` is NaN where not reached."""
+    """The result for a time interval; `saved` is NaN where not reached."""
 
     saved: dict[str, PyTree[Float[Array, "T ..."]]]
     valid_until: Scalar
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What a checkpoint keeps: how many times are done, and what came of them."""
+    """The content of a checkpoint: the number of times reached, and their results."""
 
     done: Any
     saved: Any
@@ -43,9 +43,9 @@ def from_time_to_time(
     progress: bool,
     successful: Any,
 ) -> Piece:
-    """Solve by `run` from each requested time to the next, saving after each to `file`.
+    """Solve by `run` from each requested time to the next, saving to `file` after each.
 
-    `successful` is the result of a stretch that did not fail.
+    `successful` is the result of an interval that did not fail.
     """
     spread = is_spread((dynamics, dynamics.initial_state()))
     leads = not spread or jax.process_index() == 0
@@ -77,7 +77,7 @@ def _so_far(
     file: Checkpoint | None,
     spread: bool,
 ) -> _Known:
-    """What `file` has, or nothing yet."""
+    """The content of `file`, or the initial values if there is none."""
     state = dynamics.initial_state()
     first = jax.eval_shape(run, state, ts[0], ts[:1])
     saved = jax.tree.map(
@@ -97,7 +97,7 @@ def _so_far(
 
 
 def _with(known: _Known, piece: Piece) -> _Known:
-    """What is known, with one stretch more."""
+    """The results so far, with one more interval."""
     for kept, new in zip(
         *map(jax.tree.leaves, (known.saved, piece.saved)), strict=True
     ):

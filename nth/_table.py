@@ -13,8 +13,8 @@ _SYMBOL = {"time": "t", "step": "step"}
 
 
 def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
-    """Which times a table shows: all, or `most` at even ratios, the last included."""
-    ts = ts.astype(np.float64)  # so that a time of 0 can be clipped, not lost
+    """The times in a table: all, or at most `most`, log-spaced, including the last."""
+    ts = ts.astype(np.float64)  # integer zeros could not be clipped to 1e-300
     if len(ts) <= most:
         return list(range(len(ts)))
     positive = ts[ts > 0]
@@ -23,18 +23,18 @@ def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
 
 
 def name_of(order: int | str, equals: str = " = ") -> str:
-    """What a level or another model is called: `p = 2`."""
+    """The name of a level, such as `p = 2`, or of another model."""
     return order if isinstance(order, str) else f"p{equals}{order}"
 
 
 def _at(comparison: "Comparison", when: Any) -> str:
-    """A time, `t = 0.25`, or `step 12`."""
+    """A time, such as `t = 0.25`, or a step, such as `step 12`."""
     sign = "t = " if comparison.clock == "time" else "step "
     return f"{sign}{float(when):.4g}"
 
 
 def table(comparison: "Comparison") -> str:
-    """Errors at a few times, and a line for each window left and each accuracy."""
+    """Errors at a few times, and a line for each window exit and each accuracy."""
     orders = list(comparison.every)
     kinds: list["Points"] = ["train"]
     if comparison.problem.n_test:

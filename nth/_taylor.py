@@ -1,11 +1,11 @@
 """Taylor coefficients in ε of a function along θ_ε = θ₀ + Σ_k ε^k u_k.
 
-`by_jet` is Taylor arithmetic, `jax.experimental.jet`: about K²/2 products in place of
-each one. Some of its rules are wrong (that of `rem` is, for negative numbers, and that
-of `pow`), and it ignores derivatives that are defined by `custom_jvp`. So it is used
-only where derivatives pass through the primitives of `PROVED` alone, for each of which
-a test compares it with `by_jvp`. Elsewhere `by_jvp` nests `jvp`, which knows every
-function that has derivatives, and costs more as K grows.
+`by_jet` uses Taylor arithmetic, `jax.experimental.jet`: about K²/2 products in place of
+each product. Some of its rules are wrong (those of `rem`, for negative numbers, and of
+`pow`), and it ignores derivatives defined by `custom_jvp`. So it is used only where
+derivatives pass exclusively through the primitives in `PROVED`, for each of which a
+test compares it with `by_jvp`. Elsewhere `by_jvp` nests `jvp`, which supports every
+differentiable function but costs more as K grows.
 """
 
 import math
@@ -21,10 +21,10 @@ from ._types import Params
 
 try:
     from jax.experimental.jet import jet
-except ImportError:  # an experimental module may go: nested jvp does all of it
+except ImportError:  # an experimental module may be removed: nested jvp replaces it
     jet = None
 
-# The primitives for which jet is exact to rounding; tests/test_taylor.py proves each.
+# Primitives for which jet is exact up to rounding error; see tests/test_taylor.py.
 PROVED = frozenset(
     """
     abs add add_any broadcast_in_dim concatenate conv_general_dilated
@@ -59,7 +59,7 @@ def by_jet(
 def by_jvp(
     function: Function, base: Params, steps: Sequence[Params]
 ) -> list[Float[Array, "..."]]:
-    """The same, as derivatives in ε at 0 over k!; XLA shares what nesting repeats."""
+    """The same, as derivatives in ε at 0 over k!; XLA merges repeated computations."""
 
     def along(eps: Float[Array, ""]) -> tuple[Float[Array, "..."], ...]:
         def point(leaf: Array, *terms: Array) -> Array:
@@ -85,12 +85,12 @@ def _with_slope(curve: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def best_coefficients(function: Function, base: Params) -> Coefficients:
-    """`by_jet` where it is proved exact for `function`, else `by_jvp`."""
+    """`by_jet` if it is known to be exact for `function`, else `by_jvp`."""
     names, _ = differentiated(jax.make_jaxpr(function)(base).jaxpr)
     if not names <= PROVED:
         return by_jvp
     try:
         jax.eval_shape(lambda *u: by_jet(function, base, u), base, base)
-    except Exception:  # a missing rule is a KeyError, an unfinished one anything
+    except Exception:  # a missing rule raises KeyError, an incomplete one any error
         return by_jvp
     return by_jet

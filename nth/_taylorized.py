@@ -1,4 +1,4 @@
-"""Gradient flow of the network's Taylor polynomial: another model of training."""
+"""Gradient flow of the Taylorized network: an alternative model of training."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,20 +19,20 @@ from ._types import Inputs, Params, Scalar
 
 
 class TaylorizedFlow(AbstractDynamics):
-    """Gradient flow of the Taylor polynomial of the network around its initialisation.
+    """Gradient flow of the Taylor polynomial of the network around its initialization.
 
     With w = θ − θ₀, the network is replaced by
 
         f_d(w, x) = Σ_{k=0}^{d} (1/k!) ∇ᵏf(θ₀, x)[w, …, w],
 
-    and that is trained, dw/dt = −∇_w L(f_d(w)) (Bai et al. 2020).
+    which is trained by dw/dt = −∇_w L(f_d(w)) (Bai et al. 2020).
 
-    Degree 1 is the linearised network (Lee et al. 2019): its outputs are those of the
-    level p = 2, for any loss. Higher degrees are **not** the level p = d + 1 of the
-    hierarchy. Both are exact to order t^d in the outputs; from there on the hierarchy
-    keeps the words of at most d gradients, while here every power of t goes on, of a
-    function that is not the network. As it is a gradient flow, its loss never rises: no
-    window is looked for.
+    Degree 1 is the linearized network (Lee et al. 2019): its outputs are those of level
+    p = 2, for any loss. Higher degrees are **not** level p = d + 1 of the hierarchy.
+    The outputs of both are exact to order t^d; beyond that the hierarchy keeps the
+    words of at most d gradients, while the Taylorized network keeps every power of t,
+    for a function that is not the network. Its loss never increases, because it is a
+    gradient flow, so no window is determined.
 
     The state is w. An evaluation costs a few gradients of the loss, as for
     [`nth.MatrixFreeHierarchy`][].
@@ -42,7 +42,7 @@ class TaylorizedFlow(AbstractDynamics):
     - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
     - `degree`: d ≥ 1.
 
-    **Raises:** `ValueError` for a degree below 1 or a network that does not fit.
+    **Raises:** `ValueError` for a degree below 1 or an unsuitable network.
     """
 
     problem: Problem
@@ -94,7 +94,7 @@ class TaylorizedFlow(AbstractDynamics):
         return two_norm(scaled)
 
     def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:
-        """f_d(w): the coefficients in ε of f(θ₀ + ε w), summed."""
+        """f_d(w): the sum of the coefficients in ε of f(θ₀ + ε w)."""
         still = jax.tree.map(jnp.zeros_like, state)
         terms = self.coefficients(
             lambda params: self.apply.over(params, x),

@@ -1,12 +1,12 @@
-"""Array types, and the letters that stand for axes throughout.
+"""Array types, and the letters for axes used throughout.
 
 | letter | axis                                                            |
 |--------|-----------------------------------------------------------------|
 | `n`    | training points                                                 |
 | `q`    | test points                                                     |
 | `m`    | all points, n + q, training points first                        |
-| `*out` | the outputs of one point: nothing for a scalar network, C for C |
-| `*in`  | one input, where inputs are one array                           |
+| `*out` | the output of one point: `()` for a scalar network, `(C,)` for C |
+| `*in`  | one input, if inputs are a single array                         |
 | `T`    | requested times                                                 |
 
 | symbol | name in the code     | meaning                                          |
@@ -14,10 +14,10 @@
 | f      | `outputs`            | network outputs, `(m, *out)`                     |
 | θ      | `params`             | trainable parameters, a pytree                   |
 | K⁽ʳ⁾   | `kernels[r]`         | r-th kernel, one slot `(points, *out)` per index |
-| p      | `order`              | level at which the hierarchy is cut              |
+| p      | `order`              | level at which the hierarchy is truncated        |
 | ℓ, L   | `loss`               | loss of one point, and its mean over n           |
-| g      | `loss.gradient(...)` | ∂L/∂f on the training points; the 1/n is in here |
-| D      | `lift`               | the operator that makes K⁽ʳ⁺¹⁾ of K⁽ʳ⁾           |
+| g      | `loss.gradient(...)` | ∂L/∂f on the training points, including the 1/n  |
+| D      | `lift`               | the operator that maps K⁽ʳ⁾ to K⁽ʳ⁺¹⁾            |
 """
 
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from jaxtyping import Array, Float, PyTree, Shaped
 
 Inputs: TypeAlias = PyTree[Shaped[Array, "_ ..."]]
-"""Points: an array `(points, *in)`, or a pytree of arrays with one leading axis."""
+"""Points: an array `(points, *in)`, or a pytree of arrays that share a leading axis."""
 
 Params: TypeAlias = PyTree[Any]
 State: TypeAlias = PyTree[Any]

@@ -1,4 +1,4 @@
-"""Warnings at the user's line, also from inside compiled and batched functions."""
+"""Warnings at the user's line, also from compiled and batched functions."""
 
 import inspect
 import warnings
@@ -16,15 +16,15 @@ from ._errors import WindowWarning, is_traced
 
 
 def warn(message: str, category: type[Warning] = WindowWarning) -> None:
-    """A warning at the user's line."""
+    """Warn at the user's line."""
     warnings.warn(message, category, stacklevel=_frames_inside() + 1)
 
 
 def say(words: Callable[..., None], *found: Array) -> None:
-    """`words(note, *found)`, when the numbers `found` are known.
+    """Call `words(note, *found)` once the numbers `found` are known.
 
-    Under `jax.vmap` once for the whole batch: for the one with the least of the first
-    number, `note` telling how many there are.
+    Under `jax.vmap` there is one call for the whole batch, for the member with the
+    smallest first number; `note` states the batch size.
     """
     if is_traced(found):
         _call_back(partial(_say_worst, words), *jax.lax.stop_gradient(found))
@@ -40,7 +40,7 @@ def _say_worst(words: Callable[..., None], *found: Any) -> None:
 
 
 def _call_back(function: Callable[..., None], *values: Array) -> None:
-    """A debug callback, which `vmap` alone would repeat for each of a batch."""
+    """A debug callback, called once where `vmap` would call it for each member."""
 
     @custom_vmap
     def call(*values: Array) -> Array:
@@ -60,7 +60,7 @@ def _call_back(function: Callable[..., None], *values: Array) -> None:
 
 
 def _frames_inside() -> int:
-    """How many frames from the caller's out to the last of this package's."""
+    """The number of frames from the caller to the outermost frame of this package."""
     package = __name__.partition(".")[0]
     frames = [info.frame for info in inspect.stack(context=0)[1:]]
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]

@@ -1,8 +1,8 @@
 """The window in which a truncation holds: where it ends, and the warning about it.
 
-Under gradient flow the training loss never rises. So the first time that the predicted
-loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight decay λ
-what never rises is L + λ/2 ‖θ‖².
+Under gradient flow the training loss never increases. So at the first time that the
+predicted loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight
+decay λ, it is L + λ/2 ‖θ‖² that never increases.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from ._dynamics import AbstractDynamics
 from ._types import Scalar, State
 from ._warn import warn
 
-# Outputs this many times their initial scale predict nothing: no more is computed.
+# A solve stops where outputs exceed their initial scale by this factor.
 _BLOW_UP = 1e6
 
 
 @eqx.filter_jit
 def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
-    """⟨g, df̃/dt⟩ over ‖g‖‖df̃/dt‖: above zero where the predicted loss rises.
+    """⟨g, df̃/dt⟩/(‖g‖‖df̃/dt‖): positive where the predicted loss increases.
 
-    With a weight decay both have the penalty's rate added.
+    With a weight decay, numerator and denominator include the penalty's rate of change.
     """
     if not dynamics.truncated:
         return jnp.zeros_like(t)
@@ -37,7 +37,7 @@ def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
 
 
 def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
-    """When `rates` first passes zero, by a line through the two steps around it."""
+    """When `rates` first exceeds zero, by linear interpolation between two steps."""
     # A rate that is zero up to rounding error, as at a perfect fit, is not a rise.
     rises = jnp.isfinite(ts) & (rates > jnp.finfo(rates.dtype).eps ** 0.5)
     after = jnp.argmax(rises)
@@ -50,7 +50,7 @@ def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
 
 
 def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:
-    """A diffrax condition: the outputs have left every scale of the problem."""
+    """A diffrax event condition: the outputs far exceed the scale of the problem."""
     limit = largest_outputs(dynamics, dynamics.outputs(dynamics.initial_state()))
 
     @eqx.filter_jit
@@ -63,7 +63,7 @@ def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:
 def largest_outputs(
     dynamics: AbstractDynamics, start: Float[Array, "m *out"]
 ) -> Scalar:
-    """What no entry of the outputs may pass, `start` being those at θ₀."""
+    """The limit for all entries of the outputs, given those at θ₀, `start`."""
     slope = dynamics.problem.n_train * dynamics.output_gradient(start)
     return _BLOW_UP * (jnp.max(jnp.abs(start)) + jnp.max(jnp.abs(slope)))
 
@@ -71,7 +71,7 @@ def largest_outputs(
 def warn_of_window(
     label: str, note: str, valid_until: Any, successful: Any, last_time: Any
 ) -> None:
-    """One warning at the user's line, if the window was left."""
+    """Warn once, at the user's line, if the window was left."""
     if np.isinf(valid_until):
         return
     lost = "" if successful else f", and from t = {last_time:.4g} on they are NaN"

@@ -24,18 +24,18 @@ from ._memory import require_memory
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
 
-# Bootstrap samples for an interval.
+# Bootstrap resamples for a confidence interval.
 _RESAMPLES = 2000
 
 
 class Sweep(NamedTuple):
-    """What [`nth.scaling.sweep`][] measured."""
+    """The result of [`nth.scaling.sweep`][]."""
 
     widths: tuple[int, ...]
-    """The widths, W of them."""
+    """The W widths."""
 
     values: PyTree[Float[np.ndarray, "W I"]]
-    """What `measure` gives, each scalar as an array over widths and initialisations."""
+    """The values of `measure`, each scalar an array over widths and initializations."""
 
 
 def sweep(
@@ -48,24 +48,24 @@ def sweep(
     path: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Sweep:
-    """Measure at each width over many initialisations.
+    """Evaluate `measure` at each width for many initializations.
 
     **Arguments:**
 
-    - `measure`: `measure(width, key)` draws a network and gives a scalar, or a pytree
-        of scalars, by functions that go under `jax.jit` and `jax.vmap`.
+    - `measure`: `measure(width, key)` initializes a network and returns a scalar, or a
+        pytree of scalars. It must be compatible with `jax.jit` and `jax.vmap`.
     - `widths`: distinct integers.
-    - `initialisations`: how many keys at each width. Widths share none.
-    - `key`: a `jax.random.key`. The draw at a width does not depend on the others.
-    - `batch_size`: how many keys at most are worked on together, under `jax.vmap`.
-    - `path`: a file to save to after each batch. A sweep that was killed and is started
-        again goes on from there, to the same answer.
-    - `progress`: show a bar.
+    - `initialisations`: the number of keys at each width. No two widths share a key.
+    - `key`: a `jax.random.key`. The keys at a width do not depend on the other widths.
+    - `batch_size`: the largest number of keys evaluated together under `jax.vmap`.
+    - `path`: a file to save to after each batch. An interrupted sweep that is run again
+        resumes from there and gives the same result.
+    - `progress`: show a progress bar.
 
     **Returns:** [`nth.scaling.Sweep`][].
 
-    **Raises:** `ValueError` for bad widths, a `measure` that gives other than scalars,
-    or a file that is damaged, belongs to another sweep or cannot be written.
+    **Raises:** `ValueError` for invalid widths, a `measure` that does not return
+    scalars, or a file that is damaged, belongs to another sweep or cannot be written.
     """
     require_callable("measure", measure, "measure(width, key)")
     sizes = _checked_widths(widths)
@@ -73,7 +73,7 @@ def sweep(
     require_key("key", key)
     progress = require_bool("progress", progress)
     most = min(require_integer("batch_size", batch_size, 1), count)
-    batch = -(-count // -(-count // most))  # evened out: each new size is compiled
+    batch = -(-count // -(-count // most))  # equal sizes: each new size is compiled
     like = _measured(measure, sizes[0], key)
     leaves = jax.tree.leaves(like)
     needed = len(sizes) * count * sum(leaf.dtype.itemsize for leaf in leaves)
@@ -114,7 +114,7 @@ def _batch(measure: Measure, width: int, key: PRNGKeyArray, numbers: Array) -> A
 
 
 def _measured(measure: Measure, width: int, key: PRNGKeyArray) -> PyTree:
-    """The shapes of what `measure` gives, floating scalars all of them."""
+    """The shapes and dtypes of the values of `measure`, checked to be float scalars."""
     try:
         like = eqx.filter_eval_shape(measure, width, key)
     except Exception as error:
@@ -136,7 +136,7 @@ def _measured(measure: Measure, width: int, key: PRNGKeyArray) -> PyTree:
 def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
     try:
         sizes = tuple(require_integer("widths", width, 1) for width in widths)
-    except TypeError:  # no sequence
+    except TypeError:  # not a sequence
         raise ValueError(
             f"widths must be a sequence of integers; got {widths!r}."
         ) from None
@@ -153,7 +153,7 @@ def _file(
     batch: int,
     key: PRNGKeyArray,
 ) -> Checkpoint:
-    # A function is known by what it computes: its name says nothing.
+    # A function is identified by what it computes: its name is not reliable.
     traced = eqx.filter_make_jaxpr(measure)(sizes[0], key)
     what = (str(traced[0]), traced[0].consts, sizes, count, batch)
     return Checkpoint(
@@ -178,7 +178,7 @@ class Exponent(NamedTuple):
     """The value at width 1."""
 
     r2: float
-    """The share of the variance of the logarithms that the law explains."""
+    """R²: the fraction of the variance of the logarithms that the law explains."""
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -192,22 +192,23 @@ def fit(
     statistic: Callable[..., Any] = np.mean,
     confidence: float = 0.95,
 ) -> Exponent:
-    """The exponent of a power law, by least squares on logarithms, with its interval.
+    """The exponent of a power law by least squares on logarithms, with its interval.
 
-    - Values of shape `(W,)` are fitted as they are (`scipy.stats.linregress`), and the
-        interval is Student's, from how far they are off a line.
-    - Values of shape `(W, I)` are reduced over initialisations by `statistic`, and the
-        interval is the bootstrap's over initialisations (`scipy.stats.bootstrap`,
-        percentiles). It holds the noise of the draw, not a law that is none: see `r2`.
+    - Values of shape `(W,)` are fitted directly (`scipy.stats.linregress`), and the
+        interval is Student's, from the residuals of the fit.
+    - Values of shape `(W, I)` are reduced over initializations by `statistic`, and the
+        interval is a percentile bootstrap over initializations
+        (`scipy.stats.bootstrap`). It accounts for the noise of the initialization, not
+        for a deviation from a power law: see `r2`.
 
     **Arguments:**
 
     - `widths`: W ≥ 3 widths; or times, for a law in t.
-    - `values`: of [`nth.scaling.sweep`][], or any; of the statistic the absolute value
-        is taken.
+    - `values`: from [`nth.scaling.sweep`][] or elsewhere. The absolute value of the
+        statistic is fitted.
     - `statistic`: `statistic(values, axis=-1)`: `numpy.mean`, `numpy.median`,
         `numpy.var` and so on.
-    - `confidence`: of the interval, between 0 and 1.
+    - `confidence`: the confidence level of the interval, between 0 and 1.
 
     **Returns:** [`nth.scaling.Exponent`][].
 
@@ -268,7 +269,7 @@ def _as_floats(argument: str, value: Any) -> np.ndarray:
 
 
 def _reduced(statistic: Callable[..., Any], values: np.ndarray) -> np.ndarray:
-    """The statistic of each row, a finite number."""
+    """The statistic of each row, checked to be finite."""
     require_callable("statistic", statistic, "such as numpy.mean")
     try:
         reduced = np.asarray(statistic(values, axis=-1), float)

@@ -1,6 +1,6 @@
-"""The assumptions and bounds of Huang & Yau (2020), laziness, and the kernel's motion.
+"""The assumptions and bounds of Huang & Yau (2020), laziness, and kernel motion.
 
-Numbers that the theorems speak of, on a network and a data set at hand.
+The quantities in the theorems, evaluated for a given network and data set.
 """
 
 from ._assumptions import (
