@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike
 
 from ._errors import require_name
 
@@ -93,3 +93,35 @@ def as_activation(
         if activation is function:
             return ACTIVATIONS[name]
     return activation
+
+
+def elementwise_activation(
+    activation: str | Callable[[Array], Array], dtype: DTypeLike
+) -> Callable[[Array], Array]:
+    """The function that `activation` stands for, checked by its shapes.
+
+    **Raises:** `ValueError` unless it maps each entry of an array to a number of the
+    same dtype, and has derivatives by `jax.jvp`.
+    """
+    function = as_activation(activation)
+    z = jax.ShapeDtypeStruct((3,), dtype)
+
+    def second(z: Array) -> tuple[Array, Array]:
+        def slope(z: Array) -> Array:
+            return jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
+
+        return function(z), jax.jvp(slope, (z,), (jnp.ones_like(z),))[1]
+
+    try:
+        value, _ = jax.eval_shape(second, z)
+    except Exception as error:
+        raise ValueError(
+            "activation must be a function of an array, entry by entry, that jax.jvp "
+            f"differentiates (jax.custom_vjp has no forward mode). It said: {error}"
+        ) from error
+    if (value.shape, value.dtype) != (z.shape, z.dtype):
+        raise ValueError(
+            "activation must map each entry of an array to a number of the same dtype; "
+            f"it maps shape {z.shape}, {z.dtype}, to {value.shape}, {value.dtype}."
+        )
+    return function

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activation import as_activation
+from ._activation import elementwise_activation
 from ._errors import (
     as_array,
     require_finite,
@@ -83,7 +83,7 @@ def check_activation(
 
     **Returns:** [`nth.theory.ActivationCheck`][].
     """
-    function = as_activation(activation)
+    function = elementwise_activation(activation, jnp.result_type(float))
     order = require_order("order", order, 1)
     count = 2 * (require_integer("cells", cells, 2, _MOST_CELLS) // 2)
     radius = require_positive("radius", radius)

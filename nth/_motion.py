@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ._closed_form import require_squared_error
-from ._errors import require_instance, require_integer
+from ._errors import require, require_instance, require_integer
 from ._evolution import KernelPath
 from ._finite import require_finite_result
 from ._form import form
@@ -164,6 +164,8 @@ def motion(path: KernelPath, problem: Problem) -> Motion:
             f"problem has targets of shape {y.shape}, and the outputs of path have "
             f"{path.solution.train.shape[1:]}: alignment takes one target a slot."
         )
+    message = "problem has targets that are all 0: the kernel has no alignment with 0."
+    y = require(y, jnp.any(y != 0), message)
     start, kernels = path.on_train()
     return Motion(path.ts, *_measures(start, kernels, y.reshape(-1)))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activation import as_activation
+from ._activation import ACTIVATIONS, elementwise_activation
 from ._closed_form import require_squared_error
 from ._errors import (
     as_array,
@@ -140,8 +140,10 @@ def kernels(
     if parameterization != "nth":
         root = left.shape[1] ** 0.5
         left, right = left / root, None if right is None else right / root
-    how = (as_activation(activation), nodes)
-    nngp, ntk, doubt = recursion(left, right, layers, how)
+    function = elementwise_activation(activation, left.dtype)
+    nngp, ntk, doubt = recursion(left, right, layers, (function, nodes))
+    if function is not ACTIVATIONS["relu"]:  # whose moments are in closed form
+        doubt = jnp.maximum(doubt, _kink_at_zero(function, left.dtype))
     tolerance = max(_DOUBT, 1000 * float(jnp.finfo(left.dtype).eps))
     message = (
         f"activation is too rough or too steep for sums over {nodes} nodes in each "
@@ -150,6 +152,19 @@ def kernels(
     )
     nngp, ntk = (require(k, doubt < tolerance, message) for k in (nngp, ntk))
     return InfiniteKernels(nngp, ntk)
+
+
+def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
+    """The jump of the slope at 0, in units of the slope at ±1.
+
+    Nodes are symmetric about 0, so that sums over twice as many show no kink there.
+    """
+    near = float(jnp.finfo(dtype).eps) ** 0.5
+    z = jnp.asarray([near, -near, 1.0, -1.0], dtype)
+    slopes = jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
+    size = jnp.maximum(jnp.max(jnp.abs(slopes[2:])), near)
+    jump = jnp.abs(slopes[0] - slopes[1]) / size
+    return jnp.where(jump > 1e-2, jump, 0)
 
 
 def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
