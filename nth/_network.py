@@ -119,9 +119,7 @@ def parametrize(
     refuse_changing_state(network, take(problem.x_train, 0))
     output = _output_of(params, frozen, problem)
     refuse_mixed_points(network, problem)
-    apply = OutputFunction(frozen, output)
-    _require_gradient(apply, params, take(problem.x_train, 0))
-    return apply, params, problem.matched_to(output)
+    return OutputFunction(frozen, output), params, problem.matched_to(output)
 
 
 def _placed(leaf: Any) -> Any:
@@ -177,9 +175,35 @@ def _checked_params(params: Params, problem: Problem) -> Params:
 def _output_of(
     params: Params, frozen: PyTree, problem: Problem
 ) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one output, from one trace of outputs and gradients.
+
+    Reverse mode under `jax.vmap` is what every method here takes.
+    """
     x = take(problem.x_train, 0)
+
+    def value_and_gradient(params: Params, frozen: PyTree, x: Any) -> Any:
+        outputs, pull = jax.vjp(lambda params: eqx.combine(params, frozen)(x), params)
+        return outputs, pull(jnp.ones_like(outputs))[0]
+
+    several = jax.tree.map(lambda leaf: leaf[None], x)
+    mapped = eqx.filter_vmap(value_and_gradient, in_axes=(None, None, 0))
     try:
-        output = eqx.filter_eval_shape(
+        outputs, _ = eqx.filter_eval_shape(mapped, params, frozen, several)
+        output = jax.ShapeDtypeStruct(outputs.shape[1:], outputs.dtype)
+    except Exception as error:
+        _check_output(_plain_output(params, frozen, x), params)
+        raise ValueError(
+            "network has no gradient with respect to its parameters by jax.vjp under "
+            "jax.vmap, as every method here takes. Replace the function that has none, "
+            "for instance jax.lax.while_loop by jax.lax.scan, or give it a "
+            f"jax.custom_jvp. It said: {error}"
+        ) from error
+    return _check_output(output, params)
+
+
+def _plain_output(params: Params, frozen: PyTree, x: Any) -> Any:
+    try:
+        return eqx.filter_eval_shape(
             lambda params, frozen, x: eqx.combine(params, frozen)(x), params, frozen, x
         )
     except Exception as error:
@@ -187,6 +211,9 @@ def _output_of(
             f"network failed on one input of x_train, {layout(x)}; it must map one "
             f"input to one output (no batch axis, no key, no state). It said: {error}"
         ) from error
+
+
+def _check_output(output: Any, params: Params) -> jax.ShapeDtypeStruct:
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise ValueError(
             "network must map one input to one array; it returned "
@@ -203,25 +230,3 @@ def _output_of(
             f"{jax.tree.leaves(params)[0].dtype}: they must be equal."
         )
     return output
-
-
-def _require_gradient(apply: OutputFunction, params: Params, x: Any) -> None:
-    """Raise `ValueError` unless the network has a gradient under `jax.vmap`.
-
-    `x` is one input. All methods use reverse mode under `jax.vmap`.
-    """
-
-    def gradient(params: Params, x: Any) -> Params:
-        outputs, pull = jax.vjp(lambda params: apply(params, x), params)
-        return pull(jnp.ones_like(outputs))[0]
-
-    several = jax.tree.map(lambda leaf: leaf[None], x)
-    try:
-        eqx.filter_eval_shape(jax.vmap(gradient, in_axes=(None, 0)), params, several)
-    except Exception as error:
-        raise ValueError(
-            "network has no gradient with respect to its parameters by jax.vjp under "
-            "jax.vmap, as every method here takes. Replace the function that has none, "
-            "for instance jax.lax.while_loop by jax.lax.scan, or give it a "
-            f"jax.custom_jvp. It said: {error}"
-        ) from error
