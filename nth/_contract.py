@@ -69,7 +69,7 @@ def contract(
     checked = _checked_vectors(vectors, order, points)
     _require_memory(points, checked)
     contracted = _contracted(points, checked)
-    at = (points.apply, points.params, points.x)
+    at = (points.apply, points.params, points.x, points.n_train)
     require_finite_result("the contraction", contracted, *at)
     return contracted
 

@@ -68,31 +68,38 @@ def require_finite_kernels(
     n_train: int,
 ) -> None:
     """Raise `ValueError` if a kernel, as K⁽¹⁾ … K⁽ᵖ⁾, has a NaN or infinite entry."""
-    if bool(all_finite(*tensors)):
-        return
-    r = next(i for i, k in enumerate(tensors, 1) if not bool(all_finite(k)))
-    cause = cause_of_non_finite(apply, params, x, n_train)
-    if cause is None:
-        cause = (
+    for r, tensor in enumerate(tensors, 1):
+        otherwise = (
             f"derivatives of order {r - 1} of the network are NaN or infinite at some "
             "of the points, as those of a norm or a power can be at 0. Use a lower "
             "order, or a network that is smooth there."
         )
-    raise ValueError(f"network: K({r}) has NaN or infinite entries: {cause}")
+        require_finite_result(
+            f"K({r})", tensor, apply, params, x, n_train, otherwise=otherwise
+        )
 
 
 def require_finite_result(
-    purpose: str, arrays: Any, apply: OutputFunction, params: Params, x: Inputs
+    purpose: str,
+    arrays: Any,
+    apply: OutputFunction,
+    params: Params,
+    x: Inputs,
+    n_train: int,
+    *,
+    otherwise: str = "a higher derivative of the network is NaN or infinite at some "
+    "point, or all of its first derivatives are 0.",
 ) -> None:
-    """Raise `ValueError` if `arrays`, a result at the training points `x`, are not
-    finite; not under a transformation, where no value is known."""
+    """Raise `ValueError` if `arrays`, a result at the points `x`, are not finite.
+
+    The training points are the first `n_train`; `otherwise` is the cause where outputs
+    and gradients are finite. Nothing is checked under a transformation, where no value
+    is known.
+    """
     leaves = jax.tree.leaves(arrays)
     if is_traced(leaves) or bool(all_finite(*leaves)):
         return
-    cause = cause_of_non_finite(apply, params, x, count(x)) or (
-        "a higher derivative of the network is NaN or infinite at some point, or all "
-        "of its first derivatives are 0."
-    )
+    cause = cause_of_non_finite(apply, params, x, n_train) or otherwise
     raise ValueError(f"network: {purpose} has NaN or infinite entries: {cause}")
 
 

@@ -208,10 +208,9 @@ def kernels(
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
     tensors = form(points, order, block_size, progress)
-    if not is_traced(tensors):
-        n_train = points.n_train if points.with_train else count(points.x)
-        network_at = (points.apply, points.params, points.x)
-        require_finite_kernels(tensors, *network_at, n_train)
+    n_train = points.n_train if points.with_train else count(points.x)
+    at = (points.apply, points.params, points.x, n_train)
+    require_finite_kernels(tensors, *at)
     return Kernels(tensors, rows is None)
 
 

@@ -68,7 +68,7 @@ def laziness(
     distance = jnp.linalg.norm((outputs - problem.y_train).ravel())
     bends = _bend(points.apply, points.params, points.x_train, starts, max_steps)
     measure = distance * bends / largest
-    at = (points.apply, points.params, points.x_train)
+    at = (points.apply, points.params, points.x_train, points.n_train)
     require_finite_result("laziness", measure, *at)
     return measure
 

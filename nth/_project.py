@@ -114,7 +114,7 @@ def project(
             raise ValueError("modes has no vector: give at least one.")
     _require_memory(points, vectors, order)
     tensors = _projected(points, vectors, order)
-    at = (points.apply, points.params, points.x_train)
+    at = (points.apply, points.params, points.x_train, points.n_train)
     require_finite_result("the projection", (vectors, *tensors), *at)
     return Projection(vectors, tensors)
 

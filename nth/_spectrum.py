@@ -101,9 +101,8 @@ def layer_kernels(
     for path, _ in leaves:
         one = _training_only(points, path)
         parts[jax.tree_util.keystr(path)] = form(one, 2, None, progress=False)[1]
-    require_finite_result(
-        "a part of K(2)", parts, points.apply, points.params, points.x
-    )
+    at = (points.apply, points.params, points.x, points.n_train)
+    require_finite_result("a part of K(2)", parts, *at)
     return parts
 
 

@@ -214,3 +214,15 @@ def test_fixed_steps_that_diverge_are_reported():
         nth.gradient_flow(network, problem, [5.0], **steps)
     reached = nth.gradient_flow(network, problem, [5.0], throw=False, **steps)
     assert not np.all(np.isfinite(reached.train))
+
+
+def test_contractions_name_the_points_that_are_not_finite():
+    network, swapped = norm_network(), nth.Problem(X[:3], Y, with_dead_point().x_train)
+    for call in (
+        lambda: nth.contract(network, swapped, 2, [Y]),
+        lambda: nth.layer_kernels(network, swapped),
+    ):
+        with pytest.raises(ValueError, match=r"gradient .* at x_test\[1\]"):
+            call()
+    with pytest.raises(ValueError, match=r"projection has NaN.* x_train\[1\]"):
+        nth.project(network, with_dead_point(), 2, jnp.eye(3)[:1])
