@@ -80,21 +80,21 @@ def compare(
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_name("method", method, METHODS)
     _check_names(models)
-    known = None if y_test is None else _check_y_test(y_test, problem)
+    if rule is None:
+        check_options(options)
+    else:
+        _refuse_with_rule(method, weight_decay, models, options)
     what: dict[str, Any] = {
         "filter_spec": filter_spec,
         "learning_rates": learning_rates,
     }
+    flow = GradientFlow(network, problem, **what, weight_decay=weight_decay)
+    known = None if y_test is None else _check_y_test(y_test, flow)
     if rule is not None:
-        _refuse_with_rule(method, weight_decay, models, options)
         solutions = levels_by_steps(network, problem, ts, levels, rule, **what)
         truth = gradient_descent(network, problem, ts, rule, **what)
         return Comparison(truth, solutions, problem, known)
-    check_options(options)
-    flow = GradientFlow(network, problem, **what, weight_decay=weight_decay)
     _check_models(models, flow)
-    if known is not None and len(known) > 0:
-        _check_labels(known, flow)
     require_times(ts, jax.tree.leaves(flow.params)[0].dtype)
     what["weight_decay"] = weight_decay
     hierarchy = hierarchies(network, problem, levels, method, **what)
@@ -182,16 +182,11 @@ def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
         require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
-def _check_labels(y_test: Array, flow: GradientFlow) -> None:
-    """Raise if the test targets do not fit the outputs of the network."""
-    try:
-        flow.problem.loss.check_outputs(y_test, flow.apply.output)
-    except ValueError as error:
-        raise ValueError(str(error).replace("y_train", "y_test")) from None
-
-
 def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) -> None:
     """Raise if a model is trained otherwise than the network is, by `flow`."""
+    if not models:
+        return
+    start = flow.outputs(flow.initial_state())
     for name, dynamics in models.items():
         for points in ("x_train", "y_train", "x_test"):
             ours = getattr(flow.problem, points)
@@ -208,7 +203,7 @@ def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) ->
             )
         if isinstance(dynamics, AbstractDescent | TaylorizedFlow):
             _check_training(name, dynamics, flow)
-        outputs = [d.outputs(d.initial_state()) for d in (dynamics, flow)]
+        outputs = (dynamics.outputs(dynamics.initial_state()), start)
         if not is_traced(outputs) and not np.allclose(*outputs, rtol=1e-3, atol=1e-3):
             raise ValueError(
                 f"models[{name!r}] has other outputs at t = 0 than network: make it of "
@@ -270,7 +265,9 @@ def _same_rates(one: Params | None, other: Params | None, params: Params) -> boo
         return False
 
 
-def _check_y_test(y_test: Any, problem: Problem) -> Array:
+def _check_y_test(y_test: Any, flow: GradientFlow) -> Array:
+    """`y_test` in the form of the training targets, checked as those are."""
+    problem = flow.problem
     targets = require_finite("y_test", as_array("y_test", y_test))
     expected = (problem.n_test, *problem.y_train.shape[1:])
     if targets.shape != expected:
@@ -278,9 +275,10 @@ def _check_y_test(y_test: Any, problem: Problem) -> Array:
             f"y_test has shape {targets.shape}; x_test and y_train ask for {expected}."
         )
     targets = targets.astype(problem.y_train.dtype)
-    if len(targets) == 0 or is_traced(targets):
+    if is_traced(targets):
         return targets
     try:
-        return problem.loss.check_targets(targets, targets.dtype)
+        checked = problem.loss.check_targets(targets, targets.dtype)
+        return problem.loss.check_outputs(checked, flow.apply.output)
     except ValueError as error:
         raise ValueError(str(error).replace("y_train", "y_test")) from None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ._errors import require_bool
 from ._inputs import take
 
 
@@ -72,8 +73,7 @@ def from_apply(
     """
     if not callable(apply_fn):
         raise ValueError(f"apply_fn must be callable; got {apply_fn!r}.")
-    if not isinstance(batched, bool):
-        raise ValueError(f"batched must be True or False; got {batched!r}.")
+    batched = require_bool("batched", batched)
     return ApplyNetwork(jax.tree.map(_as_leaf, params), apply_fn, batched)
 
 

@@ -173,3 +173,16 @@ def test_penalty_of_gradient_flow():
         *map(jax.tree.leaves, (with_decay, without, slope)), strict=True
     ):
         np.testing.assert_allclose(a, b - s, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [None, nth.GradientDescent(0.1)])
+def test_labels_of_test_points_are_checked_like_those_of_training_points(rule):
+    loss = nth.SoftmaxCrossEntropy()
+    problem = nth.Problem(np.eye(3), [0, 1, 0], np.eye(3)[:1], loss=loss)
+    network = make_network(3, 1, outputs=2)
+    for y_test, words in (
+        ([5], "y_test has labels of 2"),
+        ([-1], "y_test has labels b"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            nth.compare(network, problem, np.array([1]), (2,), y_test=y_test, rule=rule)
