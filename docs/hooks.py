@@ -51,7 +51,7 @@ def _with_small(figure: re.Match[str]) -> str:
 
 
 def _options() -> str:
-    from nth.__main__ import main
+    from nth._command_line.command import main
 
     context = click.Context(main, info_name="python -m nth", **main.context_settings)
     rows = [param.get_help_record(context) for param in main.get_params(context)]

@@ -8,30 +8,30 @@ import jax
 from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
-from ._dynamics import AbstractDynamics
-from ._errors import (
+from ._dynamics.base import AbstractDynamics
+from ._dynamics.dense import DenseHierarchy
+from ._dynamics.gradient_flow import GradientFlow
+from ._dynamics.matrix_free import MatrixFreeHierarchy
+from ._integrate.integrate import (
+    IntegrateOptions,
+    check_options,
+    integrate,
+)
+from ._internal.validation import (
     require_instance,
     require_name,
     require_order,
     require_scale,
     require_times,
 )
-from ._flow import GradientFlow
-from ._form import forming_cost
-from ._hierarchy import DenseHierarchy
-from ._inputs import floating_dtype
-from ._integrate import (
-    IntegrateOptions,
-    check_options,
-    integrate,
-)
-from ._kernels import kernel_bytes, kernels
-from ._matrix_free import MatrixFreeHierarchy
-from ._memory import available_bytes
-from ._network import parametrize
-from ._points import points_of
-from ._problem import Problem
-from ._solution import Solution
+from ._kernels.assembly import forming_cost
+from ._kernels.evaluation import points_of
+from ._kernels.kernels import kernel_bytes, kernels
+from ._network.base import parametrize
+from ._network.memory import available_bytes
+from ._problem.inputs import floating_dtype
+from ._problem.problem import Problem
+from ._solution.solution import Solution
 
 Method = Literal["auto", "dense", "matrix-free"]
 METHODS: tuple[Method, ...] = ("auto", "dense", "matrix-free")

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
-from ._checkpoint import Checkpoint, fingerprint
-from ._errors import (
+from ._internal.checkpoint import Checkpoint, fingerprint
+from ._internal.validation import (
     require_bool,
     require_callable,
     require_integer,
@@ -20,7 +20,7 @@ from ._errors import (
     require_path,
     require_positive,
 )
-from ._memory import require_memory
+from ._network.memory import require_memory
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
 

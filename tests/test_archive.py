@@ -23,9 +23,9 @@ import pytest
 from conftest import make_network, make_problem, tampered
 
 import nth
-from nth import _archive
-from nth._checkpoint import Checkpoint
-from nth._outcome import RESULTS
+from nth._internal import archive as _archive
+from nth._internal.checkpoint import Checkpoint
+from nth._solution.results import RESULTS
 
 TREE = (np.asarray(2), np.arange(6.0).reshape(2, 3), {"a": np.asarray([True, False])})
 

@@ -21,8 +21,8 @@ from conftest import make_network, make_problem, tampered
 from jax.core import Tracer
 
 import nth
-from nth import _integrate
-from nth._checkpoint import Checkpoint
+from nth._integrate import integrate as _integrate
+from nth._internal.checkpoint import Checkpoint
 
 TS = [0.0, 0.5, 1.0, 2.0, 3.0]
 ROOT = Path(nth.__file__).parents[1]
@@ -212,7 +212,7 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 import nth
-from nth import _checkpoint
+from nth._internal import checkpoint as _checkpoint
 from test_checkpoint import TS, make
 
 

@@ -12,7 +12,7 @@ import scipy.linalg
 from conftest import make_network, make_problem
 
 import nth
-from nth._exponentials import nested_decay
+from nth._analytic.decay_integrals import nested_decay
 
 TS = np.array([0.0, 0.3, 2.0, 40.0])
 

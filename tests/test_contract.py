@@ -108,7 +108,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
     expected = kernel if open_slots == 3 else kernel @ v
     for size in (1, 2):
         monkeypatch.setattr(
-            "nth._contract.closed_columns_at_once",
+            "nth._kernels.contraction.closed_columns_at_once",
             lambda points, r, size=size: size << (3 - open_slots),
         )
         eqx.clear_caches()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nth._dataset import Targets, as_inputs, as_targets
+from nth._command_line.dataset import Targets, as_inputs, as_targets
 
 
 def made(train: Any, test: Any = None, loss: str | None = None) -> Targets:

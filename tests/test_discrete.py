@@ -204,7 +204,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
     )
     ours = nth.solve_discrete(network, problem, 4, rule, order=order)
 
-    from nth._rule import plan
+    from nth._discrete.rule import plan
 
     rows = plan(rule, 4, 3, jnp.float64).rows
     one_hot = jnp.eye(2)[problem.y_train]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ X = np.random.default_rng(0).normal(size=(4, 2))
 Y = np.array([1.0, -1.0, 1.0])
 ROWS = np.eye(3)
 CROSS_ENTROPY = typed_nth.SoftmaxCrossEntropy()
-SUCCESSFUL = diffrax.RESULTS.successful
+SUCCESSFUL = nth.RESULTS.successful
 
 
 @pytest.fixture(autouse=True)
@@ -548,7 +547,7 @@ def test_window(seed: int) -> None:
     lowest = np.argmax(np.diff(loss) > 0)
     assert lowest > 0
     assert abs(solution.valid_until - TIMES[lowest]) < 2 * SPACING
-    assert solution.result == diffrax.RESULTS.event_occurred
+    assert solution.result == nth.RESULTS.diverged
     reached = np.asarray(solution.ts <= solution.stats["last_time"])
     assert not reached.all()
     for values in (solution.train, solution.test, solution.loss):

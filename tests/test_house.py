@@ -1,7 +1,8 @@
-"""The package: which module may import which, what `import nth` loads, and extras."""
+"""The package: which package may import which, what `import nth` loads, and extras."""
 
 import ast
 import functools
+import graphlib
 import pickle
 import re
 import subprocess
@@ -13,94 +14,51 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import nth
-from nth._eigen import rounding_of
+from nth._internal.eigenvalues import rounding_of
 
 FOLDER = Path(nth.__file__).parent
 ROOT = FOLDER.parent
 
-# In the order of the data's way: a module imports from the rows above it alone.
-ROWS = [
-    "_types",
-    "_errors",
-    "_warn",
-    "_jaxpr",
-    "_inputs",
-    "_eigen",
-    "_loss",
-    "_archive",
-    "_checkpoint",
+# The packages in the order of a computation. A module imports from its own package and
+# from those before it.
+PACKAGES = [
+    "_custom_types",
+    "_internal",
     "_problem",
-    "_activation",
-    "_modules",
-    "_network_checks",
     "_network",
-    "_rates",
-    "_memory",
-    "_mlp",
-    "_layers",
-    "_passes",
-    "_layerwise",
-    "_lift",
-    "_points",
-    "_jacobian",
-    "_finite",
-    "_form",
     "_kernels",
-    "_contract",
-    "_project",
-    "_spectrum",
-    "_taylor",
-    "_series",
     "_dynamics",
-    "_descent",
-    "_hierarchy",
-    "_blocks",
-    "_matrix_free",
-    "_exponentials",
-    "_closed_form",
-    "_perturbative",
-    "_gauss",
-    "_recursion",
+    "_analytic",
     "infinite",
-    "_taylorized",
-    "_flow",
-    "_window",
     "_solution",
-    "_stretches",
-    "_options",
-    "_diagnosis",
-    "_outcome",
     "_integrate",
-    "_saving",
-    "_evolution",
-    "_assumptions",
-    "_bounds",
-    "_motion",
     "theory",
     "_solve",
-    "_rule",
-    "_curvature",
-    "_steps",
     "_discrete",
-    "_catapult",
-    "_table",
-    "_comparison",
     "_compare",
     "scaling",
-    "_plot",
     "_api",
     "__init__",
-    "_dataset",
+    "_command_line",
     "__main__",
 ]
-# Imported inside a method: for an optional dependency, or because files of solutions
-# need `RESULTS`.
-LAZY = {("_comparison", "_plot"), ("_solution", "_saving")}
 
 
-def imports(tree):
-    """(modules of this package, other packages) that a file imports at run time."""
-    inside, outside = set(), set()
+@functools.cache
+def modules() -> dict[tuple[str, ...], ast.Module]:
+    """The syntax tree of each module, by path, such as `("_kernels", "kernels")`."""
+    return {
+        path.relative_to(FOLDER).with_suffix("").parts: ast.parse(path.read_text())
+        for path in FOLDER.rglob("*.py")
+    }
+
+
+def imports(
+    name: tuple[str, ...], tree: ast.AST
+) -> tuple[set[tuple[str, ...]], set[str]]:
+    """(modules of this package, other packages) that a module imports at run time."""
+    inside: set[tuple[str, ...]] = set()
+    outside: set[str] = set()
     checked_only = {
         id(node)
         for block in ast.walk(tree)
@@ -111,7 +69,12 @@ def imports(tree):
         if id(node) in checked_only:
             continue
         if isinstance(node, ast.ImportFrom) and node.level:
-            inside |= {node.module} if node.module else {a.name for a in node.names}
+            base = name[: len(name) - node.level]
+            path = tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names:
+                target = (*base, *path)
+                inner = (*target, alias.name)
+                inside.add(inner if inner in modules() or not path else target)
         elif isinstance(node, ast.ImportFrom):
             outside.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Import):
@@ -119,45 +82,63 @@ def imports(tree):
     return inside, outside
 
 
-@functools.cache
-def parsed():
-    return {path.stem: ast.parse(path.read_text()) for path in FOLDER.glob("*.py")}
+def test_every_module_belongs_to_a_package_and_has_a_docstring():
+    assert {name[0] for name in modules()} == set(PACKAGES)
+    assert all(ast.get_docstring(tree) for tree in modules().values())
 
 
-def test_every_module_has_a_row_and_says_what_it_is():
-    assert sorted(parsed()) == sorted(ROWS)
-    assert all(ast.get_docstring(tree) for tree in parsed().values())
+def test_packages_import_from_earlier_packages_only():
+    for name, tree in modules().items():
+        for other in imports(name, tree)[0]:
+            if other[0] != name[0]:
+                order = PACKAGES.index(other[0]), PACKAGES.index(name[0])
+                assert order[0] < order[1], (name, other)
 
 
-def test_no_import_goes_back_up():
-    for name, tree in parsed().items():
-        for other in imports(tree)[0]:
-            if (name, other) not in LAZY:
-                assert ROWS.index(other) < ROWS.index(name), (name, other)
+def test_modules_of_a_package_do_not_import_each_other_in_a_circle():
+    """Imports at the top of modules; a method may import what uses its class."""
+    graph = {
+        name: imports(name, ast.Module([n for n in tree.body if is_import(n)], []))[0]
+        for name, tree in modules().items()
+        if name[0] != "__init__"
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def is_import(node: ast.AST) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def test_only_integration_imports_diffrax():
-    users = {name for name, tree in parsed().items() if "diffrax" in imports(tree)[1]}
-    assert users == {"_options", "_outcome", "_integrate"}
+    users = {
+        name[0]
+        for name, tree in modules().items()
+        if "diffrax" in imports(name, tree)[1]
+    }
+    assert users == {"_integrate"}
 
 
 def test_optional_dependencies_are_not_imported_by_the_library():
-    for name in set(ROWS) - {"_plot", "__main__"}:
-        eager = ast.Module([n for n in parsed()[name].body], [])
-        top = {n for n in eager.body if isinstance(n, ast.Import | ast.ImportFrom)}
-        names = imports(ast.Module(list(top), []))[1]
-        assert not names & {"matplotlib", "sklearn", "click", "xarray"}, name
+    for name, tree in modules().items():
+        if name[0] == "_command_line" or name == ("_compare", "plot"):
+            continue
+        top = ast.Module([node for node in tree.body if is_import(node)], [])
+        outside = imports(name, top)[1]
+        assert not outside & {"matplotlib", "sklearn", "click", "xarray"}, name
 
 
-def test_public_names_are_the_contract():
-    """Section 5 of the design, to the letter."""
-    names = (
-        "Problem MLP from_apply kernels Kernels DenseHierarchy MatrixFreeHierarchy "
-        "GradientFlow integrate "
-        "Solution solve gradient_flow compare Comparison SquaredError "
-        "SoftmaxCrossEntropy LogisticLoss Loss softplus"
-    )
-    assert all(hasattr(nth, name) for name in names.split())
+def documented() -> set[str]:
+    """The names that the API pages of the documentation show."""
+    pages = (ROOT / "docs").rglob("*.md")
+    found = {
+        n for p in pages for n in re.findall(r"^::: nth\.(\w+)", p.read_text(), re.M)
+    }
+    return found
+
+
+def test_public_names_are_the_documented_ones():
+    names = set(nth.__all__) - {"jaxtyping"}  # pyright: ignore  # the import hook's
+    assert names == documented()
 
 
 def printed(script: str) -> str:

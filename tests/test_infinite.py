@@ -13,8 +13,8 @@ from conftest import make_problem
 from scipy.integrate import dblquad, simpson
 
 import nth
-from nth import _recursion
-from nth._activation import ACTIVATIONS
+from nth._network.activations import ACTIVATIONS
+from nth.infinite import _recursion as _recursion
 
 X = np.array([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.5, -0.5, 1.0], [-0.3, 0.4, 0.2]])
 SCALES: Any = {"sigma_w": 1.4, "sigma_a": 0.8, "sigma_b": 0.5}

@@ -67,7 +67,7 @@ def test_statistics_and_label(hierarchy):
     assert solution.label == "level-3 hierarchy"
     assert solution.stats["last_time"] == 1.0
     assert solution.stats["num_steps"] >= solution.stats["num_accepted_steps"] > 1
-    assert solution.result == diffrax.RESULTS.successful
+    assert solution.result == nth.RESULTS.successful
 
 
 def test_dynamics_of_the_users_own():

@@ -10,8 +10,8 @@ import pytest
 from conftest import make_network, make_problem
 
 import nth
-from nth._layers import as_layers
-from nth._network import parametrize
+from nth._network.base import parametrize
+from nth._network.dense_layers import as_layers
 
 KEY = jax.random.key(3)
 

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 
 import nth
-from nth import __main__ as command
-from nth.__main__ import cli, main, times_until
-from nth._activation import ACTIVATIONS
+from nth._command_line import command
+from nth._command_line.command import cli, main, times_until
+from nth._network.activations import ACTIVATIONS
 
 TINY = ["--width=8", "--depth=1", "--train=4", "--test=3", "--until=1", "--order=2"]
 

@@ -16,7 +16,7 @@ from scipy.integrate import solve_ivp
 
 import nth
 from nth import _solve as front
-from nth._taylor import by_jet, by_jvp
+from nth._dynamics.taylor_coefficients import by_jet, by_jvp
 
 TIGHT = diffrax.PIDController(rtol=1e-9, atol=1e-11)
 KEY = jax.random.key(0)
@@ -313,7 +313,7 @@ def test_blocks_of_labels_change_nothing():
 
 def test_default_blocks_fit_the_budget(monkeypatch):
     """As many points as the budget holds, in blocks about as large; one at least."""
-    from nth import _blocks
+    from nth._dynamics import batching as _blocks
 
     problem, network = make_problem(4, 1), make_network(3, 1)
 

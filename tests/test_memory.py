@@ -10,7 +10,7 @@ import pytest
 from conftest import make_network, make_problem
 
 import nth
-from nth import _memory
+from nth._network import memory as _memory
 
 NETWORK, PROBLEM = make_network(4, 1), make_problem(4, 2)
 KERNELS = nth.kernels(NETWORK, PROBLEM, 4)

@@ -19,9 +19,9 @@ import pytest
 from conftest import make_network, make_problem, tampered
 
 import nth
-from nth._activation import ACTIVATIONS
-from nth._checkpoint import fingerprint
-from nth._outcome import RESULTS
+from nth._internal.checkpoint import fingerprint
+from nth._network.activations import ACTIVATIONS
+from nth._solution.results import NAMES, RESULTS
 
 TS: Any = [0.0, 0.5, 1.0]
 LOSSES = (
@@ -229,19 +229,18 @@ def test_every_result_comes_back(
     assert RESULTS[again.result] == RESULTS[result]
 
 
-def test_results_are_known_by_their_messages(
-    solution: nth.Solution, tmp_path: Path
-) -> None:
-    """A release of diffrax that counts them otherwise changes nothing."""
+def test_results_are_saved_by_name(solution: nth.Solution, tmp_path: Path) -> None:
+    """A release of nth that numbers them differently changes nothing."""
+    assert len(NAMES) == len(RESULTS)
     file = tmp_path / "solution.npz"
-    other(solution, result=RESULTS.event_occurred).save(file)
+    other(solution, result=RESULTS.diverged).save(file)
     with np.load(file) as found:
         about = json.loads(found["leaf_0"].tobytes())
-    about["messages"] = {"77": RESULTS[RESULTS.event_occurred]}
+    about["results"] = {"77": "diverged"}
     words = np.frombuffer(json.dumps(about).encode(), np.uint8)
     tampered(file, leaf_0=words, leaf_1=np.asarray(77, np.int32))
-    assert nth.Solution.load(file).result == RESULTS.event_occurred
-    about["messages"] = {"77": "unknown"}
+    assert nth.Solution.load(file).result == RESULTS.diverged
+    about["results"] = {"77": "unknown"}
     words = np.frombuffer(json.dumps(about).encode(), np.uint8)
     tampered(file, leaf_0=words)
     with pytest.raises(ValueError, match="is damaged"):

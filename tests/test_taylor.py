@@ -12,9 +12,9 @@ from conftest import Shared, make_network, make_problem
 from numpy.polynomial import Polynomial
 
 import nth
-from nth import _taylor
-from nth._series import SeriesState
-from nth._taylor import best_coefficients, by_jet, by_jvp
+from nth._dynamics import taylor_coefficients as _taylor
+from nth._dynamics.series import SeriesState
+from nth._dynamics.taylor_coefficients import best_coefficients, by_jet, by_jvp
 
 K = 4
 WAYS = pytest.mark.parametrize("way", [by_jet, by_jvp])

@@ -1,8 +1,9 @@
 """Every primitive that Taylor arithmetic is trusted with, against nested `jvp`.
 
 `jax.experimental.jet` has rules that are wrong. It is used for a function only if
-derivatives pass through the primitives of `nth._taylor.PROVED` alone; the tests here
-are the proof for each of them, at points that include zeros, negative and large ones.
+derivatives pass only through the primitives in
+`nth._dynamics.taylor_coefficients.PROVED`; the tests here are the proof for each of
+them, at points that include zeros, negative and large ones.
 """
 
 import jax
@@ -13,8 +14,8 @@ from jax import lax
 from network_kinds import X, draw
 
 import nth
-from nth._jaxpr import differentiated
-from nth._taylor import PROVED, best_coefficients, by_jet, by_jvp
+from nth._dynamics.taylor_coefficients import PROVED, best_coefficients, by_jet, by_jvp
+from nth._internal.jaxpr import differentiated
 
 ANY = jnp.asarray([-30.0, -2.3, -1.0, -0.4, 0.0, 0.3, 1.0, 1.7, 30.0])
 SMOOTH = jnp.asarray([-2.3, -1.1, -0.4, 0.3, 0.9, 1.7])  # away from the kinks at 0, ±1

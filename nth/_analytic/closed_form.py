@@ -1,0 +1,172 @@
+"""The level p = 2 in closed form, for the squared error: no integration."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .._custom_types import Params
+from .._dynamics.dense import DenseHierarchy
+from .._internal.validation import require_times
+from .._kernels.kernels import Kernels, kernels as form_kernels
+from .._network.base import OutputFunction, parametrize
+from .._network.finiteness import checked_finite
+from .._network.memory import require_memory, tree_bytes
+from .._problem.losses import SquaredError
+from .._problem.problem import Problem
+from .decay_integrals import relax
+
+Times = ArrayLike | Sequence[float]
+
+NOT_FINITE = (
+    "form them by nth.kernels, at points and parameters where the network is finite "
+    "and differentiable."
+)
+
+
+class Trajectory(eqx.Module):
+    """Outputs over time in closed form, not integrated: see [`nth.closed_form`][]."""
+
+    ts: Float[Array, " T"]
+    """The requested times; the last may be ∞."""
+
+    train: Float[Array, "T n *out"]
+    """Outputs on the training points."""
+
+    test: Float[Array, "T q *out"]
+    """Outputs on the test points; q = 0 if the problem has none."""
+
+    loss: Float[Array, " T"]
+    """The training loss L of those outputs."""
+
+
+def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
+    """The level p = 2 at any times, for the squared error.
+
+    With K the NTK on the training points and k its rows at a point x, both at
+    initialisation, the outputs are
+
+        f(t) = y + e^{−K t/n} (f₀ − y),
+        f(t, x) = f₀(x) − k K⁻¹ (1 − e^{−K t/n}) (f₀ − y)
+
+    (Lee et al. 2019, eqs. 9 to 11, with their ηt our t/n: our loss is a mean over the
+    points). K⁻¹(1 − e^{−K t/n}) is computed as ∫₀^{t/n} e^{−Ks} ds, so K may be
+    singular: what lies along an eigenvector of eigenvalue zero does not move.
+
+    **Arguments:**
+
+    - `kernels`: made by [`nth.kernels`][] on the points of `problem`, of any order.
+    - `problem`: targets, and the loss [`nth.SquaredError`][].
+    - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf`.
+
+    **Returns:** [`nth.Trajectory`][].
+
+    Derivatives are exact also where eigenvalues of K coincide; at t = ∞ they are those
+    of a kernel that is not singular.
+
+    **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit
+    or have NaN.
+    """
+    level = DenseHierarchy(kernels, problem, 2)
+    require_squared_error(problem, "closed_form")
+    finite = checked_finite("kernels", level.levels, NOT_FINITE)
+    level = eqx.tree_at(lambda level: level.levels, level, finite)
+    times = require_times(ts, kernels[1].dtype, with_infinity=True)
+    return as_trajectory(_outputs(level, times), level.problem, times)
+
+
+@eqx.filter_jit
+def _outputs(level: DenseHierarchy, ts: Float[Array, " T"]) -> Float[Array, "T m *out"]:
+    outputs, kernel = level.levels
+    start, rows, square, residual = as_matrices(outputs, kernel, level.problem)
+    times = ts / level.problem.n_train
+    decayed, integral = (
+        part[..., 0] for part in relax(square, times, residual[:, None])
+    )
+    # By e^{−Kt/n} itself on the training points: no difference of nearly equal numbers.
+    train = start[None, : len(residual)] - residual[None] + decayed
+    test = start[None, len(residual) :] - integral @ rows[len(residual) :].T
+    return jnp.concatenate([train, test], axis=1).reshape(-1, *outputs.shape)
+
+
+def as_matrices(
+    outputs: Float[Array, "m *out"],
+    kernel: Float[Array, "m ..."],
+    problem: Problem,
+) -> tuple[Array, Array, Array, Array]:
+    """Slots in one row: f₀ (m·C), K (m·C, n·C), its training rows, and f₀ − y (n·C)."""
+    size = problem.y_train.size
+    start = outputs.reshape(-1)
+    rows = kernel.reshape(-1, size)
+    residual = start[:size] - problem.y_train.reshape(-1)
+    square = (rows[:size] + rows[:size].T) / 2
+    return start, rows, square, residual
+
+
+def as_trajectory(
+    outputs: Float[Array, "T m *out"], problem: Problem, ts: Float[Array, " T"]
+) -> Trajectory:
+    """Outputs on all points become a [`nth.Trajectory`][]."""
+    train, test = jnp.split(outputs, [problem.n_train], axis=1)
+    loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
+    return Trajectory(ts, train, test, loss)
+
+
+def require_squared_error(problem: Problem, function: str) -> None:
+    """Nothing, if the loss of `problem` is the squared error."""
+    if not isinstance(problem.loss, SquaredError):
+        raise ValueError(
+            f"problem has the loss {problem.loss!r}: {function} is for "
+            "nth.SquaredError(), whose output gradient is linear. For other losses "
+            "integrate: nth.solve(network, problem, ts, order=...)."
+        )
+
+
+def displacement(
+    network: Callable[..., Any],
+    problem: Problem,
+    ts: Times,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+) -> Params:
+    """How far the parameters have moved at the level p = 2, for the squared error:
+
+        θ(t) − θ₀ = −Jᵀ K⁻¹ (1 − e^{−K t/n}) (f₀ − y),
+
+    J the Jacobian of the training outputs at θ₀ and K = J Jᵀ (Lee et al. 2019, eq. 8).
+    It is the way of the linearised network, [`nth.TaylorizedFlow`][] of degree 1.
+
+    **Arguments:** `network`, `problem` and `filter_spec` as for [`nth.kernels`][]; `ts`
+    as for [`nth.closed_form`][].
+
+    **Returns:** a pytree like `network`, each trainable array with the times for its
+    first axis, `None` in place of what is frozen.
+
+    **Raises:** `ValueError` as [`nth.closed_form`][] and [`nth.kernels`][].
+    """
+    apply, params, problem = parametrize(network, problem, filter_spec)
+    require_squared_error(problem, "displacement")
+    train = Problem(problem.x_train, problem.y_train)
+    formed = form_kernels(network, train, 2, filter_spec=filter_spec)
+    times = require_times(ts, formed[1].dtype, with_infinity=True)
+    require_memory(
+        "ts",
+        f"the parameters at {len(times)} times",
+        len(times) * (tree_bytes(params) + tree_bytes(formed[1])),
+        "Give fewer times.",
+    )
+    return _pulled_back(apply, params, train, formed.tensors, times)
+
+
+@eqx.filter_jit
+def _pulled_back(
+    apply: OutputFunction, params: Params, train: Problem, levels: Any, ts: Array
+) -> Params:
+    outputs, kernel = levels
+    _, _, square, residual = as_matrices(outputs, kernel, train)
+    integral = relax(square, ts / train.n_train, -residual[:, None])[1][..., 0]
+    _, pull = jax.vjp(lambda params: apply.over(params, train.x_train), params)
+    return jax.lax.map(lambda row: pull(row.reshape(outputs.shape))[0], integral)

@@ -1,0 +1,1 @@
+"""Comparison of levels with the trained network: errors, table, figure, data set."""

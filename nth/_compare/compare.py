@@ -1,0 +1,284 @@
+"""Solve several levels and train the network, side by side."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
+from typing_extensions import Unpack
+
+from .._custom_types import Params
+from .._discrete.rule import GradientDescent
+from .._discrete.solve import gradient_descent, levels_by_steps
+from .._dynamics.base import AbstractDynamics
+from .._dynamics.gradient_flow import GradientFlow
+from .._dynamics.parameter_dynamics import AbstractDescent
+from .._dynamics.taylorized import TaylorizedFlow
+from .._integrate.integrate import (
+    IntegrateOptions,
+    check_options,
+    integrate,
+)
+from .._internal.validation import (
+    as_array,
+    is_traced,
+    require_finite,
+    require_instance,
+    require_name,
+    require_order,
+    require_path,
+    require_times,
+)
+from .._problem.problem import Problem
+from .._solve import METHODS, Method, hierarchies
+from .comparison import Comparison
+
+
+def compare(
+    network: Callable[..., Any],
+    problem: Problem,
+    ts: ArrayLike | Sequence[float],
+    orders: Sequence[int] = (2, 3, 4),
+    *,
+    models: Mapping[str, AbstractDynamics] = MappingProxyType({}),
+    y_test: Any = None,
+    method: Method = "auto",
+    filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
+    weight_decay: Any = 0.0,
+    rule: GradientDescent | None = None,
+    **options: Unpack[IntegrateOptions],
+) -> Comparison:
+    """Solve several levels of the hierarchy and train the network, side by side.
+
+    **Arguments:**
+
+    - `network`, `problem`, `ts`, `method`, `filter_spec`, `learning_rates`,
+        `weight_decay`, `options`: as for [`nth.solve`][]; from
+        `checkpoint="run.npz"` each model has a file of its own, `run-truth.npz`,
+        `run-p2.npz` and so on.
+    - `orders`: the levels p, each from 2 to 12. Kernels are formed once for all levels
+        that are solved in their dense form.
+    - `models`: other models of training by name, each a dynamics of the same problem
+        and loss, with the same trained parameters, learning rates and weight decay,
+        such as [`nth.TaylorizedFlow`][]; compared as the levels are.
+    - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
+    - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
+        of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
+        flow are refused.
+
+    **Returns:** [`nth.Comparison`][].
+
+    **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
+    """
+    levels = _check_orders(orders)
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    require_name("method", method, METHODS)
+    _check_names(models)
+    if rule is None:
+        check_options(options)
+    else:
+        _refuse_with_rule(method, weight_decay, models, options)
+    what: dict[str, Any] = {
+        "filter_spec": filter_spec,
+        "learning_rates": learning_rates,
+    }
+    flow = GradientFlow(network, problem, **what, weight_decay=weight_decay)
+    known = None if y_test is None else _check_y_test(y_test, flow)
+    if rule is not None:
+        solutions = levels_by_steps(network, problem, ts, levels, rule, **what)
+        truth = gradient_descent(network, problem, ts, rule, **what)
+        return Comparison(truth, solutions, problem, known)
+    _check_models(models, flow)
+    require_times(ts, jax.tree.leaves(flow.params)[0].dtype)
+    what["weight_decay"] = weight_decay
+    hierarchy = hierarchies(network, problem, levels, method, **what)
+    truth = integrate(flow, ts, **_own_file(options, "truth"))
+    solutions = {
+        p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
+    }
+    others = {
+        name: integrate(dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
+        for name, dynamics in models.items()
+    }
+    return Comparison(truth, solutions, problem, known, others)
+
+
+def _refuse_with_rule(
+    method: Method,
+    weight_decay: Any,
+    models: Mapping[str, AbstractDynamics],
+    options: IntegrateOptions,
+) -> None:
+    """Nothing, if no option of the flow is given beside a rule."""
+    if models:
+        raise ValueError(
+            f"models: {next(iter(models))!r} is a model of the flow, and a rule trains "
+            "in steps: leave out models, or the rule."
+        )
+    if method not in ("auto", "matrix-free"):
+        raise ValueError(
+            f"rule: discrete training has no method {method!r}; leave out method, "
+            'or give "matrix-free".'
+        )
+    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        raise ValueError(
+            "weight_decay: give it to the rule, nth.GradientDescent(..., "
+            f"weight_decay={weight_decay})."
+        )
+    if options:
+        raise ValueError(
+            f"{sorted(options)[0]} is an option of the flow: with a rule there is "
+            "nothing to integrate. Leave it out."
+        )
+
+
+def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
+    """`options` with a checkpoint of this model's own: run.npz, run-p2.npz."""
+    path = options.get("checkpoint")
+    if path is None:
+        return options
+    path = require_path("checkpoint", path)
+    return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
+
+
+def _check_orders(orders: Sequence[int]) -> list[int]:
+    try:
+        levels = [require_order("orders", p) for p in orders]
+    except TypeError:
+        levels = []
+    if not levels:
+        raise ValueError(
+            f"orders must be a sequence of at least one level; got {orders!r}."
+        )
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"orders must be distinct; got {tuple(levels)}.")
+    return levels
+
+
+# Names of the network and of the levels, in tables, data sets and files.
+_TAKEN = re.compile(r"truth|p\W*\d+")
+
+
+def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
+    example = 'models={"linear": nth.TaylorizedFlow(network, problem, 1)}'
+    if not isinstance(models, Mapping):
+        raise ValueError(
+            f"models must be a mapping of names to dynamics, such as {example}; got "
+            f"{models!r}."
+        )
+    for name, dynamics in models.items():
+        if not isinstance(name, str) or not name or _TAKEN.fullmatch(name):
+            raise ValueError(
+                'models must be named by strings other than "truth" and those of '
+                f'levels, such as "p=2"; got {name!r}.'
+            )
+        example = "nth.TaylorizedFlow(network, problem, 2)"
+        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+
+
+def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) -> None:
+    """Raise if a model is trained otherwise than the network is, by `flow`."""
+    if not models:
+        return
+    start = flow.outputs(flow.initial_state())
+    for name, dynamics in models.items():
+        for points in ("x_train", "y_train", "x_test"):
+            ours = getattr(flow.problem, points)
+            theirs = getattr(dynamics.problem, points)
+            if not eqx.tree_equal(ours, theirs):
+                raise ValueError(
+                    f"models[{name!r}] has another {points} than problem: make it of "
+                    "the same problem."
+                )
+        if not eqx.tree_equal(dynamics.problem.loss, flow.problem.loss):
+            raise ValueError(
+                f"models[{name!r}] is of the loss {dynamics.problem.loss!r}, and "
+                f"problem of {flow.problem.loss!r}: make it of the same problem."
+            )
+        if isinstance(dynamics, AbstractDescent | TaylorizedFlow):
+            _check_training(name, dynamics, flow)
+        outputs = (dynamics.outputs(dynamics.initial_state()), start)
+        if not is_traced(outputs) and not np.allclose(*outputs, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"models[{name!r}] has other outputs at t = 0 than network: make it of "
+                "the same network."
+            )
+
+
+def _check_training(
+    name: str, dynamics: AbstractDescent | TaylorizedFlow, flow: GradientFlow
+) -> None:
+    """Raise if other parameters are trained, or with other rates or weight decay."""
+    with_frozen = [
+        jax.tree.structure(params, is_leaf=lambda leaf: leaf is None)
+        for params in (dynamics.params, flow.params)
+    ]
+    trained = [jax.tree.structure(d.params) for d in (dynamics, flow)]
+    if with_frozen[0] == with_frozen[1] and trained[0] != trained[1]:
+        raise ValueError(
+            f"models[{name!r}] trains other parameters than compare does: give both "
+            "the same filter_spec."
+        )
+    descends = isinstance(dynamics, AbstractDescent)
+    rates = dynamics.rates if descends else None
+    decay = dynamics.weight_decay if descends else None
+    same = {
+        "learning_rates": _same_rates(rates, flow.rates, flow.params),
+        "weight_decay": _same_decay(decay, flow.weight_decay),
+    }
+    for option in [option for option, equal in same.items() if not equal]:
+        cure = (
+            f"give both the same {option}."
+            if descends
+            else f"a {type(dynamics).__name__} has none, so leave out {option}, or the "
+            "model."
+        )
+        raise ValueError(f"models[{name!r}] has other {option} than compare: {cure}")
+
+
+def _same_decay(one: Any, other: Any) -> bool:
+    first, second = (0.0 if decay is None else float(decay) for decay in (one, other))
+    return first == second
+
+
+def _same_rates(one: Params | None, other: Params | None, params: Params) -> bool:
+    """Whether two sets of rates are equal; `None` stands for rates of 1."""
+    sets = [
+        jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), params)
+        if rates is None
+        else rates
+        for rates in (one, other)
+    ]
+    first, second = map(jax.tree.leaves, sets)
+    try:
+        return len(first) == len(second) and all(
+            bool(np.all(np.asarray(a) == np.asarray(b)))
+            for a, b in zip(first, second, strict=True)
+        )
+    except ValueError:  # shapes that do not broadcast
+        return False
+
+
+def _check_y_test(y_test: Any, flow: GradientFlow) -> Array:
+    """`y_test` in the form of the training targets, checked as those are."""
+    problem = flow.problem
+    targets = require_finite("y_test", as_array("y_test", y_test))
+    expected = (problem.n_test, *problem.y_train.shape[1:])
+    if targets.shape != expected:
+        raise ValueError(
+            f"y_test has shape {targets.shape}; x_test and y_train ask for {expected}."
+        )
+    targets = targets.astype(problem.y_train.dtype)
+    if is_traced(targets):
+        return targets
+    try:
+        checked = problem.loss.check_targets(targets, targets.dtype)
+        return problem.loss.check_outputs(checked, flow.apply.output)
+    except ValueError as error:
+        raise ValueError(str(error).replace("y_train", "y_test")) from None

@@ -1,0 +1,162 @@
+"""Comparison of levels with the trained network: errors, table, figure, data set."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._internal.validation import require_name
+from .._problem.losses import SoftmaxCrossEntropy
+from .._problem.problem import Problem
+from .._solution.solution import Solution
+from .table import name_of, table
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
+
+Points = Literal["train", "test"]
+
+
+class Comparison(eqx.Module):
+    """Solutions of several levels beside the trained network.
+
+    `print` it for a table; see also `plot` and `to_xarray`.
+    """
+
+    truth: Solution
+    """The trained network."""
+
+    solutions: dict[int, Solution]
+    """The truncated hierarchy, by level p."""
+
+    problem: Problem
+    """Points, targets and loss."""
+
+    y_test: Array | None
+    """Test targets, used for test accuracy alone."""
+
+    models: dict[str, Solution] = eqx.field(default_factory=dict)
+    """Other models of training, by name."""
+
+    @property
+    def ts(self) -> Float[Array, " T"] | Int[Array, " T"]:
+        """The requested times, or steps."""
+        return self.truth.ts
+
+    @property
+    def clock(self) -> Literal["time", "step"]:
+        """What `ts` counts: time, or the steps of a rule."""
+        discrete = jnp.issubdtype(self.ts.dtype, jnp.integer)
+        return "step" if discrete else "time"
+
+    @property
+    def every(self) -> dict[int | str, Solution]:
+        """`solutions`, and then `models`."""
+        return {**self.solutions, **self.models}
+
+    def error(self, order: int | str, points: Points = "test") -> Float[Array, " T"]:
+        """Root-mean-square error of level `order`, or of the model of that name,
+        against the trained network at each time, over `points` and outputs; NaN where
+        there is no value.
+        """
+        require_name("points", points, ("train", "test"))
+        truth = getattr(self.truth, points)
+        difference = getattr(self._solution(order), points) - truth
+        if truth.shape[1] == 0:
+            raise ValueError("points: there is no test point; give problem an x_test.")
+        return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
+
+    def accuracy(
+        self, order: int | str, points: Points = "test"
+    ) -> Float[Array, " T"] | None:
+        """The share of `points` whose label is predicted, at each time, by level
+        `order`, by the model of that name, or by the network, `"truth"`.
+
+        Labels are the sign of scalar targets ±1, or the class of integer labels,
+        one-hot rows or probabilities. `None` if the targets are not labels, or
+        are not known.
+        """
+        require_name("points", points, ("train", "test"))
+        solution = self.truth if order == "truth" else self._solution(order)
+        targets = self.problem.y_train if points == "train" else self.y_test
+        if targets is None:
+            return None
+        outputs = getattr(solution, points)
+        right = _is_right(outputs, targets, self.problem)
+        if right is None:
+            return None
+        return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
+
+    def _solution(self, order: int | str) -> Solution:
+        if not isinstance(order, int | str) or order not in self.every:
+            raise ValueError(
+                f"order must be one of {list(self.every)}, the levels compared; "
+                f"got {order!r}."
+            )
+        return self.every[order]
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def plot(self) -> "Figure":
+        """A figure: loss, errors and, for labels, accuracy over time.
+
+        Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        from .plot import plot_comparison
+
+        return plot_comparison(self)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """A labelled data set, with dimensions `model`, `time`, `point` and `output`.
+
+        `model` is `"truth"`, `"p=2"` and so on, or another model's name. Needs
+        xarray: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        import xarray
+
+        models = {
+            "truth": self.truth,
+            **{name_of(p, "="): solution for p, solution in self.every.items()},
+        }
+        every = list(models.values())
+        out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
+        data: dict[str, Any] = {
+            "train": (("model", "time", "train_point", *out), _stack(every, "train")),
+            "test": (("model", "time", "test_point", *out), _stack(every, "test")),
+            "loss": (("model", "time"), _stack(every, "loss")),
+            "valid_until": ("model", _stack(every, "valid_until")),
+        }
+        for points in ("train", "test"):
+            scores = [self.accuracy("truth", points)]
+            scores += [self.accuracy(p, points) for p in self.every]
+            known = [score for score in scores if score is not None]
+            if known:
+                data[f"{points}_accuracy"] = (("model", "time"), np.stack(known))
+        coordinates = {"model": list(models), "time": np.asarray(self.ts)}
+        return xarray.Dataset(data, coordinates)
+
+
+def _is_right(
+    outputs: Float[Array, "T points *out"], targets: Array, problem: Problem
+) -> Bool[Array, "T points"] | None:
+    """Whether each label is predicted; `None` if the targets are not labels."""
+    if jnp.issubdtype(targets.dtype, jnp.integer) and outputs.ndim == 3:
+        return jnp.argmax(outputs, axis=2) == targets[None]
+    if targets.shape != outputs.shape[1:]:
+        return None
+    if targets.ndim == 1 and bool(jnp.all(jnp.abs(targets) == 1)):
+        return jnp.sign(outputs) == targets[None]
+    one_hot = (targets == 0) | (targets == 1)
+    classes = isinstance(problem.loss, SoftmaxCrossEntropy) or bool(jnp.all(one_hot))
+    if targets.ndim == 2 and targets.shape[1] > 1 and classes:
+        return jnp.argmax(outputs, axis=2) == jnp.argmax(targets, axis=1)[None]
+    return None
+
+
+def _stack(solutions: Sequence[Solution], name: str) -> np.ndarray:
+    return np.stack([np.asarray(getattr(solution, name)) for solution in solutions])

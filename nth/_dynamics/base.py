@@ -1,0 +1,100 @@
+"""What can be integrated: an initial state, its vector field, and the outputs."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._custom_types import Params, Scalar, State
+from .._problem.problem import Problem
+
+
+class AbstractDynamics(eqx.Module):
+    """A model of training in continuous time, for [`nth.integrate`][].
+
+    A state is any pytree of arrays of one floating dtype.
+    """
+
+    problem: eqx.AbstractVar[Problem]
+    """The points, targets and loss. The targets are checked against the outputs."""
+
+    label: eqx.AbstractVar[str]
+    """What a message or a legend calls it."""
+
+    method: ClassVar[str] = "custom"
+    """How it predicts, as `Solution.stats` has it."""
+
+    truncated: ClassVar[bool]
+    """Whether it holds inside a window only, so that `valid_until` is looked for."""
+
+    @abc.abstractmethod
+    def initial_state(self) -> State:
+        """The state at t = 0."""
+
+    @abc.abstractmethod
+    def vector_field(self, t: Scalar, state: State, args: Any) -> State:
+        """d(state)/dt; `args` is unused, and there because diffrax passes it."""
+
+    @abc.abstractmethod
+    def outputs(self, state: State) -> Float[Array, "m *out"]:
+        """The predicted outputs on all m points, training points first."""
+
+    @abc.abstractmethod
+    def error_norm(self, scaled: State) -> Scalar:
+        """The norm by which a step's error is judged, each entry over its tolerance."""
+
+    def loss(self, state: State) -> Scalar:
+        """The predicted training loss L."""
+        train = self.outputs(state)[: self.problem.n_train]
+        return self.problem.loss(train, self.problem.y_train)
+
+    def penalty(self, state: State) -> Scalar:
+        """What training lowers beside L: λ/2 ‖θ‖² for a weight decay λ, else 0."""
+        return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+
+    def output_gradient(
+        self, outputs: Float[Array, "m *out"]
+    ) -> Float[Array, "n *out"]:
+        """g = ∂L/∂f on the training points, from the outputs on all points."""
+        train = outputs[: self.problem.n_train]
+        return self.problem.loss.gradient(train, self.problem.y_train)
+
+    def output_rates(
+        self, t: Scalar, state: State
+    ) -> tuple[Float[Array, "n *out"], Float[Array, "n *out"], Scalar]:
+        """g and df̃/dt on the training points, whose product is the loss's rate, and
+        the rate of the penalty.
+        """
+        rate = self.vector_field(t, state, None)
+        outputs, velocity = jax.jvp(self.outputs, (state,), (rate,))
+        penalty = jax.jvp(self.penalty, (state,), (rate,))[1]
+        g = self.output_gradient(outputs)
+        return g, velocity[: self.problem.n_train], penalty
+
+
+class AbstractKernelDynamics(AbstractDynamics):
+    """Dynamics whose outputs move by a kernel, df̃/dt = −K̃⁽²⁾ · g, which a state knows.
+
+    Off a weight decay: what it adds to df̃/dt is no part of the kernel.
+    """
+
+    @abc.abstractmethod
+    def ntk(self, state: State) -> Float[Array, "m ..."]:
+        """K̃⁽²⁾ at a state, of shape `(m, *out, n, *out)`."""
+
+    @abc.abstractmethod
+    def ntk_product(
+        self, state: State, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        """K̃⁽²⁾ · v at a state, in time linear in n where no kernel is held."""
+
+
+def two_norm(scaled: Params) -> Scalar:
+    """The error norm of parameters: the root of the sum of their squares.
+
+    The sum and not the mean: |δf| ≤ ‖∇f‖·‖δθ‖, however many parameters there are.
+    """
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))

@@ -1,0 +1,102 @@
+"""The level-p truncated Neural Tangent Hierarchy."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._custom_types import Scalar
+from .._internal.validation import require_instance, require_order
+from .._kernels.kernels import Kernels
+from .._problem.inputs import floating_dtype
+from .._problem.problem import Problem
+from .base import AbstractKernelDynamics
+
+Levels = tuple[Float[Array, "m ..."], ...]
+
+
+class DenseHierarchy(AbstractKernelDynamics):
+    """The truncated hierarchy in its tensor form, which holds every kernel.
+
+    With g the output gradient at f̃ = K̃⁽¹⁾ on the training points (Huang & Yau, eqs. 15
+    and 22; test points ride along in the first slot):
+
+        dK̃⁽ʳ⁾/dt = −K̃⁽ʳ⁺¹⁾ · g    for r = 1 … p−1,        dK̃⁽ᵖ⁾/dt = 0.
+
+    The state is (K̃⁽¹⁾, …, K̃⁽ᵖ⁻¹⁾): m·C·(n·C)^{p−2} numbers and fewer. An evaluation
+    costs as many multiplications as K⁽ᵖ⁾ has entries.
+
+    **Arguments:**
+
+    - `kernels`: made by [`nth.kernels`][] on the points of `problem`; targets and loss
+        may be others than those it was made with.
+    - `problem`: targets and loss.
+    - `order`: the level p, from 2 to `kernels.order`, which is the default.
+
+    **Raises:** `ValueError` if `order` or `problem` do not fit `kernels`.
+    """
+
+    problem: Problem
+    levels: Levels
+    label: str = eqx.field(static=True)
+    method: ClassVar[str] = "dense"
+    truncated: ClassVar[bool] = True
+
+    def __init__(self, kernels: Kernels, problem: Problem, order: int | None = None):
+        require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+        require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+        order = require_order("order", kernels.order if order is None else order)
+        if order > kernels.order:
+            raise ValueError(
+                f"order must be at most {kernels.order}, the order of kernels; got "
+                f"{order}. Form them again with a higher order."
+            )
+        if not kernels.complete:
+            raise ValueError(
+                "kernels were formed with rows=..., and a solve takes all points in "
+                "the first slot: form them again without rows."
+            )
+        ntk = kernels[2].shape
+        points = (problem.n_train + problem.n_test, problem.n_train)
+        if (ntk[0], ntk[1 + len(kernels.out_shape)]) != points:
+            raise ValueError(
+                f"kernels have shape {ntk} for K(2), and problem has m = {points[0]} "
+                f"points of which n = {points[1]} train: form them on its points."
+            )
+        x, dtype = floating_dtype(problem.x_train), kernels[1].dtype
+        if x is not None and x != dtype:
+            raise ValueError(
+                f"kernels have dtype {dtype} and problem has {x}: cast one of them."
+            )
+        self.problem = problem.matched_to(jax.eval_shape(lambda f: f[0], kernels[1]))
+        self.levels = kernels.tensors[:order]
+        self.label = f"level-{order} hierarchy"
+
+    def initial_state(self) -> Levels:
+        return self.levels[:-1]
+
+    def vector_field(self, t: Scalar, state: Levels, args: Any) -> Levels:
+        g = self.output_gradient(state[0])
+        return tuple(-_contract(k, g) for k in (*state[1:], self.levels[-1]))
+
+    def outputs(self, state: Levels) -> Float[Array, "m *out"]:
+        return state[0]
+
+    def ntk(self, state: Levels) -> Float[Array, "m ..."]:
+        return (*state, self.levels[-1])[1]
+
+    def ntk_product(
+        self, state: Levels, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        return _contract(self.ntk(state), vector)
+
+    def error_norm(self, scaled: Levels) -> Scalar:
+        # Level by level: in one mean the many entries of K̃⁽ʳ⁾ would drown those of f̃.
+        return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(k**2)) for k in scaled]))
+
+
+def _contract(kernel: Float[Array, "..."], g: Float[Array, "n *out"]) -> Array:
+    """K · g: the last slot of K summed against g."""
+    return jnp.tensordot(kernel, g, axes=g.ndim)

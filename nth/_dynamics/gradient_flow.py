@@ -1,0 +1,104 @@
+"""Gradient flow of the network itself: the reference."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from .._custom_types import Inputs, Params, Scalar
+from .._internal.validation import require_scale
+from .._kernels.assembly import form
+from .._kernels.evaluation import Points
+from .._kernels.hierarchy_operator import along_jacobian, require_forward_mode
+from .._network.base import OutputFunction, parametrize
+from .._network.learning_rates import as_decay, by_rates, rates_of
+from .._problem.problem import Problem
+from .base import two_norm
+from .parameter_dynamics import AbstractDescent
+
+
+class GradientFlow(AbstractDescent):
+    """The trained network, in continuous time (Huang & Yau, eq. 3):
+
+        dθ/dt = −M (∇_θ L(θ) + λ θ),        ∇_θ L(θ) = J(θ)ᵀ g,
+
+    with learning rates M = 1 and a weight decay λ = 0 unless they are given.
+
+    **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
+    [`nth.kernels`][]; `weight_decay` is λ ≥ 0.
+    """
+
+    problem: Problem
+    apply: OutputFunction
+    params: Params
+    rates: Params | None
+    weight_decay: Scalar | None
+    label: str = eqx.field(static=True)
+    method: ClassVar[str] = "gradient flow"
+    truncated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        problem: Problem,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
+        weight_decay: Any = 0.0,
+    ):
+        self.apply, self.params, self.problem = parametrize(
+            network, problem, filter_spec
+        )
+        self.rates = rates_of(learning_rates, network, self.params)
+        decay = require_scale("weight_decay", weight_decay)
+        self.weight_decay = as_decay(decay, self.params)
+        self.label = "network"
+
+    def initial_state(self) -> Params:
+        return self.params
+
+    def gradient(self, state: Params, x: Inputs, y: Shaped[Array, "b ..."]) -> Params:
+        """∇_θ of the mean loss over the points `x`, `y`."""
+
+        def loss(params: Params) -> Scalar:
+            return self.problem.loss(self.apply.over(params, x), y)
+
+        return jax.grad(loss)(state)
+
+    def scaled(self, direction: Params) -> Params:
+        return by_rates(self.rates, direction)
+
+    def parameters(self, state: Params) -> Params:
+        return state
+
+    def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
+        return self.apply.over(params, x)
+
+    def penalty(self, state: Params) -> Scalar:
+        """λ/2 ‖θ‖²."""
+        leaves = jax.tree.leaves(state)
+        if self.weight_decay is None:
+            return jnp.zeros((), leaves[0].dtype)
+        return self.weight_decay * sum(jnp.sum(leaf**2) for leaf in leaves) / 2
+
+    def outputs(self, state: Params) -> Float[Array, "m *out"]:
+        return self.apply.over(state, self.problem.x)
+
+    def ntk(self, state: Params) -> Float[Array, "m ..."]:
+        problem = self.problem
+        x = (problem.x_train, problem.x_test)
+        points = Points(self.apply, state, *x, with_train=True, rates=self.rates)
+        return form(points, 2, None, progress=False)[1]
+
+    def ntk_product(
+        self, state: Params, vector: Float[Array, "n *out"]
+    ) -> Float[Array, "m *out"]:
+        x = self.problem.x_train
+        require_forward_mode(self.apply, self.params, x, "a product with the kernel")
+        return along_jacobian(self.outputs, self.apply, x, vector, self.rates)(state)
+
+    def error_norm(self, scaled: Params) -> Scalar:
+        return two_norm(scaled)

@@ -1,0 +1,104 @@
+"""Gradient flow of the Taylorized network: an alternative model of training."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._custom_types import Inputs, Params, Scalar
+from .._internal.validation import require_order
+from .._kernels.hierarchy_operator import require_forward_mode
+from .._network.base import OutputFunction, parametrize
+from .._problem.inputs import take
+from .._problem.problem import Problem
+from .base import AbstractDynamics, two_norm
+from .taylor_coefficients import Coefficients, best_coefficients
+
+
+class TaylorizedFlow(AbstractDynamics):
+    """Gradient flow of the Taylor polynomial of the network around its initialization.
+
+    With w = θ − θ₀, the network is replaced by
+
+        f_d(w, x) = Σ_{k=0}^{d} (1/k!) ∇ᵏf(θ₀, x)[w, …, w],
+
+    which is trained by dw/dt = −∇_w L(f_d(w)) (Bai et al. 2020).
+
+    Degree 1 is the linearized network (Lee et al. 2019): its outputs are those of level
+    p = 2, for any loss. Higher degrees are **not** level p = d + 1 of the hierarchy.
+    The outputs of both are exact to order t^d; beyond that the hierarchy keeps the
+    words of at most d gradients, while the Taylorized network keeps every power of t,
+    for a function that is not the network. Its loss never increases, because it is a
+    gradient flow, so no window is determined.
+
+    The state is w. An evaluation costs a few gradients of the loss, as for
+    [`nth.MatrixFreeHierarchy`][].
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
+    - `degree`: d ≥ 1.
+
+    **Raises:** `ValueError` for a degree below 1 or an unsuitable network.
+    """
+
+    problem: Problem
+    apply: OutputFunction
+    params: Params
+    degree: int = eqx.field(static=True)
+    coefficients: Coefficients = eqx.field(static=True)
+    label: str = eqx.field(static=True)
+    method: ClassVar[str] = "Taylorised"
+    truncated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        problem: Problem,
+        degree: int,
+        *,
+        filter_spec: PyTree = eqx.is_inexact_array,
+    ):
+        self.degree = require_order("degree", degree, 1)
+        self.apply, self.params, self.problem = parametrize(
+            network, problem, filter_spec
+        )
+        require_forward_mode(
+            self.apply, self.params, problem.x_train, "a Taylor polynomial"
+        )
+        self.coefficients = best_coefficients(
+            lambda params: self.apply.over(params, take(problem.x_train, slice(1))),
+            self.params,
+        )
+        self.label = (
+            "linearised network" if degree == 1 else f"network Taylorised to {degree}"
+        )
+
+    def initial_state(self) -> Params:
+        return jax.tree.map(jnp.zeros_like, self.params)
+
+    def vector_field(self, t: Scalar, state: Params, args: Any) -> Params:
+        def loss(state: Params) -> Scalar:
+            outputs = self._polynomial(state, self.problem.x_train)
+            return self.problem.loss(outputs, self.problem.y_train)
+
+        return jax.tree.map(jnp.negative, jax.grad(loss)(state))
+
+    def outputs(self, state: Params) -> Float[Array, "m *out"]:
+        return self._polynomial(state, self.problem.x)
+
+    def error_norm(self, scaled: Params) -> Scalar:
+        return two_norm(scaled)
+
+    def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:
+        """f_d(w): the sum of the coefficients in ε of f(θ₀ + ε w)."""
+        still = jax.tree.map(jnp.zeros_like, state)
+        terms = self.coefficients(
+            lambda params: self.apply.over(params, x),
+            self.params,
+            [state] + [still] * (self.degree - 1),
+        )
+        return sum(terms[1:], terms[0])

@@ -1,0 +1,1 @@
+"""Integration of dynamics in time by diffrax, and the window of validity."""

@@ -1,0 +1,281 @@
+"""Integration of dynamics by diffrax."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .._custom_types import Scalar, State
+from .._dynamics.base import AbstractDynamics
+from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.validation import is_traced, require_instance, require_times
+from .._network.finiteness import all_finite
+from .._network.memory import require_memory, tree_bytes
+from .._solution.solution import Solution
+from .options import (
+    IntegrateOptions as IntegrateOptions,
+    check_options as check_options,
+    check_step_times,
+    check_watch,
+)
+from .outcome import report, result_of
+from .segments import Piece, from_time_to_time
+from .validity import blow_up, first_rise, loss_rate
+
+# Copies of the state that a Runge–Kutta method of seven stages holds.
+_COPIES = 9
+
+
+def integrate(
+    dynamics: AbstractDynamics,
+    ts: ArrayLike | Sequence[float],
+    *,
+    solver: diffrax.AbstractSolver = diffrax.Tsit5(),
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: ArrayLike | None = None,
+    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
+    max_steps: int = 2**16,
+    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    watch: Callable[[State], PyTree[Array]] | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Integrate `dynamics` from t = 0 and return its outputs at the times `ts`.
+
+    **Arguments:**
+
+    - `dynamics`: [`nth.DenseHierarchy`][], [`nth.MatrixFreeHierarchy`][],
+        [`nth.GradientFlow`][], or your own.
+    - `ts`: times, shape `(T,)`, increasing, from 0 on. Training begins at t = 0,
+        whether or not `ts` holds it. Time is in units of 1/(learning rate).
+    - `solver`, `progress_meter`: diffrax's. The solver is one for ordinary differential
+        equations, explicit or implicit.
+    - `stepsize_controller`: diffrax's; by default a `PIDController` with
+        `dynamics.error_norm` and tolerances rtol, atol of 1e-7, 1e-9 in float64 and
+        1e-5, 1e-6 in float32.
+    - `dt0`: the first step, chosen by the controller if left out; with
+        `diffrax.ConstantStepSize()` every step, and then it must be given.
+    - `adjoint`: diffrax's. The default serves `jax.grad`; `jax.jvp` and `jax.jacfwd`
+        need `diffrax.ForwardMode()`.
+    - `max_steps`: steps after which the solve fails; with `progress` or `checkpoint`,
+        steps from one requested time to the next.
+    - `progress`: show a bar with the time reached and, at the end, the number of
+        evaluations.
+    - `checkpoint`: a file to save to at each requested time. A run that was killed and
+        is started again goes on from there, to the same answer. Not under `jax.jit`.
+    - `watch`: a function of the state, kept at each of `ts` in `Solution.watched`, such
+        as a dynamics' `ntk`. It gives floats, or a pytree of them.
+    - `throw`: whether a failed solve raises, or returns what it reached with the
+        rest NaN and the cause in `result`.
+
+    With `progress` or `checkpoint` the solver stops at each of `ts`; else it steps over
+    them and interpolates. The two agree to its tolerance.
+
+    A truncation that leaves its window goes on to the last time where it can, and warns
+    once, with [`nth.WindowWarning`][]; `valid_until` says when. Where it cannot,
+    because its outputs pass a million times their initial scale or the steps shrink to
+    nothing, the values from there on are NaN, and that does not raise.
+
+    **Raises:** `ValueError` for bad times, options that do not go together, or a
+    checkpoint that is damaged, belongs to another solve or cannot be written;
+    `RuntimeError` with the reason, if `throw`, for a solve that failed inside the
+    window. Under `jax.jit` both are raised as JAX's own run-time errors, with the same
+    words.
+    """
+    require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
+    options: IntegrateOptions = {
+        "solver": solver,
+        "stepsize_controller": stepsize_controller,
+        "dt0": dt0,
+        "adjoint": adjoint,
+        "max_steps": max_steps,
+        "progress_meter": progress_meter,
+        "progress": progress,
+        "checkpoint": checkpoint,
+        "watch": watch,
+        "throw": throw,
+    }
+    check_options(options)
+    state = dynamics.initial_state()
+    times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
+    check_step_times(stepsize_controller, times)
+    check_watch(watch, state)
+    _require_memory(dynamics, state, times, watch)
+    if stepsize_controller is None:
+        stepsize_controller = _default_controller(dynamics, times)
+    dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
+    steps = (solver, stepsize_controller, dt0)
+    how = (*steps, adjoint, max_steps, progress_meter, watch)
+    run = partial(_solve, dynamics, how=how)
+    if checkpoint is None and not progress:
+        piece = run(state, jnp.zeros_like(times[0]), times)
+    elif is_traced(dynamics, times, state, jnp.zeros(())):
+        raise ValueError("checkpoint and progress cannot be used under jax.jit.")
+    else:
+        file = None
+        if checkpoint is not None:
+            file = _file(checkpoint, dynamics, times, steps, watch)
+        piece = from_time_to_time(
+            run, dynamics, times, file, progress, diffrax.RESULTS.successful
+        )
+    solution = _as_solution(dynamics, times, piece)
+    return report(dynamics, solution, throw, max_steps)
+
+
+def _file(
+    path: str | os.PathLike[str],
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    steps: tuple[Any, ...],
+    watch: Any,
+) -> Checkpoint:
+    # A lambda is known by what it computes: its name says nothing.
+    traced, *_ = eqx.filter_make_jaxpr(_what_is_solved)(
+        dynamics, ts[0], dynamics.initial_state(), watch
+    )
+    return Checkpoint(
+        path, fingerprint(dynamics, ts, steps, (str(traced), traced.consts))
+    )
+
+
+def _require_memory(
+    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], watch: Any
+) -> None:
+    """Raise `ValueError` if what is saved, and the state of the solver, do not fit."""
+    saved = tree_bytes(eqx.filter_eval_shape(_seen, dynamics, state, watch))
+    require_memory(
+        "ts",
+        f"a solve of the {dynamics.label} with values saved at {len(ts)} times",
+        len(ts) * saved + _COPIES * tree_bytes(state),
+        "Give fewer times, use fewer points or float32, or let watch keep less.",
+    )
+
+
+def _default_controller(
+    dynamics: AbstractDynamics, ts: Float[Array, " T"]
+) -> diffrax.PIDController:
+    eps = float(jnp.finfo(ts.dtype).eps)
+    rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
+    # A solution that diverges in finite time takes ever smaller steps: dtmin ends them.
+    return diffrax.PIDController(
+        rtol=rtol,
+        atol=atol,
+        dtmin=eps * ts[-1],
+        force_dtmin=False,
+        norm=dynamics.error_norm,
+    )
+
+
+@eqx.filter_jit
+def _solve(
+    dynamics: AbstractDynamics,
+    state: State,
+    start: Scalar,
+    ts: Float[Array, " T"],
+    how: tuple[Any, ...],
+) -> Piece:
+    solver, controller, dt0, adjoint, max_steps, meter, watch = how
+    solved = diffrax.diffeqsolve(
+        diffrax.ODETerm(eqx.filter_jit(dynamics.vector_field)),  # pyright: ignore[reportArgumentType]
+        solver,
+        t0=start,
+        t1=ts[-1],
+        dt0=dt0,
+        y0=state,
+        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, watch)),
+        stepsize_controller=controller,
+        adjoint=adjoint,
+        event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
+        max_steps=max_steps,
+        throw=False,
+        progress_meter=meter,
+    )
+    assert solved.ts is not None  # as saveat is given: for the type checker
+    assert solved.ys is not None
+    steps, reached = solved.ts["rates"], jnp.isfinite(solved.ts["saved"])
+
+    def only_reached(leaf: Array) -> Array:
+        known = jnp.expand_dims(reached, range(1, leaf.ndim))
+        return jnp.where(known, leaf, jnp.nan)
+
+    last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
+    return Piece(
+        saved=jax.tree.map(only_reached, solved.ys["saved"]),
+        valid_until=first_rise(steps, solved.ys["rates"]),
+        counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
+        state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
+        result=solved.result,
+    )
+
+
+def _saves(
+    dynamics: AbstractDynamics, ts: Float[Array, " T"], watch: Any
+) -> dict[str, diffrax.SubSaveAt]:
+    """Outputs at the requested times, the loss's rate at each step, the last state."""
+    return {
+        "saved": diffrax.SubSaveAt(
+            ts=ts, fn=lambda t, y, args: _seen(dynamics, y, watch)
+        ),
+        "rates": diffrax.SubSaveAt(
+            t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
+        ),
+        "state": diffrax.SubSaveAt(t1=True),
+    }
+
+
+def _counts(
+    solver: diffrax.AbstractSolver, dynamics: AbstractDynamics, stats: dict[str, Any]
+) -> dict[str, Array]:
+    names = ("num_steps", "num_accepted_steps", "num_rejected_steps")
+    counts = {name: jnp.asarray(stats[name]) for name in names}
+    if isinstance(solver, diffrax.AbstractERK):
+        tableau = solver.tableau
+        assert isinstance(tableau, diffrax.ButcherTableau)
+        fsal = int(tableau.fsal)
+        fresh = tableau.num_stages - fsal
+        total = fresh * counts["num_steps"] + fsal * jnp.minimum(counts["num_steps"], 1)
+        if dynamics.truncated:  # each step, and the start, looks at the window
+            total = total + counts["num_steps"] + 1
+        counts["num_evaluations"] = total
+    return counts
+
+
+@eqx.filter_jit
+def _seen(dynamics: AbstractDynamics, state: State, watch: Any) -> dict[str, Any]:
+    watched = None if watch is None else watch(state)
+    return {"outputs": dynamics.outputs(state), "watched": watched}
+
+
+def _what_is_solved(
+    dynamics: AbstractDynamics, t: Scalar, state: State, watch: Any
+) -> Any:
+    return dynamics.vector_field(t, state, None), _seen(dynamics, state, watch)
+
+
+def _as_solution(
+    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece
+) -> Solution:
+    problem = dynamics.problem
+    train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
+    loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
+    left = jnp.isfinite(piece.valid_until)
+    return Solution(
+        ts=ts,
+        train=train,
+        test=test,
+        loss=loss,
+        valid_until=piece.valid_until,
+        result=result_of(piece.result, left, all_finite(train, test, loss)),
+        state=piece.state,
+        counts=piece.counts,
+        label=dynamics.label,
+        method=dynamics.method,
+        watched=piece.saved["watched"],
+    )

@@ -1,0 +1,207 @@
+"""The kernel that moves the outputs, along a solution: whole, or its leading modes."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+from typing_extensions import Unpack
+
+from .._custom_types import State
+from .._dynamics.base import AbstractDynamics, AbstractKernelDynamics
+from .._dynamics.dense import DenseHierarchy
+from .._internal.eigenvalues import leading_modes
+from .._internal.validation import is_traced, require_instance, require_integer
+from .._network.memory import require_memory
+from .._solution.solution import Solution
+from .integrate import IntegrateOptions, check_options, integrate
+
+_EXAMPLE = "nth.MatrixFreeHierarchy(network, problem, order)"
+
+
+class KernelPath(eqx.Module):
+    """K̃⁽²⁾ over time: see [`nth.kernel_along`][]."""
+
+    start: Float[Array, "m ..."]
+    """The kernel at t = 0, of shape `(m, *out, n, *out)`."""
+
+    ntk: Float[Array, "T m ..."]
+    """The kernel at each of `solution.ts`, of shape `(T, m, *out, n, *out)`."""
+
+    solution: Solution
+    """The solution that it belongs to."""
+
+    @property
+    def ts(self) -> Float[Array, " T"]:
+        """The requested times."""
+        return self.solution.ts
+
+    def on_train(self) -> tuple[Float[Array, "s s"], Float[Array, "T s s"]]:
+        """`start` and `ntk` as square matrices of the s = n·C training slots."""
+        n = self.solution.train.shape[1]
+        slots = int(np.prod(self.solution.train.shape[1:]))
+        start = self.start[:n].reshape(slots, slots)
+        return start, self.ntk[:, :n].reshape(-1, slots, slots)
+
+
+def kernel_along(
+    dynamics: AbstractDynamics,
+    ts: ArrayLike | Sequence[float],
+    **options: Unpack[IntegrateOptions],
+) -> KernelPath:
+    """The kernel K̃⁽²⁾(t) that moves the outputs, df̃/dt = −K̃⁽²⁾ · g, along a solution.
+
+    - Of [`nth.DenseHierarchy`][] it is part of the state; constant for p = 2.
+    - Of [`nth.MatrixFreeHierarchy`][] it is Σ_{k=0}^{p−2} [J(θ_ε) J(θ_ε)ᵀ]_k, the same
+        kernel to rounding, at n·C products of vectors.
+    - Of [`nth.GradientFlow`][] it is the NTK at θ(t), which the others predict.
+
+    **Arguments:**
+
+    - `dynamics`: one of these, or your own [`nth.AbstractKernelDynamics`][].
+    - `ts`: times, shape `(T,)`, increasing, from 0 on.
+    - `options`: those of [`nth.integrate`][], without `watch`.
+
+    **Returns:** [`nth.KernelPath`][], of T·m·n·C² numbers; NaN at times that the solve
+    did not reach. Without tensors the state, too, is kept at each time. For many
+    points see [`nth.spectrum_along`][].
+
+    **Raises:** as [`nth.integrate`][]; `ValueError` for kernels that would not fit in
+    memory.
+    """
+    dynamics = _with_kernel(dynamics, options)
+    _require_memory(dynamics, ts)
+    if isinstance(dynamics, DenseHierarchy):  # of its state, K̃⁽²⁾ is a small part
+        solution = integrate(dynamics, ts, **{**options, "watch": dynamics.ntk})
+        ntk = solution.watched
+    else:
+        solution = integrate(dynamics, ts, **{**options, "watch": _state_itself})
+        ntk = _kernels_of(dynamics, solution.watched)
+    start = jax.tree.map(lambda leaf: leaf[None], dynamics.initial_state())
+    return KernelPath(_kernels_of(dynamics, start)[0], ntk, solution)
+
+
+def _require_memory(dynamics: AbstractKernelDynamics, ts: Any) -> None:
+    """Raise `ValueError` if the kernels at all times would not fit in memory."""
+    outputs = eqx.filter_eval_shape(dynamics.outputs, dynamics.initial_state())
+    slots = math.prod(outputs.shape) // len(outputs) * dynamics.problem.n_train
+    kernel = math.prod(outputs.shape) * slots * outputs.dtype.itemsize
+    times = np.size(ts) + 1
+    require_memory(
+        "ts",
+        f"the kernel at {times} times, of {math.prod(outputs.shape)} x {slots} slots",
+        times * kernel,
+        "Give fewer times, or use nth.spectrum_along, which forms no kernel.",
+    )
+
+
+@eqx.filter_jit
+def _kernels_of(dynamics: AbstractKernelDynamics, states: State) -> Array:
+    return jax.lax.map(dynamics.ntk, states)
+
+
+class SpectrumPath(eqx.Module):
+    """Leading modes of K̃⁽²⁾ over time: see [`nth.spectrum_along`][]."""
+
+    eigenvalues: Float[Array, "T k"]
+    """The k largest eigenvalues on the training points, falling."""
+
+    modes: Float[Array, "T k n *out"]
+    """Their eigenvectors, of norm one; the sign is of no meaning."""
+
+    solution: Solution
+    """The solution that they belong to."""
+
+    @property
+    def ts(self) -> Float[Array, " T"]:
+        """The requested times."""
+        return self.solution.ts
+
+
+def spectrum_along(
+    dynamics: AbstractDynamics,
+    ts: ArrayLike | Sequence[float],
+    count: int = 6,
+    **options: Unpack[IntegrateOptions],
+) -> SpectrumPath:
+    """The largest eigenvalues of K̃⁽²⁾(t) on the training points, and their vectors:
+
+        K̃⁽²⁾(t) e_i = λ_i e_i,        λ_1 ≥ λ_2 ≥ … ≥ λ_count.
+
+    No kernel is formed: SciPy's `eigsh` (ARPACK) takes products with vectors, each at
+    the price of about two gradients. The state is kept at each time: p − 1 copies of
+    the parameters for [`nth.MatrixFreeHierarchy`][].
+
+    **Arguments:**
+
+    - `dynamics`, `ts`, `options`: as for [`nth.kernel_along`][].
+    - `count`: how many, fewer than the n·C training slots.
+
+    **Returns:** [`nth.SpectrumPath`][]; NaN at times that the solve did not reach.
+
+    **Raises:** `ValueError` for a bad count, or under `jax.jit`, where SciPy cannot
+    work; else as [`nth.integrate`][].
+    """
+    dynamics = _with_kernel(dynamics, options)
+    count = require_integer("count", count, 1)
+    start = dynamics.initial_state()
+    shape = jax.eval_shape(dynamics.outputs, start).shape[1:]
+    shape = (dynamics.problem.n_train, *shape)
+    if count >= np.prod(shape):
+        raise ValueError(
+            f"count must be below {np.prod(shape)}, the number of training slots; got "
+            f"{count}. For all of them, jnp.linalg.eigh of nth.kernel_along(...)."
+        )
+    if is_traced(dynamics, start, jnp.zeros(())):
+        raise ValueError("spectrum_along cannot be used under jax.jit: SciPy works it.")
+    solution = integrate(dynamics, ts, **{**options, "watch": _state_itself})
+    states = [
+        jax.tree.map(lambda leaf, i=i: leaf[i], solution.watched)
+        for i in range(len(solution.ts))
+    ]
+    pairs = [_leading(dynamics, state, count, shape) for state in states]
+    eigenvalues, modes = (
+        jnp.asarray(np.stack(part)) for part in zip(*pairs, strict=True)
+    )
+    return SpectrumPath(eigenvalues, modes, solution)
+
+
+def _state_itself(state: State) -> State:
+    return state
+
+
+def _with_kernel(
+    dynamics: AbstractDynamics, options: IntegrateOptions
+) -> AbstractKernelDynamics:
+    """`dynamics`, if it knows its kernel and nothing else is watched."""
+    check_options(options)
+    if options.get("watch") is not None:
+        raise ValueError("watch: it is the kernel that is watched here. Leave it out.")
+    require_instance("dynamics", dynamics, AbstractKernelDynamics, _EXAMPLE)
+    assert isinstance(dynamics, AbstractKernelDynamics)  # for the type checker
+    return dynamics
+
+
+@eqx.filter_jit
+def _product(
+    dynamics: AbstractKernelDynamics, state: State, vector: Float[Array, "n *out"]
+) -> Float[Array, "n *out"]:
+    return dynamics.ntk_product(state, vector)[: dynamics.problem.n_train]
+
+
+def _leading(
+    dynamics: AbstractKernelDynamics, state: State, count: int, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, falling, and their vectors, one a row."""
+    leaves = jax.tree.leaves(state)
+    dtype = leaves[0].dtype
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
+        nothing = np.full((count, *shape), np.nan, dtype)
+        return nothing.reshape(count, -1)[:, 0], nothing
+
+    return leading_modes(partial(_product, dynamics, state), shape, dtype, count)

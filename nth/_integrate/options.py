@@ -1,0 +1,239 @@
+"""Options of `nth.integrate`, and checks of them before expensive work begins."""
+
+import os
+import typing
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from .._custom_types import State
+from .._internal.validation import (
+    is_traced,
+    near_match,
+    require_bool,
+    require_callable,
+    require_instance,
+    require_integer,
+    require_path,
+    require_positive,
+    require_scale,
+)
+from .._network.memory import available_bytes
+
+# Steps are counted in 32 bits.
+_MOST_STEPS = 2**31 - 1
+
+# The options for fixed steps.
+CONSTANT_STEPS = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
+
+
+class IntegrateOptions(TypedDict, total=False):
+    """The options of [`nth.integrate`][], shared by all continuous-time solves."""
+
+    solver: diffrax.AbstractSolver
+    stepsize_controller: diffrax.AbstractStepSizeController | None
+    dt0: Any
+    adjoint: diffrax.AbstractAdjoint
+    max_steps: int
+    progress_meter: diffrax.AbstractProgressMeter
+    progress: bool
+    checkpoint: str | os.PathLike[str] | None
+    watch: Callable[[State], PyTree[Array]] | None
+    throw: bool
+
+
+def check_options(options: IntegrateOptions) -> None:
+    """Check the options, as far as possible without the dynamics.
+
+    **Raises:** `TypeError` for an unknown option, as for any unknown keyword argument;
+    `ValueError` for an invalid value, or for incompatible options.
+    """
+    for name, value in options.items():
+        if name not in _CHECKS:
+            raise TypeError(
+                f"unknown option {name!r}.{near_match(name, _CHECKS)} The options of "
+                f"the solve are {', '.join(_CHECKS)}."
+            )
+        _CHECKS[name](value)
+    controller = _innermost(options.get("stepsize_controller"))
+    adaptive = controller is None or isinstance(
+        controller, diffrax.AbstractAdaptiveStepSizeController
+    )
+    solver = options.get("solver")
+    if adaptive:
+        _require_error_estimate(solver)
+    else:
+        _require_fixed_steps(solver, controller, options)
+
+
+def _check_solver(solver: Any) -> None:
+    require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
+    structure = solver.term_structure
+    kind = typing.get_origin(structure) or structure
+    if not (isinstance(kind, type) and issubclass(diffrax.ODETerm, kind)):
+        raise ValueError(
+            f"solver: diffrax.{type(solver).__name__} is for equations in several "
+            "parts (stochastic, split or symplectic), and training is a single "
+            "ordinary differential equation. Use a solver for those, such as "
+            "diffrax.Tsit5(), or diffrax.Kvaerno5() if it is stiff."
+        )
+
+
+def _check_controller(controller: Any) -> None:
+    if controller is not None:
+        kind = diffrax.AbstractStepSizeController
+        example = "diffrax.PIDController(rtol=1e-7, atol=1e-9)"
+        require_instance("stepsize_controller", controller, kind, example)
+        for name in ("rtol", "atol"):
+            value = getattr(_innermost(controller), name, None)
+            if isinstance(value, int | float):
+                require_scale(f"{name} of stepsize_controller", value)
+
+
+def _check_first_step(dt0: Any) -> None:
+    if dt0 is not None and not is_traced(dt0):
+        require_positive("dt0", dt0)
+
+
+def _check_adjoint(adjoint: Any) -> None:
+    example = "diffrax.RecursiveCheckpointAdjoint()"
+    require_instance("adjoint", adjoint, diffrax.AbstractAdjoint, example)
+    if isinstance(adjoint, diffrax.BacksolveAdjoint | diffrax.ImplicitAdjoint):
+        raise ValueError(
+            f"adjoint: diffrax.{type(adjoint).__name__} keeps no values between the "
+            "first and the last time, which the solve needs. Use "
+            f"{example} for reverse mode (the default), diffrax.ForwardMode() for "
+            "forward mode, or diffrax.DirectAdjoint() for both."
+        )
+
+
+def _check_max_steps(max_steps: Any) -> None:
+    count = require_integer("max_steps", max_steps, 1)
+    needed = 16 * count  # a time and a loss rate for each step
+    if count > _MOST_STEPS or needed > available_bytes() / 2:
+        raise ValueError(
+            f"max_steps: what is kept of each step takes {needed / 2**30:,.1f} GiB for "
+            f"{count} steps. Give a smaller number; the default is {2**16}."
+        )
+
+
+def _check_meter(meter: Any) -> None:
+    kind = diffrax.AbstractProgressMeter
+    require_instance("progress_meter", meter, kind, "diffrax.TqdmProgressMeter()")
+
+
+def _check_file(path: Any) -> None:
+    if path is not None:
+        require_path("checkpoint", path)
+
+
+def _check_watch(watch: Any) -> None:
+    if watch is not None:
+        require_callable("watch", watch, "watch(state)")
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "solver": _check_solver,
+    "stepsize_controller": _check_controller,
+    "dt0": _check_first_step,
+    "adjoint": _check_adjoint,
+    "max_steps": _check_max_steps,
+    "progress_meter": _check_meter,
+    "progress": lambda value: require_bool("progress", value),
+    "checkpoint": _check_file,
+    "watch": _check_watch,
+    "throw": lambda value: require_bool("throw", value),
+}
+
+
+def _innermost(controller: Any) -> Any:
+    """The controller that sets the steps, without wrappers that only clip them."""
+    while isinstance(controller, diffrax.ClipStepSizeController):
+        controller = controller.controller
+    return controller
+
+
+def _require_error_estimate(solver: Any) -> None:
+    """Raise unless the solver, `None` for the default, has an error estimate."""
+    if solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        name = type(solver).__name__
+        raise ValueError(
+            f"solver: diffrax.{name} has no error estimate to choose its steps by. "
+            f"Take fixed steps, {CONSTANT_STEPS}, or wrap the solver, "
+            f"diffrax.HalfSolver(diffrax.{name}())."
+        )
+
+
+def _require_fixed_steps(
+    solver: Any, controller: Any, options: IntegrateOptions
+) -> None:
+    """Raise unless the options determine the steps of a fixed-step solve."""
+    dt0 = options.get("dt0")
+    if isinstance(controller, diffrax.ConstantStepSize) and dt0 is None:
+        raise ValueError(
+            "dt0 must be given with diffrax.ConstantStepSize(): it is the step, for "
+            f"instance {CONSTANT_STEPS}."
+        )
+    if isinstance(controller, diffrax.StepTo):
+        if dt0 is not None:
+            raise ValueError(
+                "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or take "
+                f"{CONSTANT_STEPS}."
+            )
+        if options.get("progress") or options.get("checkpoint") is not None:
+            raise ValueError(
+                "stepsize_controller: with progress or checkpoint the solver stops at "
+                "each of ts, which diffrax.StepTo cannot do. Take fixed steps by "
+                f"{CONSTANT_STEPS}."
+            )
+    while isinstance(solver, diffrax.HalfSolver):
+        solver = solver.solver
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        # By default diffrax takes the tolerances from an adaptive controller.
+        rtol = getattr(solver.root_finder, "rtol", 0.0)
+        if not isinstance(rtol, int | float | np.generic | jax.Array):
+            name = type(solver).__name__
+            raise ValueError(
+                f"solver: with fixed steps diffrax.{name} needs tolerances for its "
+                f"equations: diffrax.{name}(root_finder=diffrax.VeryChord(rtol=1e-8, "
+                "atol=1e-8))."
+            )
+
+
+def check_step_times(controller: Any, ts: Float[Array, " T"]) -> None:
+    """Raise unless the times of a `diffrax.StepTo` run from 0 to the last of `ts`."""
+    controller = _innermost(controller)
+    if not isinstance(controller, diffrax.StepTo) or is_traced(controller, ts):
+        return
+    steps = np.asarray(controller.ts)
+    if steps[0] != 0 or steps[-1] != ts[-1] or not np.all(np.diff(steps) > 0):
+        raise ValueError(
+            "stepsize_controller: the times of diffrax.StepTo must increase from 0 to "
+            f"the last of ts, {float(ts[-1])!r}; they run from {steps[0]} to "
+            f"{steps[-1]}."
+        )
+
+
+def check_watch(watch: Any, state: State) -> None:
+    """Raise unless `watch` returns floating-point arrays for a state of this shape."""
+    if watch is None:
+        return
+    try:
+        watched = eqx.filter_eval_shape(watch, state)
+    except Exception as error:
+        raise ValueError(
+            f"watch: the function failed for the state of the dynamics: {error}"
+        ) from error
+    for leaf in jax.tree.leaves(watched):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                "watch must give floating arrays, in a pytree; got "
+                f"{type(leaf).__name__ if dtype is None else dtype}."
+            )

@@ -1,0 +1,125 @@
+"""The outcome of a solve, and the errors and warnings about it."""
+
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from .._dynamics.base import AbstractDynamics
+from .._internal.validation import is_traced
+from .._internal.warnings import say
+from .._solution.results import RESULTS
+from .._solution.solution import Solution
+from .diagnosis import cause_at_start
+from .options import CONSTANT_STEPS
+from .validity import warn_of_window
+
+
+def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RESULTS:
+    """The result of a solve, from diffrax's, whether the truncation left its window,
+    and whether all outputs and losses at the times reached are finite."""
+    results = diffrax.RESULTS
+    known = (
+        (results.event_occurred, RESULTS.diverged),
+        (results.max_steps_reached, RESULTS.max_steps_reached),
+        (results.dt_min_reached, RESULTS.step_too_small),
+        (results.max_steps_rejected, RESULTS.max_steps_rejected),
+        (results.nonlinear_max_steps_reached, RESULTS.implicit_step_failed),
+        (results.nonlinear_divergence, RESULTS.implicit_step_failed),
+    )
+    result = RESULTS.failed
+    for theirs, own in known:
+        result = RESULTS.where(solved == theirs, own, result)
+    ended = RESULTS.where(left, RESULTS.left_window, RESULTS.successful)
+    ended = RESULTS.where(finite | left, ended, RESULTS.not_finite)
+    return RESULTS.where(solved == results.successful, ended, result)
+
+
+def report(
+    dynamics: AbstractDynamics, solution: Solution, throw: bool, max_steps: int
+) -> Solution:
+    """Warn if the window was left; raise if the solve failed inside it and `throw`."""
+    result = solution.result
+    reached = (result == RESULTS.successful) | (result == RESULTS.left_window)
+    failed = ~reached & jnp.isinf(solution.valid_until)
+    last_time, label = solution.stats["last_time"], solution.label
+    warning = partial(warn_of_window, label)
+    if is_traced(solution):
+        say(warning, solution.valid_until, reached, last_time)
+        return _raise_later(solution, failed, max_steps) if throw else solution
+    if failed and throw:
+        causes = _failures(max_steps)
+        reason = causes[int(_index(result, causes))][1]
+        if last_time == 0 or result == RESULTS.not_finite:
+            reason = cause_at_start(dynamics) or reason
+        raise RuntimeError(
+            f"the solve of the {label} failed at t = {last_time:.6g}, before the last "
+            f"time {solution.ts[-1]:.6g}: {reason} Pass throw=False for the values up "
+            "to there."
+        )
+    say(warning, solution.valid_until, reached, last_time)
+    return solution
+
+
+def _index(result: Any, causes: list[tuple[Any, str]]) -> Array:
+    """The index in `causes` of a result; the last is for any other."""
+    same = [result == cause for cause, _ in causes[:-1]]
+    return jnp.select(same, list(range(len(same))), len(same))
+
+
+def _raise_later(
+    solution: Solution, failed: Bool[Array, ""], max_steps: int
+) -> Solution:
+    """`solution`, with an error at run time if the solve failed."""
+    causes = _failures(max_steps)
+    messages = [
+        f"the solve of the {solution.label} failed before the last time: {reason} "
+        "Pass throw=False for the values up to there."
+        for _, reason in causes
+    ]
+    index = _index(solution.result, causes)
+
+    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be the only one used
+        return s.train, s.test, s.loss
+
+    checked = eqx.branched_error_if(outputs(solution), failed, index, messages)
+    return eqx.tree_at(outputs, solution, checked)
+
+
+def _failures(max_steps: int) -> list[tuple[Any, str]]:
+    """Each result of a failed solve, with its message; the last is for any other."""
+    kink = (
+        "At a kink of the loss or of the network adaptive steps shrink without end: "
+        f"take fixed ones, solver=diffrax.Heun(), {CONSTANT_STEPS}."
+    )
+    return [
+        (
+            RESULTS.max_steps_reached,
+            f"it took max_steps={max_steps} steps. Give a larger max_steps, or earlier "
+            f"times. {kink}",
+        ),
+        (
+            RESULTS.step_too_small,
+            "its steps became smaller than the least that is allowed, as happens where "
+            f"outputs are not finite. {kink}",
+        ),
+        (
+            RESULTS.max_steps_rejected,
+            "too many steps were rejected: give diffrax.ClipStepSizeController a "
+            "larger store_rejected_steps, or None.",
+        ),
+        (
+            RESULTS.not_finite,
+            "outputs or losses are NaN or infinite. Check the loss; and fixed steps "
+            "that are too large do that: give a smaller dt0, or leave out "
+            "stepsize_controller for adaptive steps.",
+        ),
+        (
+            None,
+            "the equations of an implicit step were not solved. Give smaller steps, "
+            "other tolerances, or an explicit solver, such as diffrax.Tsit5().",
+        ),
+    ]

@@ -1,0 +1,82 @@
+"""The window in which a truncation holds: where it ends, and the warning about it.
+
+Under gradient flow the training loss never increases. So at the first time that the
+predicted loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight
+decay λ, it is L + λ/2 ‖θ‖² that never increases.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from .._custom_types import Scalar, State
+from .._dynamics.base import AbstractDynamics
+from .._internal.warnings import warn
+
+# A solve stops where outputs exceed their initial scale by this factor.
+_BLOW_UP = 1e6
+
+
+@eqx.filter_jit
+def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
+    """⟨g, df̃/dt⟩/(‖g‖‖df̃/dt‖): positive where the predicted loss increases.
+
+    With a weight decay, numerator and denominator include the penalty's rate of change.
+    """
+    if not dynamics.truncated:
+        return jnp.zeros_like(t)
+    g, velocity, penalty = dynamics.output_rates(t, state)
+    size = jnp.linalg.norm(g.ravel()) * jnp.linalg.norm(velocity.ravel())
+    size = size + jnp.abs(penalty)
+    safe = jnp.where(size > 0, size, 1)
+    return jnp.where(size > 0, (jnp.vdot(g, velocity) + penalty) / safe, 0)
+
+
+def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
+    """When `rates` first exceeds zero, by linear interpolation between two steps."""
+    # A rate that is zero up to rounding error, as at a perfect fit, is not a rise.
+    rises = jnp.isfinite(ts) & (rates > jnp.finfo(rates.dtype).eps ** 0.5)
+    after = jnp.argmax(rises)
+    before = jnp.maximum(after - 1, 0)
+    below = jnp.minimum(rates[before], 0)
+    rise = rates[after] - below
+    share = jnp.where(rises[after], -below / jnp.where(rise > 0, rise, 1), 0)
+    first = ts[before] + share * (ts[after] - ts[before])
+    return jnp.where(rises[after], first, jnp.inf)
+
+
+def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:
+    """A diffrax event condition: the outputs far exceed the scale of the problem."""
+    limit = largest_outputs(dynamics, dynamics.outputs(dynamics.initial_state()))
+
+    @eqx.filter_jit
+    def condition(t: Scalar, state: State, args: Any, **_: Any) -> Bool[Array, ""]:
+        return jnp.max(jnp.abs(dynamics.outputs(state))) > limit
+
+    return condition
+
+
+def largest_outputs(
+    dynamics: AbstractDynamics, start: Float[Array, "m *out"]
+) -> Scalar:
+    """The limit for all entries of the outputs, given those at θ₀, `start`."""
+    slope = dynamics.problem.n_train * dynamics.output_gradient(start)
+    return _BLOW_UP * (jnp.max(jnp.abs(start)) + jnp.max(jnp.abs(slope)))
+
+
+def warn_of_window(
+    label: str, note: str, valid_until: Any, successful: Any, last_time: Any
+) -> None:
+    """Warn once, at the user's line, if the window was left."""
+    if np.isinf(valid_until):
+        return
+    lost = "" if successful else f", and from t = {last_time:.4g} on they are NaN"
+    warn(
+        f"the {label} left its window at t = {valid_until:.4g}: its predicted loss "
+        "rises there, as no gradient flow's does. Later values are no predictions"
+        f"{lost}; see Solution.valid_until.{note}"
+    )

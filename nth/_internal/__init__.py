@@ -1,0 +1,2 @@
+"""Helpers with no mathematics of the hierarchy: checks of arguments, warnings, files,
+symmetric eigenvalue problems, and what a jaxpr contains."""

@@ -1,0 +1,141 @@
+"""Files of results: a fingerprint of what they belong to, and errors for all others."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from .archive import ArraySpec, bytes_of, load_arrays, save_arrays
+from .validation import is_traced, require_path
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of pytrees: structure, and the dtype, shape and bytes of each array."""
+    digest = hashlib.sha256()
+    leaves, tree = jax.tree.flatten(parts)
+    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    digest.update(_without_addresses(str(tree)).encode())
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            array = on_host(leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(bytes_of(array))
+        else:
+            digest.update(_without_addresses(repr(leaf)).encode())
+    return digest.hexdigest()
+
+
+def _without_addresses(text: str) -> str:
+    """Text in which functions do not print what a copy or a process does not share.
+
+    That is their address and, of a jitted function, its name, which a copy has not.
+    """
+    text = re.sub(r"<PjitFunction of .*? at 0x[0-9a-f]+>>", "<PjitFunction>", text)
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """`tree` as NumPy arrays, gathered where they are spread over processes."""
+
+    def gathered(leaf: Any) -> np.ndarray:
+        if is_spread(leaf):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(gathered, tree)
+
+
+def is_spread(tree: PyTree) -> bool:
+    """Whether any array lies in part with another process."""
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    return not all(leaf.is_fully_addressable for leaf in leaves)
+
+
+class Checkpoint:
+    """One file, and the identity that its content must have.
+
+    `argument` is the name of the path in messages, and `foreign` says in them what a
+    file with another identity is.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        identity: str,
+        *,
+        argument: str = "checkpoint",
+        foreign: str = "belongs to another solve: its network, points, targets, times, "
+        "order or options differ",
+    ):
+        self.path = require_path(argument, path)
+        self.identity = identity
+        self.argument, self.foreign = argument, foreign
+
+    def read(self, like: PyTree) -> PyTree | None:
+        """The content of the file, in the structure of `like`; `None` without a file.
+
+        **Raises:** `ValueError` if the file is damaged, belongs to something else, or
+        has arrays of other shapes or dtypes than those of `like`.
+        """
+        leaves, tree = jax.tree.flatten(like)
+        expected = [ArraySpec.of(leaf) for leaf in leaves]
+        found = self.read_leaves(lambda specs: specs == expected)
+        return None if found is None else jax.tree.unflatten(tree, found)
+
+    def read_leaves(
+        self, fits: Callable[[list[ArraySpec]], bool]
+    ) -> list[np.ndarray] | None:
+        """The arrays in the file, if `fits` accepts what their header says of them."""
+        try:
+            found = load_arrays(self.path, self.identity, fits)
+        except FileNotFoundError:
+            return None
+        except (PermissionError, MemoryError) as error:
+            raise ValueError(
+                f"{self.argument}: {self.path} cannot be read: {error}."
+            ) from None
+        except Exception as error:  # damage can raise any exception
+            raise self.damaged(str(error)) from None
+        if found is None:
+            raise ValueError(
+                f"{self.argument}: {self.path} {self.foreign}. It was left as it is: "
+                "give another path, or move it away."
+            )
+        return found
+
+    def damaged(self, reason: str) -> ValueError:
+        """The error for a file whose content cannot be used."""
+        return ValueError(
+            f"{self.argument}: {self.path} is damaged, or is not a file that this "
+            f"version of nth wrote ({reason}). It was left as it is: give another "
+            "path, or move it away."
+        )
+
+    def write(self, tree: PyTree) -> None:
+        """Replace the file by one that holds the arrays of `tree`, or leave it.
+
+        **Raises:** `ValueError` if the file cannot be written.
+        """
+        if is_traced(tree):
+            raise ValueError(f"{self.argument}: no file can be written under jax.jit.")
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        try:
+            save_arrays(self.path, self.identity, leaves)
+        except OSError as error:
+            raise ValueError(
+                f"{self.argument}: {self.path} cannot be written: {error}. Free "
+                "space there, or give another path; an earlier file is unchanged."
+            ) from None

@@ -1,0 +1,67 @@
+"""Warnings at the user's line, also from compiled and batched functions."""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array
+
+from .validation import WindowWarning, is_traced
+
+
+def warn(message: str, category: type[Warning] = WindowWarning) -> None:
+    """Warn at the user's line."""
+    warnings.warn(message, category, stacklevel=_frames_inside() + 1)
+
+
+def say(words: Callable[..., None], *found: Array) -> None:
+    """Call `words(note, *found)` once the numbers `found` are known.
+
+    Under `jax.vmap` there is one call for the whole batch, for the member with the
+    smallest first number; `note` states the batch size.
+    """
+    if is_traced(found):
+        _call_back(partial(_say_worst, words), *jax.lax.stop_gradient(found))
+    else:
+        words("", *found)
+
+
+def _say_worst(words: Callable[..., None], *found: Any) -> None:
+    first = np.ravel(found[0])
+    worst = int(np.argmin(first))
+    note = f" It is the worst of {first.size} in this batch." if first.size > 1 else ""
+    words(note, *(np.ravel(number)[worst] for number in found))
+
+
+def _call_back(function: Callable[..., None], *values: Array) -> None:
+    """A debug callback, called once where `vmap` would call it for each member."""
+
+    @custom_vmap
+    def call(*values: Array) -> Array:
+        jax.debug.callback(function, *values)
+        return jnp.zeros(())
+
+    @call.def_vmap
+    def _(size: int, batched: Any, *values: Array) -> tuple[Array, bool]:
+        spread = (
+            value if is_batched else jnp.broadcast_to(value, (size, *value.shape))
+            for value, is_batched in zip(values, batched, strict=True)
+        )
+        _call_back(function, *spread)
+        return jnp.zeros(()), False
+
+    call(*values)
+
+
+def _frames_inside() -> int:
+    """The number of frames from the caller to the outermost frame of this package."""
+    package = __name__.partition(".")[0]
+    frames = [info.frame for info in inspect.stack(context=0)[1:]]
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return len(names) - names[::-1].index(package)

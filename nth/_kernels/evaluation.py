@@ -1,0 +1,109 @@
+"""A network, its parameters, and the points of each slot of a kernel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from .._custom_types import Inputs, Params
+from .._internal.validation import is_traced
+from .._network.base import OutputFunction, parametrize
+from .._network.dense_layers import Layer, as_layers, rated
+from .._network.learning_rates import rates_of
+from .._problem.inputs import count, join, take
+from .._problem.problem import Problem
+
+
+class Points(eqx.Module):
+    """A network and its points.
+
+    The first slot of a kernel runs over `x_train`, if `with_train`, and over `x_extra`;
+    each later slot runs over `x_train`.
+    """
+
+    apply: OutputFunction
+    params: Params
+    x_train: Inputs
+    x_extra: Inputs
+    with_train: bool = eqx.field(static=True)
+    rates: Params | None = None
+
+    @property
+    def x(self) -> Inputs:
+        """The points of the first slot."""
+        return join(*[self.x_train] * self.with_train, self.x_extra)
+
+    @property
+    def on_train(self) -> "Points":
+        """The same network with all slots over the training points."""
+        none = take(self.x_train, slice(0))
+        return Points(
+            self.apply, self.params, self.x_train, none, True, rates=self.rates
+        )
+
+    @property
+    def n_train(self) -> int:
+        """The number of training points."""
+        return count(self.x_train)
+
+    @property
+    def n_rows(self) -> int:
+        """The number of entries of the first slot."""
+        points = self.n_train * self.with_train + count(self.x_extra)
+        return points * self.output.size
+
+    @property
+    def n_slots(self) -> int:
+        """The number of training slots, n·C."""
+        return self.n_train * self.output.size
+
+    @property
+    def n_params(self) -> int:
+        """The number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def output(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of one output."""
+        return self.apply.output
+
+    def layers(self, params: Params) -> tuple[Layer, ...] | None:
+        """The layers of a fully connected network; `None` for any other network."""
+        layers = as_layers(self.apply, params, take(self.x_train, 0))
+        return None if layers is None else rated(layers, self.rates)
+
+
+def points_of(
+    network: Callable[..., Any],
+    problem: Problem,
+    filter_spec: PyTree,
+    rows: Any = None,
+    learning_rates: PyTree = None,
+) -> Points:
+    """The network and the points of `problem`; `rows` are those of the first slot."""
+    apply, params, problem = parametrize(network, problem, filter_spec)
+    x = (problem.x_train, problem.x_test)
+    if rows is not None:
+        x = (problem.x_train, take(problem.x, _checked_rows(rows, count(problem.x))))
+    rates = rates_of(learning_rates, network, params)
+    return Points(apply, params, *x, with_train=rows is None, rates=rates)
+
+
+def _checked_rows(rows: Any, m: int) -> np.ndarray:
+    if is_traced(rows):
+        raise ValueError("rows must be known when kernels are formed: no tracer.")
+    indices = np.asarray(rows)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(
+            f"rows must be a sequence of indices of points; got {rows!r} (a mask "
+            "becomes indices by numpy.flatnonzero)."
+        )
+    if indices.size == 0 or indices.min() < 0 or indices.max() >= m:
+        raise ValueError(
+            f"rows must be at least one index from 0 to {m - 1}, of the m = {m} points "
+            f"of problem.x; got {rows!r}."
+        )
+    return indices

@@ -1,0 +1,76 @@
+"""Learning rates of each parameter: a diagonal metric M, in continuous and discrete
+time.
+
+Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the operator D is the
+derivative along M ∇f_β.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from .._custom_types import Params, Scalar
+from .._internal.validation import as_array, require
+from .adapters import as_module
+
+
+def rates_of(learning_rates: PyTree, network: Any, params: Params) -> Params | None:
+    """The rates of each leaf of `params`, of the leaf's rank; `None` for M = 1.
+
+    **Raises:** `ValueError` if `learning_rates` is not a prefix of the network, or if a
+    rate is negative, not finite, or has a shape that does not broadcast to its leaf.
+    """
+    if learning_rates is None:
+        return None
+    network = as_module(network)
+    try:
+        whole = jax.tree.map(
+            lambda rate, part: jax.tree.map(lambda _: rate, part),
+            learning_rates,
+            network,
+        )
+    except ValueError as error:
+        raise ValueError(
+            "learning_rates must be a number, or a pytree prefix of numbers over the "
+            f"network: {error}"
+        ) from None
+    return jax.tree.map(
+        lambda leaf, rate: None if leaf is None else _rate_of(leaf, rate),
+        params,
+        whole,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def _rate_of(leaf: Array, rate: Any) -> Array:
+    rate = as_array("learning_rates", rate)
+    if rate.dtype == jnp.bool_:
+        raise ValueError("learning_rates must hold numbers; got dtype bool.")
+    rate = rate.astype(leaf.dtype)
+    padded = (1,) * (leaf.ndim - rate.ndim) + rate.shape
+    if rate.ndim > leaf.ndim or any(
+        size not in (1, full) for size, full in zip(padded, leaf.shape, strict=True)
+    ):
+        raise ValueError(
+            f"learning_rates has a rate of shape {rate.shape} for parameters of shape "
+            f"{leaf.shape}: give a number, or a shape that broadcasts to it."
+        )
+    message = "learning_rates must be finite and at least 0."
+    rate = require(rate, jnp.isfinite(rate) & (rate >= 0), message)
+    return rate if rate.ndim == 0 else rate.reshape(padded)
+
+
+def by_rates(rates: Params | None, direction: Params) -> Params:
+    """M times `direction`."""
+    if rates is None:
+        return direction
+    return jax.tree.map(jnp.multiply, rates, direction)
+
+
+def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
+    """λ in the dtype of `params`; `None` for 0, which needs no additional state."""
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return None
+    return jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)

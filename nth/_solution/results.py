@@ -1,0 +1,48 @@
+"""The ways in which a solve ends."""
+
+from typing import Any
+
+import equinox as eqx
+
+NAMES = (
+    "successful",
+    "left_window",
+    "diverged",
+    "max_steps_reached",
+    "step_too_small",
+    "max_steps_rejected",
+    "implicit_step_failed",
+    "not_finite",
+    "failed",
+)
+"""The names of all results, which files of solutions hold."""
+
+
+class RESULTS(eqx.Enumeration):
+    """How a solve ended: the type of [`nth.Solution`][]`.result`.
+
+    Compare with `==`; `RESULTS[result]` is the description. Results are JAX arrays
+    inside, so that a solve under `jax.jit` or `jax.vmap` can return one.
+    """
+
+    successful = ""
+    """The last time was reached, inside the window of validity."""
+
+    left_window = (
+        "The last time was reached, and the truncation left its window at "
+        "`valid_until`: later values are no predictions."
+    )
+    diverged = (
+        "The outputs exceeded a million times their initial scale, or became infinite."
+    )
+    max_steps_reached = "The solver took `max_steps` steps before the last time."
+    step_too_small = "The steps became smaller than the smallest allowed step."
+    max_steps_rejected = "The step size controller rejected too many steps."
+    implicit_step_failed = "The equations of an implicit step were not solved."
+    not_finite = "The outputs or the losses are NaN or infinite."
+    failed = "The solver failed for another reason."
+
+
+def name_of_result(result: Any) -> str:
+    """The name of a concrete result, such as `"successful"`."""
+    return next(name for name in NAMES if bool(result == getattr(RESULTS, name)))

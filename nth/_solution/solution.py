@@ -1,0 +1,104 @@
+"""The result of a solve."""
+
+import os
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._custom_types import Scalar, State
+from .results import RESULTS
+
+
+class Solution(eqx.Module):
+    """Outputs over time, on training and test points.
+
+    Values at times that the solver did not reach are NaN.
+    """
+
+    ts: Float[Array, " T"] | Int[Array, " T"]
+    """The requested times; for discrete training the steps, as integers."""
+
+    train: Float[Array, "T n *out"]
+    """Outputs on the training points."""
+
+    test: Float[Array, "T q *out"]
+    """Outputs on the test points; q = 0 if the problem has none."""
+
+    loss: Float[Array, " T"]
+    """The training loss L of those outputs."""
+
+    valid_until: Scalar
+    """The first time at which the predicted loss increases, or ∞. The loss of gradient
+    flow never increases, so past this time the truncation has left its window. The time
+    is interpolated between two steps of the solver, so its resolution is theirs. For
+    discrete training, whose loss may increase, see [`nth.solve_discrete`][]."""
+
+    result: RESULTS
+    """How the solve ended: an [`nth.RESULTS`][]."""
+
+    state: State
+    """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] the
+    argument of its `predict`, for the trained network its parameters."""
+
+    counts: dict[str, Array]
+    """The numbers in `stats`."""
+
+    label: str = eqx.field(static=True)
+    """What was solved: `"level-3 hierarchy"`, `"network"`."""
+
+    method: str = eqx.field(static=True)
+    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"gradient descent"`."""
+
+    watched: PyTree[Float[Array, "T ..."]] = None
+    """Values of the option `watch` of [`nth.integrate`][] at each time; `None` without
+    it."""
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """`method`; `num_steps`, and in continuous time `num_accepted_steps` and
+        `num_rejected_steps`; `num_evaluations` of the vector field, if the solver's
+        number of stages is known, or of the gradient in discrete time; `last_time`, the
+        last time that the solver reached, or the last requested step with outputs."""
+        return {"method": self.method, **self.counts}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the solution to a file, atomically.
+
+        **Arguments:** `path`, a file in an existing folder. An existing file is
+        replaced.
+
+        **Raises:** `ValueError` if the file cannot be written.
+        """
+        from .files import save_solution
+
+        save_solution(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        like: PyTree = None,
+        *,
+        watched_like: PyTree = None,
+    ) -> "Solution":
+        """Read a solution that [`save`][nth.Solution.save] wrote.
+
+        A file holds arrays and text, and nothing is unpickled: the worst that an
+        untrusted file can do is to hold wrong numbers.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `like`: the structure of `state`, a pytree of arrays or of
+            `jax.ShapeDtypeStruct` with the shapes and dtypes of the saved state, such
+            as `dynamics.initial_state()`. By default a state of several arrays is
+            returned as a flat tuple.
+        - `watched_like`: the same for `watched`.
+
+        **Raises:** `ValueError` if the file does not exist, is damaged or does not hold
+        a solution, or if the structures do not match what was saved.
+        """
+        from .files import load_solution
+
+        return load_solution(path, like, watched_like)

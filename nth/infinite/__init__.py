@@ -1,0 +1,297 @@
+"""Fully connected networks at infinite width: NNGP kernel, NTK and training."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .._analytic.closed_form import require_squared_error
+from .._analytic.decay_integrals import relax_with, spectrum
+from .._internal.validation import (
+    as_array,
+    require,
+    require_bool,
+    require_finite,
+    require_instance,
+    require_integer,
+    require_name,
+    require_scale,
+    require_supported_dtype,
+    require_times,
+)
+from .._network.activations import ACTIVATIONS, elementwise_activation
+from .._network.finiteness import checked_finite
+from .._network.memory import require_memory
+from .._problem.problem import Problem
+from ._gaussian_moments import safe_root
+from ._recursion import layers_of, recursion
+
+# A pair of points takes some 2·nodes² activations a layer.
+_MOST_NODES, _WHY_NODES = 10_001, "as the time grows as its square"
+# What twice the distance of nodes may change: the error itself is then below 1e-8.
+_DOUBT = 1e-3
+# Every layer costs time, and what runs compiled cannot be interrupted.
+_MOST_LAYERS = 1000
+# Matrices held beside what `ensemble` returns.
+_SPARE = 8
+
+
+class InfiniteKernels(NamedTuple):
+    """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
+
+    With several outputs they are of each output alone: two outputs are independent at
+    initialisation, and neither moves the other. The NTK on slots `(n1, C, n2, C)` is
+    `ntk` times the identity on the outputs.
+    """
+
+    nngp: Float[Array, "n1 n2"]
+    """E f(x) f(x′) over initialisations: f is a Gaussian process of this covariance."""
+
+    ntk: Float[Array, "n1 n2"]
+    """K⁽²⁾, the same for every initialisation and constant in time."""
+
+
+def kernels(
+    x1: ArrayLike | Sequence[Any],
+    x2: ArrayLike | Sequence[Any] | None = None,
+    *,
+    depth: int,
+    activation: str | Callable[[Array], Array] = "tanh",
+    parameterization: Literal["nth", "ntk", "standard"] = "nth",
+    use_bias: bool = False,
+    sigma_w: Any = 1.0,
+    sigma_a: Any = 1.0,
+    sigma_b: Any = 1.0,
+    nodes: int = 161,
+) -> InfiniteKernels:
+    r"""The NNGP kernel and the NTK of [`nth.MLP`][] as its width goes to infinity.
+
+    Layer by layer (Jacot et al. 2018, Theorem 1; Lee et al. 2018), from S = xᵀx′ for
+    `"nth"` and xᵀx′/d for the others,
+
+        Σ = σ² S + σ_b²,       S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),  (u, v) ~ N(0, Σ),
+        Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+
+    the last layer's Σ and Θ being the two kernels; σ is `sigma_w`, and `sigma_a` in the
+    last layer. How fast weights and biases move is s and s_b:
+
+    | `parameterization` | s  | s_b  | `ntk`                     |
+    |--------------------|----|------|---------------------------|
+    | `"nth"`            | 1  | 1    | lim K⁽²⁾                  |
+    | `"ntk"`            | σ² | σ_b² | lim K⁽²⁾                  |
+    | `"standard"`       | 1, and 0 in the first layer | 0 | lim K⁽²⁾/width |
+
+    In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, in which
+    neither the first layer nor the biases have a part, and time is in units of
+    1/(learning rate · width).
+
+    The moments are in closed form for `"relu"`, `"erf"`, `"sin"` and `"linear"`; for
+    others by the trapezoidal rule in two dimensions, which is exact to rounding for
+    tanh and its like. A pair of points takes some 2·`nodes`² activations a layer.
+
+    **Arguments:**
+
+    - `x1`, `x2`: inputs, shapes `(n1, d)` and `(n2, d)`; `x2` is `x1` if left out, and
+        then half the work is saved.
+    - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
+        `sigma_b`: as for [`nth.MLP`][].
+    - `nodes`: how many nodes in each direction, an odd number; for sums alone.
+
+    **Returns:** [`nth.infinite.InfiniteKernels`][].
+
+    Differentiable in the inputs and the scales, also where points coincide; ReLU's NTK
+    has a kink there, and the mean of its slopes to all sides is given. Second
+    derivatives in reverse mode at points that coincide are NaN for a `depth` above 16
+    or for n1·n2·`depth` above 2²⁰.
+
+    Memory is that of the two kernels and little more.
+
+    **Raises:** `ValueError` for bad input, kernels that would not fit in memory, or an
+    activation too rough, or steep, for sums over so many nodes.
+    """
+    left = _as_points("x1", x1)
+    right = None if x2 is None else _matching(_as_points("x2", x2), left)
+    why = "as every layer takes time"
+    depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
+    if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
+        raise ValueError(
+            f"nodes must be odd, so that every second can be; got {nodes}."
+        )
+    names = ("nth", "ntk", "standard")
+    require_name("parameterization", parameterization, names)
+    require_bool("use_bias", use_bias)
+    given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
+    sigmas = [
+        jnp.asarray(require_scale(name, sigma), left.dtype)
+        for name, sigma in given.items()
+    ]
+    shape = (len(left), len(left if right is None else right))
+    require_memory(
+        "x1",
+        f"the NNGP kernel and the NTK on {shape[0]} x {shape[1]} points",
+        2 * shape[0] * shape[1] * left.dtype.itemsize,
+        "Use fewer points, float32, or blocks of rows: x1 a part of the points and x2 "
+        "all of them.",
+    )
+    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    if parameterization != "nth":
+        root = left.shape[1] ** 0.5
+        left, right = left / root, None if right is None else right / root
+    function = elementwise_activation(activation, left.dtype)
+    nngp, ntk, doubt = recursion(left, right, layers, (function, nodes))
+    if function is not ACTIVATIONS["relu"]:  # whose moments are in closed form
+        doubt = jnp.maximum(doubt, _kink_at_zero(function, left.dtype))
+    tolerance = max(_DOUBT, 1000 * float(jnp.finfo(left.dtype).eps))
+    message = (
+        f"activation is too rough or too steep for sums over {nodes} nodes in each "
+        "direction: give more nodes if it is smooth; of activations with a kink only "
+        '"relu" can be used (nth.softplus is a smooth one).'
+    )
+    nngp, ntk = (require(k, doubt < tolerance, message) for k in (nngp, ntk))
+    return InfiniteKernels(nngp, ntk)
+
+
+def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
+    """The jump of the slope at 0, in units of the slope at ±1.
+
+    Nodes are symmetric about 0, so that sums over twice as many show no kink there.
+    """
+    near = float(jnp.finfo(dtype).eps) ** 0.5
+    z = jnp.asarray([near, -near, 1.0, -1.0], dtype)
+    slopes = jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
+    size = jnp.maximum(jnp.max(jnp.abs(slopes[2:])), near)
+    jump = jnp.abs(slopes[0] - slopes[1]) / size
+    return jnp.where(jump > 1e-2, jump, 0)
+
+
+def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
+    array = as_array(argument, value)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{argument} must have shape (points, d), one input a row; got "
+            f"{array.shape}."
+        )
+    require_supported_dtype(argument, array.dtype)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    return require_finite(argument, array)
+
+
+def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
+    if x2.shape[1] != x1.shape[1] or x2.dtype != x1.dtype:
+        raise ValueError(
+            f"x2 has inputs of size {x2.shape[1]} and dtype {x2.dtype}, x1 of size "
+            f"{x1.shape[1]} and dtype {x1.dtype}: they must be equal."
+        )
+    return x2
+
+
+class Ensemble(eqx.Module):
+    """Mean and covariance over initialisations: see [`nth.infinite.ensemble`][]."""
+
+    ts: Float[Array, " T"]
+    """The requested times; the last may be ∞."""
+
+    mean: Float[Array, "T m *out"]
+    """The mean of the outputs, training points first."""
+
+    covariance: Float[Array, "T m m"]
+    """The covariance of the outputs at any two points; two outputs have none."""
+
+    @property
+    def deviation(self) -> Float[Array, "T m"]:
+        """The standard deviation at each point."""
+        return safe_root(jnp.diagonal(self.covariance, axis1=1, axis2=2))
+
+
+def ensemble(
+    kernels: InfiniteKernels, problem: Problem, ts: ArrayLike | Sequence[float]
+) -> Ensemble:
+    """Infinitely wide networks trained by gradient flow: the law of their outputs.
+
+    Every network moves by f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows
+    on all points, the rest on training points), from an f₀ that is Gaussian with
+    covariance 𝒦, the NNGP kernel. So f(t) is Gaussian, with
+
+        mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
+
+    P picking the training points (Lee et al. 2019, eqs. 13 and 14). Eigenvalues of Θ
+    that are zero move nothing.
+
+    With `kernels._replace(ntk=kernels.nngp)` and t = ∞ it is the posterior of Bayesian
+    inference, that of networks of which the last layer alone is trained.
+
+    **Arguments:**
+
+    - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`; of
+        any other source as well, if of shape `(m, m)`.
+    - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
+    - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf`.
+
+    **Returns:** [`nth.infinite.Ensemble`][].
+
+    **Raises:** `ValueError` for another loss, bad times, kernels that do not fit or
+    have NaN, or a covariance that would not fit in memory.
+    """
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    require_squared_error(problem, "infinite.ensemble")
+    kernels = _checked(kernels, problem)
+    m, dtype = len(kernels.ntk), kernels.ntk.dtype
+    times = require_times(ts, dtype, with_infinity=True)
+    require_memory(
+        "ts",
+        f"the covariance of {m} points at {len(times)} times",
+        dtype.itemsize * m * (m * (len(times) + _SPARE) + problem.y_train.size),
+        "Give fewer times, or fewer points in problem.x_test.",
+    )
+    mean, covariance = _law(kernels, problem, times)
+    return Ensemble(times, mean, covariance)
+
+
+def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
+    """`kernels` as finite arrays of the shape and dtype that `problem` asks for."""
+    example = "nth.infinite.kernels(problem.x, ...)"
+    require_instance("kernels", kernels, InfiniteKernels, example)
+    m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
+    arrays = [as_array("kernels", kernel) for kernel in kernels]
+    for array in arrays:
+        if array.shape != (m, m):
+            raise ValueError(
+                f"kernels have shape {array.shape} and problem has m = {m} points: "
+                f"form them by {example}."
+            )
+        if array.dtype != dtype:
+            raise ValueError(
+                f"kernels have dtype {array.dtype} and problem has {dtype}: cast one "
+                "of them."
+            )
+    return InfiniteKernels(
+        *checked_finite("kernels", arrays, f"form them by {example}.")
+    )
+
+
+@eqx.filter_jit
+def _law(
+    kernels: InfiniteKernels, problem: Problem, ts: Float[Array, " T"]
+) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
+    n, y = problem.n_train, problem.y_train
+    nngp, ntk = kernels
+    train = ntk[:n, :n]
+    eigen = spectrum(train)
+    identity = jnp.eye(len(ntk), dtype=ntk.dtype)
+
+    def at(t: Array) -> tuple[Array, Array]:
+        decay, integral = (
+            part[0] for part in relax_with(train, eigen, t[None] / n, identity[:n, :n])
+        )
+        moved = ntk[n:, :n] @ integral
+        kept = identity.at[:, :n].set(jnp.concatenate([decay, -moved]))  # 1 − R(t)P
+        mean = jnp.concatenate(
+            [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
+        )
+        return mean, kept @ nngp @ kept.T
+
+    return jax.lax.map(at, ts)

@@ -1,0 +1,256 @@
+"""Layer recursion for the kernels of infinitely wide networks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._gaussian_moments import Pairs, Rule, rule_for, safe_root
+
+# Points per side of a tile: few for sums over nodes, so that little of the work on the
+# diagonal is done twice; for closed forms as many as fit a processor's cache.
+_TILE, _TILE_OF_SUMS = 128, 4
+# Limits, up to which no loop is used: pairs of points times layers, and layers.
+_MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
+
+
+class Layer(NamedTuple):
+    """The maps of second moments S and the NTK Θ of the inputs of layers:
+
+    Σ = weight·S + bias, and Θ′ = weight_rate·S + bias_rate + weight·(Σ̇ ∘ Θ).
+
+    Each field has one entry for each layer.
+    """
+
+    weight: Float[Array, "..."]
+    bias: Float[Array, "..."]
+    weight_rate: Float[Array, "..."]
+    bias_rate: Float[Array, "..."]
+
+
+class _Moments(NamedTuple):
+    """Moments and NTK of pairs of points after a layer."""
+
+    variances: tuple[Float[Array, " r"], Float[Array, " c"]]
+    """Of the points on each side; the pairs are pairs of their indices."""
+
+    cross: Float[Array, " P"]
+    versine: Float[Array, " P"] | None
+    ntk: Float[Array, " P"]
+
+
+_Sides = tuple[Float[Array, "r d"], Float[Array, "c d"]]
+_Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def layers_of(
+    sigmas: list[Array], depth: int, parameterization: str, use_bias: bool
+) -> Layer:
+    """All depth + 1 layers."""
+    sigma_w, sigma_a, sigma_b = sigmas
+    weight = jnp.stack([sigma_w] * depth + [sigma_a]) ** 2
+    bias = jnp.full_like(weight, sigma_b**2 if use_bias else 0)
+    one = jnp.ones_like(weight)
+    if parameterization == "ntk":
+        return Layer(weight, bias, weight, bias)
+    if parameterization == "nth":
+        return Layer(weight, bias, one, one if use_bias else 0 * one)
+    return Layer(weight, bias, one.at[0].set(0), 0 * one)
+
+
+@eqx.filter_jit
+def recursion(
+    x1: Float[Array, "n1 d"],
+    x2: Float[Array, "n2 d"] | None,
+    layers: Layer,
+    how: tuple[Callable[[Array], Array], int],
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
+    """Σ and Θ of the last layer, and the error estimate of the integration rule."""
+    rule = rule_for(*how)
+    sides = (x1, x1 if x2 is None else x2)
+    whole = _fits_whole(sides, layers)
+    nngp, ntk = (_at_once if whole else _by_tiles)(rule, layers, sides, x2 is None)
+    return nngp, ntk, _doubt(rule, layers, jnp.concatenate(sides), whole)
+
+
+def _fits_whole(sides: _Sides, layers: Layer) -> bool:
+    """Whether all pairs are computed together, and the loop over layers is unrolled.
+
+    This is fastest for few pairs. It also has second derivatives where points coincide:
+    in a `scan` they are NaN, because JAX drops the rules of `custom_jvp` from its body
+    when a reverse-mode derivative is differentiated again.
+    """
+    depth = len(layers.weight) - 1
+    fits = len(sides[0]) * len(sides[1]) * depth <= _MOST_WHOLE
+    return fits and depth <= _MOST_UNROLLED
+
+
+def _at_once(
+    rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+    shape = (len(sides[0]), len(sides[1]))
+    if symmetric:
+        i, j = np.triu_indices(shape[0])
+    else:
+        i, j = np.indices(shape).reshape(2, -1)
+    values = _of_pairs(rule, layers, sides, (i, j), unrolled=True)
+    matrices = [jnp.zeros(shape, v.dtype).at[i, j].set(v) for v in values]
+    if symmetric:
+        matrices = [
+            matrix.at[j, i].set(v) for matrix, v in zip(matrices, values, strict=True)
+        ]
+    return matrices[0], matrices[1]
+
+
+def _by_tiles(
+    rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+    """Tile by tile, in place: memory holds both kernels and a single tile."""
+    most = _TILE if rule.closed else _TILE_OF_SUMS
+    counts = [-(-len(x) // most) for x in sides]
+    shape = [-(-len(x) // count) for x, count in zip(sides, counts, strict=True)]
+    tiles = np.indices(counts).reshape(2, -1).T
+    if symmetric:
+        tiles = tiles[tiles[:, 0] <= tiles[:, 1]]
+    pairs = np.indices(shape).reshape(2, -1)
+
+    def add(kernels: list[Array], tile: Array) -> tuple[list[Array], None]:
+        # The last tile of a side overlaps with the previous one.
+        corner = [
+            jnp.minimum(i * size, len(x) - size)
+            for i, size, x in zip(tile, shape, sides, strict=True)
+        ]
+        first, second = (
+            jax.lax.dynamic_slice_in_dim(x, start, size)
+            for x, start, size in zip(sides, corner, shape, strict=True)
+        )
+        values = _of_pairs(rule, layers, (first, second), (pairs[0], pairs[1]))
+        parts = [part.reshape(shape) for part in values]
+        if symmetric:  # rounding depends on the order of a pair
+            same = tile[0] == tile[1]
+            parts = [jnp.where(same, (part + part.T) / 2, part) for part in parts]
+        kernels = _written(kernels, parts, corner)
+        if symmetric:
+            kernels = _written(kernels, [part.T for part in parts], corner[::-1])
+        return kernels, None
+
+    zeros = jnp.zeros([len(x) for x in sides], sides[0].dtype)
+    (nngp, ntk), _ = jax.lax.scan(add, [zeros, zeros], jnp.asarray(tiles))
+    return nngp, ntk
+
+
+def _written(
+    kernels: list[Array], parts: list[Array], corner: list[Array]
+) -> list[Array]:
+    return [
+        jax.lax.dynamic_update_slice(kernel, part, corner)
+        for kernel, part in zip(kernels, parts, strict=True)
+    ]
+
+
+def _of_pairs(
+    rule: Rule, layers: Layer, sides: _Sides, pairs: _Pairs, unrolled: bool = False
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """Σ and Θ of the last layer at pairs with one point from each side."""
+    i, j = pairs
+    cross = (sides[0] @ sides[1].T)[i, j]
+    start = _Moments(
+        (jnp.sum(sides[0] ** 2, axis=1), jnp.sum(sides[1] ** 2, axis=1)),
+        cross,
+        _first_versine(sides, pairs) if rule.by_angle else None,
+        jnp.zeros_like(cross),
+    )
+
+    def deeper(moments: _Moments, layer: Layer) -> tuple[_Moments, None]:
+        variances = moments.variances
+        cross, versine, slope = rule.moments(
+            Pairs(variances[0][i], variances[1][j], moments.cross, moments.versine)
+        )
+        squares = (rule.square(variances[0]), rule.square(variances[1]))
+        activated = _Moments(squares, cross, versine, moments.ntk)
+        return _affine(activated, slope, layer, pairs), None
+
+    first, rest = (
+        jax.tree.map(lambda part, at=at: part[at], layers) for at in (0, slice(1, None))
+    )
+    moments = _affine(start, jnp.zeros_like(cross), first, pairs)
+    moments, _ = _layer_by_layer(deeper, moments, rest, unrolled)
+    return moments.cross, moments.ntk
+
+
+def _layer_by_layer(
+    step: Callable[[Any, Layer], tuple[Any, Any]],
+    carry: Any,
+    layers: Layer,
+    whole: bool,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over layers, unrolled if `whole`."""
+    if not whole:
+        return jax.lax.scan(step, carry, layers)
+    outputs = []
+    for k in range(len(layers.weight)):
+        carry, output = step(carry, jax.tree.map(lambda part, k=k: part[k], layers))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+
+def _affine(
+    moments: _Moments, slope: Float[Array, " P"], layer: Layer, pairs: _Pairs
+) -> _Moments:
+    """Apply weights and biases."""
+    (first, second), cross, versine, ntk = moments
+    ntk = layer.weight_rate * cross + layer.bias_rate + layer.weight * slope * ntk
+    if versine is not None:
+        versine = _with_bias(versine, first[pairs[0]], second[pairs[1]], layer)
+    variances = (layer.weight * first + layer.bias, layer.weight * second + layer.bias)
+    return _Moments(variances, layer.weight * cross + layer.bias, versine, ntk)
+
+
+def _doubt(
+    rule: Rule, layers: Layer, points: Float[Array, "m d"], whole: bool
+) -> Float[Array, ""]:
+    """The largest error estimate over all points and layers."""
+
+    def deeper(variance: Array, layer: Layer) -> tuple[Array, Array]:
+        variance = layer.weight * variance + layer.bias
+        return rule.square(variance), rule.doubt(variance)
+
+    hidden = jax.tree.map(lambda part: part[:-1], layers)
+    variance = jnp.sum(points**2, axis=1)
+    return jnp.max(_layer_by_layer(deeper, variance, hidden, whole)[1])
+
+
+def _first_versine(sides: _Sides, pairs: _Pairs) -> Float[Array, " P"]:
+    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero at equal points."""
+    norms = [safe_root(jnp.sum(x**2, axis=1, keepdims=True)) for x in sides]
+    units = [
+        x / jnp.where(norm > 0, norm, 1) for x, norm in zip(sides, norms, strict=True)
+    ]
+
+    def one(pair: tuple[Array, Array]) -> Array:
+        return jnp.sum((units[0][pair[0]] - units[1][pair[1]]) ** 2) / 2
+
+    return jax.lax.map(one, tuple(map(jnp.asarray, pairs)), batch_size=1024)
+
+
+def _with_bias(
+    versine: Float[Array, " P"],
+    first: Float[Array, " P"],
+    second: Float[Array, " P"],
+    layer: Layer,
+) -> Float[Array, " P"]:
+    """1 − cos of the angle after weights and bias, as a sum of positive terms.
+
+    With p, q the two standard deviations and β that of the bias, it is
+    p q · versine + β²(p − q)²/(√((p²+β²)(q²+β²)) + p q + β²) over √((p²+β²)(q²+β²)).
+    """
+    p, q = (safe_root(layer.weight * part) for part in (first, second))
+    scale = safe_root(p**2 + layer.bias) * safe_root(q**2 + layer.bias)
+    whole = scale + p * q + layer.bias
+    apart = layer.bias * (p - q) ** 2 / jnp.where(whole > 0, whole, 1)
+    turned = (p * q * versine + apart) / jnp.where(scale > 0, scale, 1)
+    return jnp.where(scale > 0, turned, versine)

@@ -1,0 +1,205 @@
+"""Numerical values of the bounds of Huang & Yau (2020), up to unknown constants."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from .._internal.validation import (
+    require_instance,
+    require_integer,
+    require_order,
+    require_positive,
+    require_scale,
+)
+from .._kernels.kernels import Kernels
+from .._kernels.ntk_analysis import spectrum
+
+
+class Bounds(eqx.Module):
+    """Times, widths and orders that theorems ask for: see [`nth.theory.bounds`][]."""
+
+    n: int
+    """Training points."""
+
+    width: float
+    """The width m."""
+
+    smallest_eigenvalue: float
+    """λ, the smallest eigenvalue of the NTK on the training points."""
+
+    largest_order: int
+    """p*, the highest level p; Assumptions 2.1 and 2.2 take 2p* + 1 derivatives."""
+
+    constant: float
+    """The constants in front: c, C and those hidden in ≲."""
+
+    log_power: float
+    """The power of ln m, C or C′."""
+
+    def time(self, epsilon: float = 0.01) -> float:
+        """(n/λ) ln(n/ε), by when Σ (f − y)² has fallen to ε (Corollary 2.5); 0 for
+        ε ≥ n."""
+        return self._slowest() * self._log_of_fall(epsilon)
+
+    @property
+    def window(self) -> float:
+        """Up to when Theorem 2.6 holds (eq. 17):
+        min{c √(λm/n), m^{p*/(2(p*+1))}}/(ln m)^C′."""
+        power = self.largest_order / (2 * (self.largest_order + 1))
+        first = self.constant * math.sqrt(
+            self.smallest_eigenvalue * self.width / self.n
+        )
+        return min(first, self.width**power) / self._log(self.width)
+
+    def width_to_converge(self, epsilon: float = 0.01) -> float:
+        """The width above which training converges (eq. 14): the m with
+        m = C′ (n/λ)³ (ln m)^C ln(n/ε)²."""
+        log = self._log_of_fall(epsilon)
+        return self._width_of(self.constant * _power(self._slowest(), 3) * log**2)
+
+    def width_for(self, order: int, error: float, epsilon: float = 0.01) -> float:
+        """The width at which the level-p error bound, taken at the time (n/λ) ln(n/ε)
+        of convergence, falls to `error` (eq. 18). For p = 2 it grows as n^{7/2}, for
+        p = 3 as n³ at fixed λ, as the paper says after Theorem 2.6."""
+        order, error = self._order(order), require_positive("error", error)
+        t = self.time(epsilon)
+        growth = _power(t, order - 1) * (1 + t) * min(t, self._slowest())
+        return _power(self.constant * math.sqrt(self.n) * growth / error, 2 / order)
+
+    def error(self, order: int, t: float) -> float:
+        """(Σ_b (f_b − f̃_b)²)^{1/2} at level p and time t (eq. 18):
+        (1 + t) t^{p−1} √n min{t, n/λ}/m^{p/2}, proven for even p."""
+        order, t = self._order(order), float(require_scale("t", t))
+        growth = (1 + t) * _power(t, order - 1) / _power(self.width, order / 2)
+        return self.constant * math.sqrt(self.n) * growth * min(t, self._slowest())
+
+    def kernel_error(self, order: int, t: float) -> float:
+        """|K⁽²⁾ − K̃⁽²⁾| entry by entry, at level p and time t (eq. 19):
+        [1 + (1 + t) t (ln m)^C min{t, n/λ}/m] (1 + t) t^{p−1}/m^{p/2}."""
+        order, t = require_integer("order", order, 2), float(require_scale("t", t))
+        fed_back = (1 + t) * t * self._log(self.width) * min(t, self._slowest())
+        growth = (1 + t) * t ** (order - 1) / self.width ** (order / 2)
+        return self.constant * (1 + fed_back / self.width) * growth
+
+    def order_for(self, error: float, t: float) -> int:
+        """The least even level p ≤ p* whose error bound at time t (eq. 18, `error`) is
+        at most `error`.
+
+        **Raises:** `ValueError` beyond the window, where the bound does not hold, or if
+        no level up to p* has so small a bound.
+        """
+        error, t = require_positive("error", error), float(require_scale("t", t))
+        if t > self.window:
+            raise ValueError(
+                f"t must be at most {self.window:.4g}, the window in which the bound "
+                f"holds (eq. 17); got {t:.4g}. Give an earlier time, or a larger width "
+                "to nth.theory.bounds."
+            )
+        levels = range(2, self.largest_order + 1, 2)
+        found = {p: self.error(p, t) for p in levels}
+        for p, bound in found.items():
+            if bound <= error:
+                return p
+        best = min(found, key=lambda p: found[p])
+        raise ValueError(
+            f"error: no level up to largest_order = {self.largest_order} has a bound "
+            f"of {error:.4g} at t = {t:.4g}; the least is {found[best]:.4g}, of level "
+            f"{best}. Give an error no smaller than that, an earlier time, or a larger "
+            "width or largest_order to nth.theory.bounds."
+        )
+
+    def _order(self, order: int) -> int:
+        why = "the largest_order of these bounds"
+        return require_integer("order", order, 2, self.largest_order, why)
+
+    def _log_of_fall(self, epsilon: float) -> float:
+        """ln(n/ε), at least 0."""
+        return max(0.0, math.log(self.n / require_positive("epsilon", epsilon)))
+
+    def _slowest(self) -> float:
+        """n/λ."""
+        if self.smallest_eigenvalue <= 0:
+            return math.inf
+        return self.n / self.smallest_eigenvalue
+
+    def _log(self, width: float) -> float:
+        return _power(math.log(width), self.log_power)
+
+    def _width_of(self, amount: float) -> float:
+        """The larger m with m/(ln m)^C = `amount`."""
+        if self.log_power == 0 or math.isinf(amount):
+            return amount
+
+        from scipy.optimize import brentq  # slow to import
+
+        def excess(log: float) -> float:
+            return log - self.log_power * math.log(log) - math.log(amount)
+
+        # m/(ln m)^C rises from ln m = C on.
+        least = max(self.log_power, 1.0)
+        if excess(least) >= 0:
+            return math.exp(least)
+        most = 2 * least
+        while excess(most) < 0:
+            most *= 2
+        return math.exp(float(brentq(excess, least, most)))  # pyright: ignore
+
+
+def _power(base: float, exponent: int | float) -> float:
+    """base^exponent, infinite where Python would raise `OverflowError`."""
+    try:
+        return base**exponent
+    except OverflowError:
+        return math.inf
+
+
+def bounds(
+    kernels: Kernels,
+    width: Any,
+    *,
+    largest_order: int = 4,
+    constant: float = 1.0,
+    log_power: float = 0.0,
+) -> Bounds:
+    """What Corollary 2.5 and Theorem 2.6 ask for, on these points.
+
+    The theorems are for squared error, scalar networks of the parameterisation `"nth"`,
+    and hold with a probability that tends to one as m grows. They leave free: the
+    constant c of eq. 17, the C′ of eq. 14, the powers C and C′ of ln m, and the factors
+    hidden in ≲ of eqs. 18 and 19, which depend on depth, activation and data. So what
+    this gives are **scales, and no guarantees**: differences between widths, times and
+    orders mean something, a single number only with constants of your own.
+
+    **Arguments:**
+
+    - `kernels`: of [`nth.kernels`][], of any order.
+    - `width`: m.
+    - `largest_order`: p*, the highest level p that is asked about, from 2 to 12.
+    - `constant`: what stands for c, for C′ as a factor, and for the factor of ≲.
+    - `log_power`: what stands for the powers of ln m.
+
+    **Returns:** [`nth.theory.Bounds`][]. Times are in units of 1/(learning rate).
+
+    **Raises:** `ValueError` for bad numbers, or kernels of several outputs.
+    """
+    require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+    if kernels.out_shape:
+        raise ValueError(
+            f"kernels are of outputs of shape {kernels.out_shape}, and the theorems "
+            'of a scalar network: use out_size="scalar".'
+        )
+    found = spectrum(kernels)
+    smallest = 0.0 if np.isinf(found.time_scales[-1]) else float(found.eigenvalues[-1])
+    m = require_positive("width", width)
+    if m < 3:
+        raise ValueError(f"width must be at least 3; got {m:g}.")
+    return Bounds(
+        n=len(found.eigenvalues),
+        width=m,
+        smallest_eigenvalue=smallest,
+        largest_order=require_order("largest_order", largest_order),
+        constant=require_positive("constant", constant),
+        log_power=float(require_scale("log_power", log_power)),
+    )
