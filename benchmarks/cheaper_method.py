@@ -44,7 +44,7 @@ def main():
             method: seconds(network, problem, order, method)
             for method in ("dense", "matrix-free")
         }
-        chosen = nth.cheaper_method(network, problem, order)
+        chosen = nth.cheaper_method(network, problem, order=order)
         dense, free = both["dense"], both["matrix-free"]
         print(
             f"{n:5d}  {order}  {dense:5.2f} s      {free:5.2f} s  {chosen:13s}  "

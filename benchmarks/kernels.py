@@ -65,7 +65,7 @@ def seconds(function, *arguments, repeats=3):
 
 
 def formed(order):
-    return lambda network, problem: nth.kernels(network, problem, order)[order]
+    return lambda network, problem: nth.kernels(network, problem, order=order)[order]
 
 
 def rate():
@@ -104,7 +104,9 @@ def alone(order, n, width, bar):
     taken = []
     for _ in range(2):
         start = time.perf_counter()
-        jax.block_until_ready(nth.kernels(network, problem, order, progress=False))
+        jax.block_until_ready(
+            nth.kernels(network, problem, order=order, progress=False)
+        )
         taken.append(time.perf_counter() - start)
     least = operations(order, n, width) / rate()
     print(
@@ -121,7 +123,7 @@ def projected(n, width, q):
         taken = []
         for _ in range(2):
             start = time.perf_counter()
-            jax.block_until_ready(nth.project(network, problem, order, q).tensors)
+            jax.block_until_ready(nth.project(network, problem, q, order=order).tensors)
             taken.append(time.perf_counter() - start)
         print(
             f"K({order}) along {q} modes, n = {n}, width {width}: {taken[1]:.1f} s "

@@ -70,7 +70,7 @@ def moved(hierarchy):
 
 
 def measure(network, problem, order):
-    hierarchy = nth.MatrixFreeHierarchy(network, problem, order)
+    hierarchy = nth.MatrixFreeHierarchy(network, problem, order=order)
     return seconds(evaluation, hierarchy, moved(hierarchy))
 
 

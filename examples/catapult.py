@@ -27,7 +27,7 @@ orders = {2: "#D55E00", 4: "#009E73"}
 
 network = nth.MLP(1, width, 1, activation="linear", key=jax.random.key(3))
 problem = nth.Problem(jnp.ones((1, 1)), jnp.zeros(1))
-f, ntk = (kernel.ravel()[0] for kernel in nth.kernels(network, problem, 2))
+f, ntk = (kernel.ravel()[0] for kernel in nth.kernels(network, problem, order=2))
 critical = nth.max_learning_rate(network, problem)
 print(f"width {width}: critical rate {critical:.6f}, 2/NTK {2 / ntk:.6f}")
 

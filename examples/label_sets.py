@@ -38,7 +38,7 @@ network = nth.MLP(64, width, 2, key=jax.random.key(0))
 problem = nth.Problem(x, true)
 
 start = time.perf_counter()
-kernels = jax.block_until_ready(nth.kernels(network, problem, 3))
+kernels = jax.block_until_ready(nth.kernels(network, problem, order=3))
 print(f"K(2) and K(3) of {n} points: {time.perf_counter() - start:.1f} s")
 kernels.save("label_sets.npz", network, problem)
 kernels = nth.Kernels.load("label_sets.npz", network, problem)
@@ -48,7 +48,7 @@ def losses(order):
     """The predicted loss at t = `last`, one for each labelling."""
 
     def of_labels(kernels, y):
-        dynamics = nth.DenseHierarchy(kernels, nth.Problem(x, y), order)
+        dynamics = nth.DenseHierarchy(kernels, nth.Problem(x, y), order=order)
         return nth.integrate(dynamics, [last], throw=False).loss[-1]
 
     @jax.jit

@@ -7,7 +7,7 @@ is that of a computation: problem and network, kernels, dynamics, integration, s
 from ._problem.losses import (
     AbstractLoss as AbstractLoss,
     LogisticLoss as LogisticLoss,
-    Loss as Loss,
+    CustomLoss as CustomLoss,
     SoftmaxCrossEntropy as SoftmaxCrossEntropy,
     SquaredError as SquaredError,
 )

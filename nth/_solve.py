@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
@@ -27,9 +26,8 @@ from ._internal.validation import (
 from ._kernels.assembly import forming_cost
 from ._kernels.evaluation import points_of
 from ._kernels.kernels import kernel_bytes, kernels
-from ._network.base import parametrize
+from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes
-from ._problem.inputs import floating_dtype
 from ._problem.problem import Problem
 from ._solution.solution import Solution
 
@@ -81,54 +79,35 @@ def solve(
     require_name("method", method, METHODS)
     check_options(options)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    # Checked before kernels are formed.
-    require_times(ts, _dtype_of_solve(network, problem, filter_spec))
-    levels = hierarchies(
-        network, problem, [order], method, filter_spec, learning_rates, weight_decay
-    )
+    own = trainable(network, problem, filter_spec, learning_rates)
+    require_times(ts, own.dtype)  # before kernels are formed
+    levels = hierarchies(own, [order], method, weight_decay)
     return integrate(levels[order], ts, **options)
 
 
-def _dtype_of_solve(
-    network: Callable[..., Any], problem: Problem, filter_spec: PyTree
-) -> Any:
-    """The dtype of the parameters, which equals that of floating-point inputs."""
-    dtype = floating_dtype(problem.x_train)
-    if dtype is not None:
-        return dtype
-    _, params, _ = parametrize(network, problem, filter_spec)
-    return jax.tree.leaves(params)[0].dtype
-
-
 def hierarchies(
-    network: Callable[..., Any],
-    problem: Problem,
+    network: TrainableNetwork,
     orders: Sequence[int],
     method: Method,
-    filter_spec: PyTree,
-    learning_rates: PyTree = None,
     weight_decay: Any = 0.0,
 ) -> dict[int, AbstractDynamics]:
     """The hierarchy at each of `orders`; all dense ones share one set of kernels."""
-    require_name("method", method, METHODS)
-    method = _with_decay(method, weight_decay)
-    what: dict[str, Any] = {
-        "filter_spec": filter_spec,
-        "learning_rates": learning_rates,
-    }
+    method = _with_decay(require_name("method", method, METHODS), weight_decay)
+    problem = network.problem
     methods = {
-        p: cheaper_method(network, problem, p, **what) if method == "auto" else method
+        p: cheaper_method(network, problem, order=p) if method == "auto" else method
         for p in orders
     }
     dense = [p for p in orders if methods[p] == "dense"]
     levels: dict[int, AbstractDynamics] = {}
     if dense:
-        formed = kernels(network, problem, max(dense), **what)
-        levels = {p: DenseHierarchy(formed, problem, p) for p in dense}
-    what["weight_decay"] = weight_decay
+        formed = kernels(network, problem, order=max(dense))
+        levels = {p: DenseHierarchy(formed, problem, order=p) for p in dense}
     for p in orders:
         if p not in levels:
-            levels[p] = MatrixFreeHierarchy(network, problem, p, **what)
+            levels[p] = MatrixFreeHierarchy(
+                network, problem, order=p, weight_decay=weight_decay
+            )
     return levels
 
 
@@ -148,8 +127,8 @@ def _with_decay(method: Method, weight_decay: Any) -> Method:
 def cheaper_method(
     network: Callable[..., Any],
     problem: Problem,
-    order: int,
     *,
+    order: int,
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
 ) -> Literal["dense", "matrix-free"]:
@@ -165,7 +144,7 @@ def cheaper_method(
     `benchmarks/cheaper_method.py` tests this estimate.
     """
     order = require_order("order", order)
-    points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
+    points = points_of(trainable(network, problem, filter_spec, learning_rates))
     rows, slots = points.n_rows, points.n_slots
     reading = 20 * _EVALUATIONS * rows * slots ** (order - 1)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3

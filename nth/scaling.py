@@ -46,7 +46,7 @@ def sweep(
     key: PRNGKeyArray,
     batch_size: int = 16,
     path: str | os.PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Sweep:
     """Evaluate `measure` at each width for many initializations.
 
@@ -60,7 +60,7 @@ def sweep(
     - `batch_size`: the largest number of keys evaluated together under `jax.vmap`.
     - `path`: a file to save to after each batch. An interrupted sweep that is run again
         resumes from there and gives the same result.
-    - `progress`: show a progress bar.
+    - `progress`: whether to show a progress bar once the work has taken 5 seconds.
 
     **Returns:** [`nth.scaling.Sweep`][].
 
@@ -88,7 +88,7 @@ def sweep(
         done, values = file.read((done, values)) or (done, values)
         if not 0 <= int(done) <= len(starts):
             raise file.damaged(f"it has {done} of {len(starts)} batches")
-    bar = tqdm(total=len(starts), initial=int(done), disable=not progress)
+    bar = tqdm(total=len(starts), initial=int(done), delay=5, disable=not progress)
     for step in range(int(done), len(starts)):
         i, first = starts[step]
         bar.set_description(f"width {sizes[i]}")

@@ -21,7 +21,7 @@ from conftest import make_network, make_problem, tampered
 from jax.core import Tracer
 
 import nth
-from nth._integrate import integrate as _integrate
+from nth._integrate import integrate as _integrate, progress
 from nth._internal.checkpoint import Checkpoint
 
 TS = [0.0, 0.5, 1.0, 2.0, 3.0]
@@ -118,9 +118,9 @@ def make(method: str) -> nth.AbstractDynamics:
         return Relaxation(problem=problem)
     network = make_network(4, 1)
     if method == "dense":
-        return nth.DenseHierarchy(nth.kernels(network, problem, 3), problem)
+        return nth.DenseHierarchy(nth.kernels(network, problem, order=3), problem)
     if method == "matrix-free":
-        return nth.MatrixFreeHierarchy(network, problem, 2)
+        return nth.MatrixFreeHierarchy(network, problem, order=2)
     return nth.GradientFlow(network, problem)
 
 
@@ -144,11 +144,13 @@ def test_a_checkpoint_changes_no_answer(
     def run(**options: Any) -> nth.Solution:
         return nth.integrate(dynamics, TS, **options)
 
-    watched = run(progress=True)
+    undisturbed = run(checkpoint=file.with_name("undisturbed.npz"))
+    monkeypatch.setattr(progress, "DELAY", 0)
+    equal(run(progress=True), run(progress=False))
     assert f"{LABELS[method]}: " in capsys.readouterr().err
     interrupted(monkeypatch, file, 2, run)
     resumed = run(checkpoint=file)
-    equal(watched, resumed)
+    equal(undisturbed, resumed)
     # To each time in a solve of its own, of one shape, which compiles once.
     whole = [nth.integrate(dynamics, [t]) for t in TS]
     for name in ("train", "test", "loss"):
@@ -292,7 +294,8 @@ def goes_on(file: Path, method: str) -> None:
     assert 0 < known_times(file) <= len(TS)
     dynamics = make(method)
     resumed = nth.integrate(dynamics, TS, checkpoint=file)
-    equal(nth.integrate(dynamics, TS, progress=True), resumed)
+    other = file.with_name(f"{method}-undisturbed.npz")
+    equal(nth.integrate(dynamics, TS, checkpoint=other), resumed)
 
 
 def test_killed_at_each_point_of_a_write(file: Path, children: list[Any]) -> None:
@@ -393,20 +396,25 @@ def test_a_checkpoint_of_another_solve_is_refused(
 
 def test_another_hierarchy_is_refused(file: Path) -> None:
     """Also where only a function without a name differs."""
-    problem = make_problem(loss=nth.Loss(lambda f, y: (f - y) ** 2))
+    problem = make_problem(loss=nth.CustomLoss(lambda f, y: (f - y) ** 2))
     network = make_network(3, 1, activation=lambda z: z)
-    one = nth.MatrixFreeHierarchy(network, problem, 2)
+    one = nth.MatrixFreeHierarchy(network, problem, order=2)
     others = {
         "order": (network, problem, 3),
         "parameters": (make_network(3, 1, activation=lambda z: z, seed=1), problem, 2),
         "activation": (make_network(3, 1, activation=lambda z: z**2), problem, 2),
-        "loss": (network, make_problem(loss=nth.Loss(lambda f, y: (f - y) ** 4)), 2),
+        "loss": (
+            network,
+            make_problem(loss=nth.CustomLoss(lambda f, y: (f - y) ** 4)),
+            2,
+        ),
     }
     nth.integrate(one, [0.0], checkpoint=file)
     before = file.read_bytes()
-    for other in others.values():
+    for other, points, order in others.values():
+        changed = nth.MatrixFreeHierarchy(other, points, order=order)
         with pytest.raises(ValueError, match="belongs to another solve"):
-            nth.integrate(nth.MatrixFreeHierarchy(*other), [0.0], checkpoint=file)
+            nth.integrate(changed, [0.0], checkpoint=file)
         assert file.read_bytes() == before
 
 
@@ -497,28 +505,35 @@ def test_not_under_jit(file: Path, closed_over: bool) -> None:
         inner = dynamics if closed_over else given
         return nth.integrate(inner, TS, **options).train
 
-    for options in ({"checkpoint": file}, {"progress": True}):
-        jitted = eqx.filter_jit(lambda given, o=options: run(given, o))
-        with pytest.raises(ValueError, match=r"cannot be used under jax\.jit"):
-            jitted(None if closed_over else dynamics)
+    jitted = eqx.filter_jit(lambda given: run(given, {"checkpoint": file}))
+    with pytest.raises(ValueError, match=r"cannot be used under jax\.jit"):
+        jitted(None if closed_over else dynamics)
     assert not file.exists()
+    jitted = eqx.filter_jit(lambda given: run(given, {"progress": True}))
+    expected = run(dynamics, {"progress": False})
+    np.testing.assert_allclose(
+        jitted(None if closed_over else dynamics), expected, rtol=1e-12
+    )
 
 
 def test_progress_says_what_how_far_and_how_much(
-    file: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    solution = nth.integrate(relaxation(), TS, progress=True, checkpoint=file)
+    nth.integrate(relaxation(), TS)  # the work is short: no bar
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "DELAY", 0)
+    solution = nth.integrate(relaxation(), TS, checkpoint=file)
     first = capsys.readouterr()
-    last = re.split(r"[\r\n]+", first.err.strip())[-1]
-    assert last.startswith("relaxation: 100%")
-    assert "3.0/3.0" in last
-    assert f"{solution.stats['num_evaluations']} evaluations" in last
+    assert "relaxation: 100.0%" in first.err
+    assert f"{solution.stats['num_evaluations']} evaluations" in first.err
     assert first.out == ""
-    nth.integrate(relaxation(), TS, progress=True, checkpoint=file)
-    again = re.split(r"[\r\n]+", capsys.readouterr().err.strip())[-1]
-    assert again.startswith("relaxation: 100%")
-    assert f"{solution.stats['num_evaluations']} evaluations" in again
-    nth.integrate(relaxation(), TS, checkpoint=file)
+    dynamics = relaxation()
+    meter = progress.DelayedProgressMeter(dynamics.label, refresh_steps=1)
+    nth.integrate(dynamics, TS, progress=meter)
+    shares = re.findall(r"relaxation: +([\d.]+)%", capsys.readouterr().err)
+    assert shares[0] == "0.0"
+    assert [float(share) for share in shares] == sorted(map(float, shares))
+    nth.integrate(relaxation(), TS, progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -558,7 +573,8 @@ def test_a_failed_stretch_leaves_the_last_good_checkpoint(file: Path) -> None:
     assert np.isfinite(partial.train[0]).all()
     assert np.isnan(partial.train[1]).all()
     resumed = nth.integrate(relaxation(), ts, checkpoint=file)
-    equal(nth.integrate(relaxation(), ts, progress=True), resumed)
+    other = file.with_name("undisturbed.npz")
+    equal(nth.integrate(relaxation(), ts, checkpoint=other), resumed)
 
 
 class BlowUp(Relaxation):

@@ -72,7 +72,7 @@ def test_nested_decay_has_every_digit(size):
 def test_is_the_integrated_level_2():
     """With several outputs; the next test is of one."""
     problem = make_problem(4, 2, outputs=2)
-    kernels = nth.kernels(make_network(outputs=2), problem, 2)
+    kernels = nth.kernels(make_network(outputs=2), problem, order=2)
     closed = nth.closed_form(kernels, problem, TS)
     level = nth.integrate(nth.DenseHierarchy(kernels, problem), TS)
     for name in ("train", "test", "loss"):
@@ -81,7 +81,7 @@ def test_is_the_integrated_level_2():
 
 
 def test_is_the_matrix_exponential(problem):
-    kernels = nth.kernels(make_network(), problem, 2)
+    kernels = nth.kernels(make_network(), problem, order=2)
     f, k = np.asarray(kernels[1]), np.asarray(kernels[2])
     closed = nth.closed_form(kernels, problem, TS)
     for t, train, test in zip(TS, closed.train, closed.test, strict=True):
@@ -93,7 +93,7 @@ def test_is_the_matrix_exponential(problem):
 
 
 def test_the_end_of_training_is_kernel_regression(problem):
-    kernels = nth.kernels(make_network(), problem, 2)
+    kernels = nth.kernels(make_network(), problem, order=2)
     f, k = np.asarray(kernels[1]), np.asarray(kernels[2])
     closed = nth.closed_form(kernels, problem, [0.0, 1e9, jnp.inf])
     y = np.asarray(problem.y_train)
@@ -113,7 +113,7 @@ def twice():
 
 def test_a_zero_eigenvalue_moves_nothing():
     problem = twice()
-    kernels = nth.kernels(make_network(), problem, 2)
+    kernels = nth.kernels(make_network(), problem, order=2)
     closed = nth.closed_form(kernels, problem, [0.0, 5.0, 1e6, jnp.inf])
     level = nth.integrate(nth.DenseHierarchy(kernels, problem), [0.0, 5.0])
     np.testing.assert_allclose(closed.train[:2], level.train, atol=1e-7)
@@ -121,7 +121,9 @@ def test_a_zero_eigenvalue_moves_nothing():
     # The doubled point goes to the mean of its targets.
     np.testing.assert_allclose(closed.train[-1], [2.0, 2.0, -1.0], atol=1e-12)
     once = nth.Problem(problem.x_train[1:], np.array([2.0, -1.0]), problem.x_test)
-    fitted = nth.closed_form(nth.kernels(make_network(), once, 2), once, [jnp.inf])
+    fitted = nth.closed_form(
+        nth.kernels(make_network(), once, order=2), once, [jnp.inf]
+    )
     np.testing.assert_allclose(closed.test[-1], fitted.test[0], atol=1e-9)
 
 
@@ -130,7 +132,7 @@ def test_displacement_is_that_of_the_linearised_network(outputs):
     problem = make_problem(4, 2, outputs=outputs)
     network = make_network(outputs=outputs)
     moved = nth.displacement(network, problem, [*TS, jnp.inf])
-    linear = nth.MatrixFreeHierarchy(network, problem, 2)
+    linear = nth.MatrixFreeHierarchy(network, problem, order=2)
     (expected,) = nth.integrate(linear, TS[:3]).state.steps
     for leaf, end in zip(
         jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True
@@ -140,7 +142,9 @@ def test_displacement_is_that_of_the_linearised_network(outputs):
         np.testing.assert_array_equal(leaf[0], 0)
     # J(θ − θ₀) is how far the outputs have moved, to the end of training too.
     params, frozen = eqx.partition(network, eqx.is_inexact_array)
-    closed = nth.closed_form(nth.kernels(network, problem, 2), problem, [*TS, jnp.inf])
+    closed = nth.closed_form(
+        nth.kernels(network, problem, order=2), problem, [*TS, jnp.inf]
+    )
 
     def outputs_of(params):
         return jax.vmap(eqx.combine(params, frozen))(problem.x_test)
@@ -154,7 +158,7 @@ def test_displacement_is_that_of_the_linearised_network(outputs):
 def test_derivatives_also_where_eigenvalues_coincide():
     """Two independent outputs of one kernel: every eigenvalue of K is there twice."""
     problem = make_problem(3, 1, outputs=2)
-    formed = nth.kernels(make_network(outputs=2), problem, 2)
+    formed = nth.kernels(make_network(outputs=2), problem, order=2)
     one = formed[2][:, 0, :, 0]
     kernel = one[:, None, :, None] * jnp.eye(2)[None, :, None, :]
     direction = formed[2] - kernel  # couples the outputs
@@ -190,10 +194,10 @@ def test_float32_and_vmap():
     )
     network = make_network(dtype=jnp.float32)
     times = jnp.asarray([1.0, 30.0, jnp.inf], jnp.float32)
-    solve = partial(nth.closed_form, nth.kernels(network, single, 2))
+    solve = partial(nth.closed_form, nth.kernels(network, single, order=2))
     closed = solve(single, times)
     double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), network)
-    exact = nth.closed_form(nth.kernels(double, problem, 2), problem, times)
+    exact = nth.closed_form(nth.kernels(double, problem, order=2), problem, times)
     assert closed.test.dtype == jnp.float32
     np.testing.assert_allclose(closed.train, exact.train, atol=1e-4)
     np.testing.assert_allclose(closed.test, exact.test, atol=1e-3)
@@ -207,7 +211,7 @@ def test_float32_and_vmap():
 
 
 def test_errors(problem):
-    kernels = nth.kernels(make_network(), problem, 2)
+    kernels = nth.kernels(make_network(), problem, order=2)
     with pytest.raises(ValueError, match="ts must not hold NaN"):
         nth.closed_form(kernels, problem, [0.0, jnp.nan])
     with pytest.raises(ValueError, match="ts must be finite"):

@@ -149,7 +149,7 @@ def test_a_model_trained_alike_is_compared():
     options: Any = {"learning_rates": 2.0, "weight_decay": 0.1}
     both = nth.compare(network, problem, TS, (2,), models={"same": flow}, **options)
     np.testing.assert_array_equal(both.models["same"].train, both.truth.train)
-    linear = nth.TaylorizedFlow(network, problem, 1)
+    linear = nth.TaylorizedFlow(network, problem, degree=1)
     with pytest.raises(ValueError, match="so leave out weight_decay, or the model"):
         nth.compare(
             network, problem, TS, (2,), models={"linear": linear}, weight_decay=0.1

@@ -19,7 +19,7 @@ def case(request):
         network, problem = Shared(2, jax.random.key(0)), make_problem(3, 1, 2)
     else:
         network, problem = make_network(3, 1, outputs=2), make_problem(3, 1, outputs=2)
-    formed = nth.kernels(network, problem, 4)
+    formed = nth.kernels(network, problem, order=4)
     c = 2 if request.param == "vector outputs" else 1
     slots = [
         np.asarray(k).reshape((-1,) + (3 * c,) * (r - 1))
@@ -48,7 +48,7 @@ def test_contract_equals_sums_over_the_kernel(case):
         ]
         flat = [v.ravel() for v in vectors if v is not None]
         expected = np.einsum(sum_over, kernels[order], *flat)
-        found = nth.contract(network, problem, order, vectors)
+        found = nth.contract(network, problem, vectors, order=order)
         assert found.shape == (len(problem.x), *out) + (3, *out) * pattern.count(".")
         np.testing.assert_allclose(found.ravel(), expected.ravel(), rtol=1e-10)
 
@@ -56,7 +56,7 @@ def test_contract_equals_sums_over_the_kernel(case):
 def test_projection_equals_sums_over_the_kernels(case):
     network, problem, kernels, out = case
     modes = np.random.default_rng(1).normal(size=(2, 3, *out))
-    projection = nth.project(network, problem, 4, modes)
+    projection = nth.project(network, problem, modes, order=4)
     e = modes.reshape(2, -1)
     n = e.shape[1]
     for r, letters in ((1, "a"), (2, "ab"), (3, "abc"), (4, "abcd")):
@@ -69,19 +69,19 @@ def test_projection_equals_sums_over_the_kernels(case):
 def test_fifth_projection_equals_sums_over_the_kernel():
     network, problem = make_network(3, 1), make_problem(2, 0)
     e = np.random.default_rng(1).normal(size=(2, 2))
-    kernel = nth.kernels(network, problem, 5)[5]
+    kernel = nth.kernels(network, problem, order=5)[5]
     expected = np.einsum("abcde,ia,jb,kc,ld,me->ijklm", kernel, *[e] * 5)
-    found = nth.project(network, problem, 5, e)[5]
+    found = nth.project(network, problem, e, order=5)[5]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_leading_modes_are_the_eigenvectors(monkeypatch, problem):
     network = make_network(6, 2)
-    ntk = np.asarray(nth.kernels(network, problem, 2)[2][: problem.n_train])
+    ntk = np.asarray(nth.kernels(network, problem, order=2)[2][: problem.n_train])
     values, vectors = np.linalg.eigh(ntk)
     for dense in (4096, 1):  # the whole matrix, and Lanczos' method
-        monkeypatch.setattr("nth._project._DENSE", dense)
-        found = nth.project(network, problem, 2, 1 if dense == 1 else 3)
+        monkeypatch.setattr("nth._kernels.projection._DENSE", dense)
+        found = nth.project(network, problem, 1 if dense == 1 else 3, order=2)
         q = len(found.modes)
         np.testing.assert_allclose(found.eigenvalues, values[::-1][:q], rtol=1e-10)
         overlap = np.abs(np.asarray(found.modes) @ vectors[:, ::-1][:, :q])
@@ -91,10 +91,10 @@ def test_leading_modes_are_the_eigenvectors(monkeypatch, problem):
 def test_blocks_of_points_change_nothing(monkeypatch):
     network, problem = make_network(4, 2), make_problem(5, 0)
     modes = np.random.default_rng(1).normal(size=(2, 5))
-    whole = nth.project(network, problem, 4, modes)
-    monkeypatch.setattr("nth._project._BLOCK_BYTES", 1)
+    whole = nth.project(network, problem, modes, order=4)
+    monkeypatch.setattr("nth._kernels.projection._BLOCK_BYTES", 1)
     eqx.clear_caches()
-    parts = nth.project(network, problem, 4, modes)
+    parts = nth.project(network, problem, modes, order=4)
     np.testing.assert_allclose(parts[4], whole[4], rtol=1e-10)
 
 
@@ -102,7 +102,7 @@ def test_blocks_of_points_change_nothing(monkeypatch):
 def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
     """One column at a time, and two at a time of three, the last block overlapping."""
     network, problem = make_network(3, 1), make_problem(3, 1)
-    kernel = np.asarray(nth.kernels(network, problem, 4)[4])
+    kernel = np.asarray(nth.kernels(network, problem, order=4)[4])
     v = np.random.default_rng(0).normal(size=3)
     vectors = [None] * open_slots + [v] * (3 - open_slots)
     expected = kernel if open_slots == 3 else kernel @ v
@@ -112,7 +112,7 @@ def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
             lambda points, r, size=size: size << (3 - open_slots),
         )
         eqx.clear_caches()
-        found = nth.contract(network, problem, 4, vectors)
+        found = nth.contract(network, problem, vectors, order=4)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
     eqx.clear_caches()
 
@@ -120,16 +120,16 @@ def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
 def test_bad_input_is_told(problem):
     network = make_network()
     with pytest.raises(ValueError, match="vectors must be a sequence of 2 arrays"):
-        nth.contract(network, problem, 3, [jnp.ones(4)])
+        nth.contract(network, problem, [jnp.ones(4)], order=3)
     for call in (nth.contract, nth.project, nth.kernels):
         more = {nth.contract: ([],), nth.project: (1,), nth.kernels: ()}[call]
         with pytest.raises(ValueError, match="order must be at most 12"):
-            call(network, problem, 10**9, *more)
+            call(network, problem, *more, order=10**9)
     with pytest.raises(ValueError, match=r"vectors: got shape \(3,\)"):
-        nth.contract(network, problem, 2, [jnp.ones(3)])
+        nth.contract(network, problem, [jnp.ones(3)], order=2)
     with pytest.raises(ValueError, match="modes must be at most 4"):
-        nth.project(network, problem, 2, 5)
+        nth.project(network, problem, 5, order=2)
     with pytest.raises(ValueError, match=r"modes: got shape \(2, 3\)"):
-        nth.project(network, problem, 2, jnp.ones((2, 3)))
+        nth.project(network, problem, jnp.ones((2, 3)), order=2)
     with pytest.raises(IndexError, match="goes up to r = 2; got 3"):
-        nth.project(network, problem, 2, 1)[3]
+        nth.project(network, problem, 1, order=2)[3]

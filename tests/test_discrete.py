@@ -238,7 +238,7 @@ def test_a_plain_step_is_an_euler_step_of_the_flow():
         lambda net: net.weights[0], jax.tree.map(lambda _: 1.0, NETWORK), 0.4
     )
     flow = nth.MatrixFreeHierarchy(
-        NETWORK, SCALAR, 3, learning_rates=rates, weight_decay=0.2
+        NETWORK, SCALAR, order=3, learning_rates=rates, weight_decay=0.2
     )
     field = eqx.filter_jit(flow.vector_field)
     state = flow.initial_state()
@@ -283,7 +283,7 @@ def test_new_points_after_training():
     asked = nth.Problem(SCALAR.x_train, SCALAR.y_train, x_new)
     expected = nth.solve_discrete(NETWORK, asked, [5], rule, order=3).test[0]
     state = nth.solve_discrete(NETWORK, SCALAR, [5], rule, order=3).state
-    told = nth.MatrixFreeHierarchy(NETWORK, SCALAR, 3).predict(state, x_new)
+    told = nth.MatrixFreeHierarchy(NETWORK, SCALAR, order=3).predict(state, x_new)
     np.testing.assert_allclose(told, expected, atol=1e-13)
     assert np.max(np.abs(told - jax.vmap(NETWORK)(x_new))) > 1e-2
 

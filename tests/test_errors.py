@@ -52,7 +52,7 @@ def network(outputs: int | None = None, **options: Any) -> Any:
 
 def meet(y: Any = Y, outputs: int | None = None, loss: Any = None) -> Any:
     """A network meets a problem: targets are checked against its outputs."""
-    return nth.kernels(network(outputs), points(y, loss), 2)
+    return nth.kernels(network(outputs), points(y, loss), order=2)
 
 
 def mlp(in_size: Any = 2, width: Any = 4, depth: Any = 1, **options: Any) -> Any:
@@ -60,7 +60,7 @@ def mlp(in_size: Any = 2, width: Any = 4, depth: Any = 1, **options: Any) -> Any
 
 
 def formed(net: Any, order: Any = 2, **options: Any) -> Any:
-    return nth.kernels(net, points(), order, **options)
+    return nth.kernels(net, points(), order=order, **options)
 
 
 def applied(apply_fn: Any, params: Any, **options: Any) -> Any:
@@ -113,7 +113,7 @@ def applied(apply_fn: Any, params: Any, **options: Any) -> Any:
         "loss must be an nth loss, such as nth.SquaredError(); got 'mse'. Wrap",
         lambda: points(loss="mse"),
     ),
-    ("in nth.Loss(fn)", lambda: points(loss=lambda f, y: (f - y) ** 2)),
+    ("in nth.CustomLoss(fn)", lambda: points(loss=lambda f, y: (f - y) ** 2)),
     ("loss must be an nth loss", lambda: points(loss=typed_nth.SquaredError)),
 )
 def test_problem(words: str, call: Call) -> None:
@@ -176,15 +176,15 @@ def test_problem(words: str, call: Call) -> None:
     ("targets of shape (3,) and the network outputs of shape ()", lambda: meet(ROWS)),
     (
         "loss: fn failed for an output of shape () and a target of shape (3,)",
-        lambda: meet(ROWS, None, nth.Loss(lambda f, y: f @ y)),
+        lambda: meet(ROWS, None, nth.CustomLoss(lambda f, y: f @ y)),
     ),
     (
         "loss: fn must return a scalar of dtype float64 for one point; it returned "
         "shape (3,), float64",
-        lambda: meet(ROWS, 3, nth.Loss(lambda f, y: f - y)),
+        lambda: meet(ROWS, 3, nth.CustomLoss(lambda f, y: f - y)),
     ),
-    ("fn must return a scalar", lambda: meet(loss=nth.Loss(lambda f, y: (f, y)))),
-    ("fn must be a function fn(output, target); got 3", lambda: nth.Loss(3)),
+    ("fn must return a scalar", lambda: meet(loss=nth.CustomLoss(lambda f, y: (f, y)))),
+    ("fn must be a function fn(output, target); got 3", lambda: nth.CustomLoss(3)),
 )
 def test_targets(words: str, call: Call) -> None:
     expect(words, call)
@@ -342,7 +342,7 @@ def test_too_large(outputs: int | None) -> None:
     slots = f"{n * c} x {n * c} slots"
     words = f"order: forming kernels up to r = {order} on {slots} takes "
     ts = jnp.ones(1)
-    expect(words, lambda: nth.kernels(network(outputs), large, order))
+    expect(words, lambda: nth.kernels(network(outputs), large, order=order))
     net, dense = network(outputs), "dense"
     expect(words, lambda: nth.solve(net, large, ts, order=order, method=dense))
     cure = "Use fewer training points, a lower order or float32"

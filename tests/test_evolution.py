@@ -27,12 +27,12 @@ def test_the_series_holds_the_kernel_of_the_tensors():
     """For a loss that is linear, g stands still: at p = 4 the tensors give
     K̃⁽²⁾ = K⁽²⁾ − t K⁽³⁾·g + t²/2 K⁽⁴⁾·g·g, and one Runge–Kutta step is exact."""
     x = make_problem(3, 1)
-    loss = nth.Loss(lambda output, target: jnp.vdot(output, target))
+    loss = nth.CustomLoss(lambda output, target: jnp.vdot(output, target))
     y = jnp.asarray([[1.0, -2.0], [0.5, 1.0], [0.3, -1.0]])
     problem = nth.Problem(x.x_train, y, x.x_test, loss=loss)
     network = make_network(4, 1, outputs=2)
-    formed = nth.kernels(network, problem, 4)
-    level = nth.MatrixFreeHierarchy(network, problem, 4, block_size=2)
+    formed = nth.kernels(network, problem, order=4)
+    level = nth.MatrixFreeHierarchy(network, problem, order=4, block_size=2)
     step, g = 0.7, y / 3
     field = eqx.filter_jit(lambda state: level.vector_field(jnp.zeros(()), state, None))
 
@@ -67,7 +67,7 @@ def test_a_product_is_what_moves_the_outputs(order):
     rates = jax.tree.map(lambda leaf: 0.5 + jnp.sin(leaf) ** 2, network)
     if order == 3:
         rates = eqx.tree_at(lambda net: net.weights, network, (0.5, 2.0))
-    level = nth.MatrixFreeHierarchy(network, problem, order, learning_rates=rates)
+    level = nth.MatrixFreeHierarchy(network, problem, order=order, learning_rates=rates)
     state = drawn(level.initial_state(), order)
     g, velocity, _ = eqx.filter_jit(level.output_rates)(jnp.zeros(()), state)
     kernel = eqx.filter_jit(level.ntk)(state)
@@ -87,7 +87,7 @@ def test_levels_predict_the_kernel_of_the_network_really_trained():
     errors fall as t^{p−1}."""
     problem = make_problem(3, 1)
     network = make_network(8, 1)
-    formed = nth.kernels(network, problem, 3)
+    formed = nth.kernels(network, problem, order=3)
     ts = np.array([0.05, 0.1])
     truth = nth.kernel_along(nth.GradientFlow(network, problem), ts).ntk
     level_3 = nth.kernel_along(nth.DenseHierarchy(formed, problem), ts)
@@ -105,11 +105,11 @@ def test_leading_modes_are_those_of_the_kernel(dtype):
     problem = nth.Problem(x, y)
     network = make_network(4, 1, outputs=2)
     network = jax.tree.map(lambda a: a.astype(dtype) if eqx.is_array(a) else a, network)
-    dynamics = nth.MatrixFreeHierarchy(network, problem, 3)
+    dynamics = nth.MatrixFreeHierarchy(network, problem, order=3)
     if dtype == jnp.float32:
         dynamics = nth.GradientFlow(network, problem)
     path = nth.spectrum_along(dynamics, TS[1:], 3)
-    kernels = jax.jit(jax.vmap(dynamics.ntk))(path.solution.watched)
+    kernels = jax.jit(jax.vmap(dynamics.ntk))(path.solution.saved)
     assert path.eigenvalues.dtype == kernels.dtype == dtype
     tolerance = 1e-9 if dtype == jnp.float64 else 1e-4
     squares = kernels[:, :4].reshape(2, 8, 8)
@@ -122,21 +122,21 @@ def test_leading_modes_are_those_of_the_kernel(dtype):
 
 
 def test_watch_sees_the_state_at_each_time(tmp_path, problem):
-    formed = nth.kernels(make_network(4, 1), problem, 2)
+    formed = nth.kernels(make_network(4, 1), problem, order=2)
     level = nth.DenseHierarchy(formed, problem)
 
-    def watch(state):
+    def save_fn(t, state, args):
         return {"norm": jnp.linalg.norm(state[0]), "f": state[0]}
 
-    whole = nth.integrate(level, TS, watch=watch)
-    pieces = nth.integrate(level, TS, watch=watch, checkpoint=tmp_path / "run.npz")
-    again = nth.integrate(level, TS, watch=watch, checkpoint=tmp_path / "run.npz")
-    np.testing.assert_array_equal(whole.watched["f"][:, :4], whole.train)
+    whole = nth.integrate(level, TS, save_fn=save_fn)
+    pieces = nth.integrate(level, TS, save_fn=save_fn, checkpoint=tmp_path / "run.npz")
+    again = nth.integrate(level, TS, save_fn=save_fn, checkpoint=tmp_path / "run.npz")
+    np.testing.assert_array_equal(whole.saved["f"][:, :4], whole.train)
     np.testing.assert_allclose(
-        whole.watched["norm"][-1], jnp.linalg.norm(whole.state[0]), rtol=1e-12
+        whole.saved["norm"][-1], jnp.linalg.norm(whole.state[0]), rtol=1e-12
     )
     for other in (pieces, again):
-        np.testing.assert_allclose(other.watched["norm"], whole.watched["norm"], 1e-6)
+        np.testing.assert_allclose(other.saved["norm"], whole.saved["norm"], 1e-6)
     with pytest.raises(ValueError, match="belongs to another solve"):
         nth.integrate(level, TS, checkpoint=tmp_path / "run.npz")
 
@@ -157,9 +157,9 @@ def test_bad_input_is_told(problem):
     network = make_network(4, 1)
     flow = nth.GradientFlow(network, problem)
     with pytest.raises(ValueError, match="dynamics must be an AbstractKernelDynamics"):
-        nth.kernel_along(nth.TaylorizedFlow(network, problem, 2), TS)
-    with pytest.raises(ValueError, match="watch: it is the kernel that is watched"):
-        nth.kernel_along(flow, TS, watch=flow.ntk)
+        nth.kernel_along(nth.TaylorizedFlow(network, problem, degree=2), TS)
+    with pytest.raises(ValueError, match="save_fn: here it is the kernel"):
+        nth.kernel_along(flow, TS, save_fn=lambda t, y, args: y)
     with pytest.raises(ValueError, match="count must be below 4"):
         nth.spectrum_along(flow, TS, 4)
     with pytest.raises(ValueError, match=r"cannot be used under jax\.jit"):

@@ -19,7 +19,7 @@ TIGHT = diffrax.PIDController(rtol=1e-11, atol=1e-13)
 @pytest.fixture(scope="module")
 def formed():
     """Kernels up to r = 3 of the plain problem."""
-    return nth.kernels(make_network(), make_problem(), 3)
+    return nth.kernels(make_network(), make_problem(), order=3)
 
 
 def test_level_two_is_the_closed_form(problem, formed):
@@ -27,7 +27,7 @@ def test_level_two_is_the_closed_form(problem, formed):
     n, y = problem.n_train, np.asarray(problem.y_train)
     f0, k = np.asarray(formed[1]), np.asarray(formed[2])
     ts = np.array([0.0, 0.7, 3.0, 20.0])
-    hierarchy = nth.DenseHierarchy(formed, problem, 2)
+    hierarchy = nth.DenseHierarchy(formed, problem, order=2)
     solution = nth.integrate(hierarchy, ts, stepsize_controller=TIGHT)
     for i, t in enumerate(ts):
         shrink = expm(-k[:n] * t / n)
@@ -107,13 +107,13 @@ def test_levels_agree_with_scipy(case, orders):
         one_hot = np.eye(2)[np.asarray(problem.y_train)]
         gradient = lambda f: (softmax(f, axis=1) - one_hot) / 3  # noqa: E731
 
-    formed = nth.kernels(network, problem, 4)
+    formed = nth.kernels(network, problem, order=4)
     ts = np.linspace(0, 2, 5)
     for order in orders:
         field, start = literal_equations(formed, problem, order, gradient)
         expected = solve_ivp(field, (0, 2), start, "DOP853", ts, rtol=1e-10, atol=1e-12)
         outputs = expected.y[: formed[1].size].T.reshape(len(ts), *formed[1].shape)
-        hierarchy = nth.DenseHierarchy(formed, problem, order)
+        hierarchy = nth.DenseHierarchy(formed, problem, order=order)
         solution = nth.integrate(hierarchy, ts, stepsize_controller=TIGHT)
         np.testing.assert_allclose(solution.train, outputs[:, :3], atol=1e-6)
         np.testing.assert_allclose(solution.test, outputs[:, 3:], atol=1e-6)

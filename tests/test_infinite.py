@@ -242,7 +242,7 @@ def test_several_outputs_are_independent_copies():
     """At large width K⁽²⁾ is the scalar kernel times the identity on the outputs."""
     problem = nth.Problem(X, np.zeros((4, 2)))
     network = nth.MLP(3, 20_000, 1, out_size=2, activation="erf", key=jax.random.key(0))
-    formed = nth.kernels(network, problem, 2)[2]
+    formed = nth.kernels(network, problem, order=2)[2]
     one = nth.infinite.kernels(X, depth=1, activation="erf").ntk
     expected = one[:, None, :, None] * jnp.eye(2)[None, :, None, :]
     np.testing.assert_allclose(formed, expected, atol=0.04)
@@ -302,7 +302,7 @@ def test_ensemble_of_really_wide_networks():
 
     def one(key):
         network = nth.MLP(3, 256, key=key, **options)
-        path = nth.closed_form(nth.kernels(network, problem, 2), problem, ts)
+        path = nth.closed_form(nth.kernels(network, problem, order=2), problem, ts)
         return jnp.concatenate([path.train, path.test], axis=1)
 
     keys = jax.random.split(jax.random.key(0), 4000)

@@ -32,7 +32,7 @@ def test_pytrees_are_what_one_array_is():
     twin, problem = flat_twin()
     solutions = []
     for network, data in ((case.network, case.problem), (twin, problem)):
-        hierarchy = nth.MatrixFreeHierarchy(network, data, 3, block_size=2)
+        hierarchy = nth.MatrixFreeHierarchy(network, data, order=3, block_size=2)
         solution = nth.integrate(hierarchy, [0.0, 0.3])
         again = hierarchy.predict(solution.state, data.x_test)
         np.testing.assert_allclose(again, solution.test[-1], atol=1e-12)
@@ -60,9 +60,9 @@ def test_pytrees_that_are_sharded():
     spread = NamedSharding(mesh, PartitionSpec("points"))
     x = jax.tree.map(lambda leaf: jax.device_put(leaf, spread), case.problem.x_train)
     placed = nth.Problem(x, Y, case.problem.x_test)
-    ours = nth.kernels(case.network, placed, 2)[2]
+    ours = nth.kernels(case.network, placed, order=2)[2]
     np.testing.assert_allclose(
-        ours, nth.kernels(case.network, case.problem, 2)[2], rtol=1e-12
+        ours, nth.kernels(case.network, case.problem, order=2)[2], rtol=1e-12
     )
 
 
@@ -96,7 +96,7 @@ def test_points_of_another_layout_are_refused(x_test, words):
     case = two_inputs()
     with pytest.raises(ValueError, match=words):
         nth.Problem(case.problem.x_train, Y, x_test)
-    hierarchy = nth.MatrixFreeHierarchy(case.network, case.problem, 2)
+    hierarchy = nth.MatrixFreeHierarchy(case.network, case.problem, order=2)
     with pytest.raises(ValueError, match=words.replace("x_test", "x_new")):
         hierarchy.predict(hierarchy.initial_state(), x_test)
 
@@ -113,9 +113,9 @@ def test_integer_inputs_take_the_dtype_of_the_network():
         draw(3).astype(jnp.float32),
     )
     with pytest.raises(ValueError, match=r'float64.*float32.*astype\("float32"\)'):
-        nth.kernels(network, nth.Problem(x, jnp.ones(4)), 2)
+        nth.kernels(network, nth.Problem(x, jnp.ones(4)), order=2)
     problem = nth.Problem(x, jnp.ones(4, jnp.float32))
-    assert nth.kernels(network, problem, 2)[2].dtype == jnp.float32
+    assert nth.kernels(network, problem, order=2)[2].dtype == jnp.float32
 
 
 # ----------------------------------------------------- points that are not finite
@@ -152,7 +152,7 @@ def test_a_dead_point_whose_gradient_is_finite():
 
     J = np.stack([gradient(np.asarray(x)) for x in problem.x])
     K = J @ J[:3].T
-    kernels = nth.kernels(network, problem, 2)
+    kernels = nth.kernels(network, problem, order=2)
     np.testing.assert_allclose(kernels[2], K, atol=1e-12)
     rate = nth.max_learning_rate(network, problem)
     np.testing.assert_allclose(rate, 6 / np.linalg.eigvalsh(K[:3])[-1], rtol=1e-7)
@@ -163,16 +163,16 @@ def test_a_dead_point_whose_gradient_is_finite():
 def test_kernels_name_the_points_that_are_not_finite():
     problem = with_dead_point()
     with pytest.raises(ValueError, match=r"K\(2\) has NaN.* gradient .*x_train\[1\]"):
-        nth.kernels(norm_network(), problem, 2)
+        nth.kernels(norm_network(), problem, order=2)
     with pytest.raises(ValueError, match=r"curvature .* is NaN"):
         nth.max_learning_rate(norm_network(), problem)
     swapped = nth.Problem(X[:3], Y, with_dead_point().x_train)
     with pytest.raises(ValueError, match=r"gradient .* at x_test\[1\]"):
-        nth.kernels(norm_network(), swapped, 2)
+        nth.kernels(norm_network(), swapped, order=2)
     with pytest.raises(ValueError, match=r"output is NaN or infinite at x_train\[1\]"):
-        nth.kernels(norm_network(-1.0), problem, 2)
+        nth.kernels(norm_network(-1.0), problem, order=2)
     with pytest.raises(ValueError, match=r"K\(3\) has NaN.*derivatives of order 2"):
-        nth.kernels(norm_network(2.5), problem, 3)
+        nth.kernels(norm_network(2.5), problem, order=3)
 
 
 def test_the_cure_for_a_dead_point_works():
@@ -181,7 +181,7 @@ def test_the_cure_for_a_dead_point_works():
         return params["a"] * jnp.sqrt(jnp.sum(z**2) + 1e-12)
 
     params = {"w": draw(3, 4), "a": jnp.asarray(1.0)}
-    formed = nth.kernels(nth.from_apply(apply, params), with_dead_point(), 3)
+    formed = nth.kernels(nth.from_apply(apply, params), with_dead_point(), order=3)
     assert all(bool(jnp.all(jnp.isfinite(kernel))) for kernel in formed)
 
 
@@ -195,7 +195,7 @@ def test_a_solve_that_cannot_start_says_why():
     ):
         with pytest.raises(RuntimeError, match=r"at t = 0.*gradient .* x_train\[1\]"):
             solve()
-    root = nth.Loss(lambda f, y: jnp.sqrt(jnp.abs(f * y)))
+    root = nth.CustomLoss(lambda f, y: jnp.sqrt(jnp.abs(f * y)))
     flat = nth.from_apply(lambda w, x: jnp.sum(w * x), draw(3))
     problem = nth.Problem(X[:3].at[2].set(0.0), Y, loss=root)
     with pytest.raises(RuntimeError, match=r"the loss .* infinite at x_train\[2\]"):
@@ -219,10 +219,10 @@ def test_fixed_steps_that_diverge_are_reported():
 def test_contractions_name_the_points_that_are_not_finite():
     network, swapped = norm_network(), nth.Problem(X[:3], Y, with_dead_point().x_train)
     for call in (
-        lambda: nth.contract(network, swapped, 2, [Y]),
+        lambda: nth.contract(network, swapped, [Y], order=2),
         lambda: nth.layer_kernels(network, swapped),
     ):
         with pytest.raises(ValueError, match=r"gradient .* at x_test\[1\]"):
             call()
     with pytest.raises(ValueError, match=r"projection has NaN.* x_train\[1\]"):
-        nth.project(network, with_dead_point(), 2, jnp.eye(3)[:1])
+        nth.project(network, with_dead_point(), jnp.eye(3)[:1], order=2)

@@ -16,7 +16,9 @@ import nth
 @pytest.fixture(scope="module")
 def hierarchy():
     problem = make_problem()
-    return nth.DenseHierarchy(nth.kernels(make_network(4, 1), problem, 3), problem)
+    return nth.DenseHierarchy(
+        nth.kernels(make_network(4, 1), problem, order=3), problem
+    )
 
 
 def test_training_begins_at_zero_whatever_the_first_time(hierarchy):
@@ -162,7 +164,7 @@ def test_families_of_solvers(hierarchy, options):
 
 def test_fixed_steps_pass_a_kink():
     """f = θ under |f − 1|: df/dt = 1 up to the kink at t = 1, then rest."""
-    kinked = nth.Problem([1.0], [1.0], loss=nth.Loss(lambda f, y: jnp.abs(f - y)))
+    kinked = nth.Problem([1.0], [1.0], loss=nth.CustomLoss(lambda f, y: jnp.abs(f - y)))
     network: Any = nth.from_apply(lambda theta, x: theta * x, jnp.array(0.0))
     words = r"At a kink of the loss .*: take fixed ones, solver=diffrax.Heun"
     with pytest.raises(RuntimeError, match=words):

@@ -52,7 +52,7 @@ def flat(kernel, out_size):
 
 
 def check(network, problem, out_size=1, filter_spec=eqx.is_inexact_array):
-    formed = nth.kernels(network, problem, 4, filter_spec=filter_spec)
+    formed = nth.kernels(network, problem, order=4, filter_spec=filter_spec)
     for r, expected in enumerate(brute_force(network, problem, filter_spec), start=2):
         np.testing.assert_allclose(flat(formed[r], out_size), expected, atol=1e-10)
     outputs = jax.vmap(network)(problem.x)
@@ -124,7 +124,7 @@ def two_layer_linear(width, seed=0):
 def test_linear_network_identities():
     """Lewkowycz et al. (2020): K⁽ʳ⁺²⁾ = (4/N) K⁽ʳ⁾ for every r."""
     width = 5
-    formed = nth.kernels(*two_layer_linear(width), 7)
+    formed = nth.kernels(*two_layer_linear(width), order=7)
     for r in range(1, 6):
         np.testing.assert_allclose(
             formed[r + 2].ravel(), 4 / width * formed[r].ravel(), rtol=1e-12
@@ -132,7 +132,7 @@ def test_linear_network_identities():
 
 
 def test_symmetries_and_their_absence(problem):
-    k = nth.kernels(make_network(4, 2), problem, 4)
+    k = nth.kernels(make_network(4, 2), problem, order=4)
     k3 = k[3][: problem.n_train]
     np.testing.assert_allclose(k3, jnp.swapaxes(k3, 0, 1), atol=1e-12)
     assert jnp.max(jnp.abs(k3 - jnp.swapaxes(k3, 1, 2))) > 1e-3
@@ -142,16 +142,18 @@ def test_symmetries_and_their_absence(problem):
 def test_blocks_change_nothing(problem):
     network = make_network(3, 1, outputs=2)
     problem = make_problem(outputs=2)
-    whole = nth.kernels(network, problem, 3)
+    whole = nth.kernels(network, problem, order=3)
     for block_size in (1, 3, 5):  # neither divides the 8 slots evenly
-        parts = nth.kernels(network, problem, 3, block_size=block_size)
+        parts = nth.kernels(network, problem, order=3, block_size=block_size)
         np.testing.assert_allclose(parts[3], whole[3], atol=1e-14)
 
 
 def test_traced_kernels_equal_eager_ones(problem):
     network = make_network(3, 1)
-    eager = nth.kernels(network, problem, 3, block_size=5)
-    traced = jax.jit(lambda net: nth.kernels(net, problem, 3, block_size=5))(network)
+    eager = nth.kernels(network, problem, order=3, block_size=5)
+    traced = jax.jit(lambda net: nth.kernels(net, problem, order=3, block_size=5))(
+        network
+    )
     np.testing.assert_allclose(traced[3], eager[3], atol=1e-14)
 
 
@@ -163,9 +165,9 @@ def test_new_data_of_one_shape_compiles_once(problem):
         return jnp.tanh(x)
 
     network = make_network(3, 1, activation=activation)
-    nth.kernels(network, problem, 3)
+    nth.kernels(network, problem, order=3)
     first = len(traces)
-    nth.kernels(network, make_problem(seed=1), 3)
+    nth.kernels(network, make_problem(seed=1), order=3)
     # Shapes are looked at anew; the block functions, traced at first, are not.
     assert len(traces) - first < first
 
@@ -173,22 +175,22 @@ def test_new_data_of_one_shape_compiles_once(problem):
 @pytest.mark.parametrize("kind", ["chain", "any network"])
 def test_rows_are_rows(kind, problem):
     network = make_network(4, 2) if kind == "chain" else Shared(3, jax.random.key(0))
-    whole = nth.kernels(network, problem, 3)
+    whole = nth.kernels(network, problem, order=3)
     rows = [5, 0, 2]
-    part = nth.kernels(network, problem, 3, rows=rows)
+    part = nth.kernels(network, problem, order=3, rows=rows)
     for r in (1, 2, 3):
         np.testing.assert_allclose(part[r], whole[r][jnp.array(rows)], rtol=1e-12)
     with pytest.raises(ValueError, match=r"kernels were formed with rows=\.\.\."):
         nth.DenseHierarchy(part, problem)
     with pytest.raises(ValueError, match="rows must be at least one index from 0 to 5"):
-        nth.kernels(network, problem, 2, rows=[6])
+        nth.kernels(network, problem, order=2, rows=[6])
     with pytest.raises(ValueError, match="a mask becomes indices"):
-        nth.kernels(network, problem, 2, rows=np.array([0.5]))
+        nth.kernels(network, problem, order=2, rows=np.array([0.5]))
 
 
 def test_saved_kernels_come_back(problem, tmp_path):
     network, path = make_network(4, 1), tmp_path / "kernels.npz"
-    formed = nth.kernels(network, problem, 3)
+    formed = nth.kernels(network, problem, order=3)
     formed.save(path, network, problem)
     other_targets = nth.Problem(problem.x_train, -problem.y_train, problem.x_test)
     found = nth.Kernels.load(path, network, other_targets)
@@ -202,7 +204,7 @@ def test_saved_kernels_come_back(problem, tmp_path):
 
 def test_foreign_and_damaged_files_are_refused(problem, tmp_path):
     network, path = make_network(4, 2), tmp_path / "kernels.npz"
-    formed = nth.kernels(network, problem, 2)
+    formed = nth.kernels(network, problem, order=2)
     with pytest.raises(ValueError, match="are not of this network"):
         formed.save(path, make_network(4, 2, seed=1), problem)
     assert not path.exists()
@@ -227,7 +229,7 @@ def test_foreign_and_damaged_files_are_refused(problem, tmp_path):
 
 def test_one_set_of_kernels_serves_many_targets_at_once(problem):
     network = make_network(4, 1)
-    formed = nth.kernels(network, problem, 2)
+    formed = nth.kernels(network, problem, order=2)
     ts = jnp.linspace(0.0, 3.0, 4)
     targets = np.random.default_rng(0).choice([-1.0, 1.0], size=(3, problem.n_train))
 

@@ -10,14 +10,15 @@ import pytest
 from conftest import make_network, make_problem
 
 import nth
-from nth._network.base import parametrize
+from nth._network.base import trainable
 from nth._network.dense_layers import as_layers
 
 KEY = jax.random.key(3)
 
 
 def layers_of(network, problem, filter_spec=eqx.is_inexact_array):
-    apply, params, problem = parametrize(network, problem, filter_spec)
+    own = trainable(network, problem, filter_spec)
+    apply, params, problem = own.apply, own.params, own.problem
     return as_layers(apply, params, problem.x_train[0])
 
 
@@ -36,8 +37,10 @@ def check(network, problem, filter_spec=eqx.is_inexact_array, order=4, **options
     spec = Generic(filter_spec) if is_tree else filter_spec
     generic = Generic(network)
     assert layers_of(generic, problem, spec) is None
-    by_layers = nth.kernels(network, problem, order, filter_spec=filter_spec, **options)
-    lifted = nth.kernels(generic, problem, order, filter_spec=spec)
+    by_layers = nth.kernels(
+        network, problem, order=order, filter_spec=filter_spec, **options
+    )
+    lifted = nth.kernels(generic, problem, order=order, filter_spec=spec)
     for r in range(1, order + 1):
         np.testing.assert_allclose(by_layers[r], lifted[r], rtol=1e-10, atol=1e-12)
 
@@ -81,9 +84,9 @@ def test_fifth_order_lifts_the_fourth():
 
 def test_extra_slots_in_parts_change_nothing(problem, monkeypatch):
     network = make_network(3, 1)
-    whole = nth.kernels(network, make_problem(2, 5), 4)
-    monkeypatch.setattr("nth._form._EXTRA_BYTES", 1000)
-    parts = nth.kernels(network, make_problem(2, 5), 4)
+    whole = nth.kernels(network, make_problem(2, 5), order=4)
+    monkeypatch.setattr("nth._kernels.assembly._EXTRA_BYTES", 1000)
+    parts = nth.kernels(network, make_problem(2, 5), order=4)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
 
@@ -144,6 +147,8 @@ def test_float32_stays_float32():
         problem.x_test.astype("f4"),
     )
     options = {"use_bias": True, "parameterization": "ntk"}
-    formed = nth.kernels(make_network(4, 2, dtype=jnp.float32, **options), single, 4)
+    formed = nth.kernels(
+        make_network(4, 2, dtype=jnp.float32, **options), single, order=4
+    )
     assert all(kernel.dtype == jnp.float32 for kernel in formed)
     assert formed[4].shape == (5, 3, 3, 3)

@@ -45,7 +45,7 @@ def test_logistic_loss_does_not_overflow():
 
 
 def test_a_function_of_the_users_is_a_loss():
-    loss = nth.Loss(lambda f, y: jnp.sum((f - y) ** 4))
+    loss = nth.CustomLoss(lambda f, y: jnp.sum((f - y) ** 4))
     f, y = jnp.asarray(OUTPUTS), jnp.zeros((2, 3))
     np.testing.assert_allclose(loss.gradient(f, y), 4 * OUTPUTS**3 / 2)
 

@@ -17,6 +17,7 @@ from scipy.integrate import solve_ivp
 import nth
 from nth import _solve as front
 from nth._dynamics.taylor_coefficients import by_jet, by_jvp
+from nth._network.base import trainable
 
 TIGHT = diffrax.PIDController(rtol=1e-9, atol=1e-11)
 KEY = jax.random.key(0)
@@ -91,7 +92,7 @@ def test_training_begins_by_gradient_descent():
     """du_1/dt = −∇L at the start, and u_k for k > 1 begins where it is not zero."""
     problem = make_problem(3, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
     network = make_network(4, 1, outputs=2)
-    hierarchy = nth.MatrixFreeHierarchy(network, problem, 4)
+    hierarchy = nth.MatrixFreeHierarchy(network, problem, order=4)
     start = hierarchy.initial_state()
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(start))
     first, *rest = rates(hierarchy, start).steps
@@ -111,7 +112,7 @@ def test_vector_field_is_its_equation(outputs):
     order, n = 4, 3
     problem = make_problem(n, 1, 2, outputs=outputs)
     network = make_network(3, 1, 2, outputs=outputs, use_bias=True)
-    hierarchy = nth.MatrixFreeHierarchy(network, problem, order)
+    hierarchy = nth.MatrixFreeHierarchy(network, problem, order=order)
     state = random_state(hierarchy)
     theta, unravel = ravel_pytree(hierarchy.params)
     steps = [ravel_pytree(step)[0] for step in state.steps]
@@ -158,7 +159,7 @@ LOSSES = {
     "squared, two outputs": (2, nth.SquaredError()),
     "labels": (2, nth.SoftmaxCrossEntropy()),
     "logistic": (None, nth.LogisticLoss()),
-    "any": (None, nth.Loss(pseudo_huber)),
+    "any": (None, nth.CustomLoss(pseudo_huber)),
 }
 
 
@@ -179,8 +180,8 @@ def flow_to(dynamics, t):
 
 def assert_forms_agree(network, problem, order, t, **options: Any):
     """At level p and time t, where f̃ is no longer f₀ and K⁽ᵖ⁾ is not 0."""
-    formed = nth.kernels(network, problem, order, **options)
-    free = nth.MatrixFreeHierarchy(network, problem, order, **options)
+    formed = nth.kernels(network, problem, order=order, **options)
+    free = nth.MatrixFreeHierarchy(network, problem, order=order, **options)
     dense = nth.DenseHierarchy(formed, problem)
     (ours, _), (expected, _) = flow_to(free, t), flow_to(dense, t)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-8)
@@ -220,7 +221,7 @@ KINDS: dict[str, tuple[Any, int, Any]] = {
 def test_equals_the_tensor_form_on_any_network(kind):
     network, order, way = KINDS[kind]
     problem = make_problem(2, 1, 4)
-    assert nth.MatrixFreeHierarchy(network, problem, order).coefficients is way
+    assert nth.MatrixFreeHierarchy(network, problem, order=order).coefficients is way
     assert_forms_agree(network, problem, order, 0.3)
 
 
@@ -233,7 +234,9 @@ def test_equals_the_tensor_form_with_frozen_parts():
 def test_what_is_frozen_stays():
     network = make_network(3, 2)
     spec = only(network, lambda net: net.weights[0])
-    hierarchy = nth.MatrixFreeHierarchy(network, make_problem(), 3, filter_spec=spec)
+    hierarchy = nth.MatrixFreeHierarchy(
+        network, make_problem(), order=3, filter_spec=spec
+    )
     for rate in rates(hierarchy, random_state(hierarchy)).steps:
         assert [leaf.shape for leaf in jax.tree.leaves(rate)] == [(3, 3)]
 
@@ -291,11 +294,13 @@ def test_blocks_change_nothing(order):
     problem = make_problem(4, 3)
     network = Direction(jax.random.normal(KEY, (3, 3)))
     assert jnp.isnan(network(jnp.zeros(3)))
-    whole = nth.MatrixFreeHierarchy(network, problem, order, block_size=7)
+    whole = nth.MatrixFreeHierarchy(network, problem, order=order, block_size=7)
     state = random_state(whole)
     expected = rates(whole, state), whole.outputs(state)
     for block_size in (1, 3):  # 3 divides neither 4 nor 7
-        parts = nth.MatrixFreeHierarchy(network, problem, order, block_size=block_size)
+        parts = nth.MatrixFreeHierarchy(
+            network, problem, order=order, block_size=block_size
+        )
         ours = rates(parts, state), eqx.filter_jit(parts.outputs)(state)
         assert_trees_close(ours, expected, 1e-12)
 
@@ -305,7 +310,8 @@ def test_blocks_of_labels_change_nothing():
     problem = make_problem(4, 1, outputs=3, loss=nth.SoftmaxCrossEntropy())
     network = make_network(3, 1, outputs=3)
     whole, parts = (
-        nth.MatrixFreeHierarchy(network, problem, 3, block_size=size) for size in (4, 3)
+        nth.MatrixFreeHierarchy(network, problem, order=3, block_size=size)
+        for size in (4, 3)
     )
     state = random_state(whole)
     assert_trees_close(rates(parts, state), rates(whole, state), 1e-12)
@@ -318,7 +324,7 @@ def test_default_blocks_fit_the_budget(monkeypatch):
     problem, network = make_problem(4, 1), make_network(3, 1)
 
     def size():
-        return nth.MatrixFreeHierarchy(network, problem, 2).block_size
+        return nth.MatrixFreeHierarchy(network, problem, order=2).block_size
 
     assert size() == 4
     sizes = []
@@ -337,11 +343,11 @@ def test_new_points_after_the_solve(solved):
     """What they would have been told, had they been test points from the start."""
     x_new = make_problem(1, 4, seed=7).x_test
     asked = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
-    dense = nth.DenseHierarchy(nth.kernels(NETWORK, asked, 3), asked)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, asked, order=3), asked)
     expected, _ = flow_to(dense, TS[-1])
     state = solved["matrix-free"].state
     for block_size in (4, 3, 1):
-        free = nth.MatrixFreeHierarchy(NETWORK, SMALL, 3, block_size=block_size)
+        free = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=3, block_size=block_size)
         told = free.predict(state, x_new)
         np.testing.assert_allclose(told, expected[3:], atol=1e-7)
     np.testing.assert_allclose(free.predict(state, x_new[:1]), told[:1], atol=1e-12)
@@ -363,7 +369,7 @@ def test_new_points_after_the_solve(solved):
 )
 def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    hierarchy = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), 2)
+    hierarchy = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), order=2)
     with pytest.raises(ValueError, match=words):
         hierarchy.predict(hierarchy.initial_state(), x_new)
 
@@ -380,17 +386,17 @@ def test_a_state_of_another_solve_is_refused(options, state_of, words):
     """Two coefficients could be those of order 3, or of order 2 and weight decay."""
     made = {"network": NETWORK, "order": 3, **state_of}
     state = nth.MatrixFreeHierarchy(
-        made.pop("network"), SMALL, made.pop("order"), **made
+        made.pop("network"), SMALL, order=made.pop("order"), **made
     ).initial_state()
-    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 3, **options)
+    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=3, **options)
     with pytest.raises(ValueError, match=words):
         hierarchy.predict(state, SMALL.x_train)
 
 
 def test_a_state_that_is_none_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, 2)
-    dense = nth.DenseHierarchy(nth.kernels(NETWORK, SMALL, 2), SMALL)
+    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=2)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, SMALL, order=2), SMALL)
     states: Any = (None, dense.initial_state(), hierarchy.params, (hierarchy.params,))
     for state in states:
         with pytest.raises(ValueError, match=r"state must be .* Solution\.state"):
@@ -443,11 +449,11 @@ def test_outputs_are_linear_in_iterated_integrals(outputs, order):
     loss = None if outputs is None else nth.SoftmaxCrossEntropy()
     problem = make_problem(3, 2, outputs=outputs, loss=loss)
     network = make_network(3, 1, outputs=outputs)
-    formed = nth.kernels(network, problem, order)
+    formed = nth.kernels(network, problem, order=order)
     train_rows = nth.Kernels(tuple(kernel[:3] for kernel in formed))
     without = nth.Problem(problem.x_train, problem.y_train, loss=problem.loss)
     told, integrals = flow_to(IteratedIntegrals(without, formed=train_rows), 2.0)
-    expected, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order), 2.0)
+    expected, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order=order), 2.0)
     np.testing.assert_allclose(told, expected[:3], atol=1e-8)
     told = read_out(formed, integrals)
     np.testing.assert_allclose(told, expected, atol=1e-8)
@@ -467,7 +473,7 @@ def test_higher_levels_come_closer():
     truth, _ = flow_to(nth.GradientFlow(network, problem), 0.2)
     errors = []
     for order in (2, 3, 4):
-        ours, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order), 0.2)
+        ours, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order=order), 0.2)
         errors.append(np.max(np.abs(ours - truth)))
     ratios = np.divide(errors[1:], errors[:-1])
     assert np.all(ratios < 0.3), errors
@@ -483,20 +489,20 @@ def points(n):
 
 def chosen(network, problem, order, method: Any = "auto"):
     """What `nth.solve` goes on to integrate."""
-    spec = eqx.is_inexact_array
-    return front.hierarchies(network, problem, [order], method, spec)[order].method
+    own = trainable(network, problem, eqx.is_inexact_array)
+    return front.hierarchies(own, [order], method)[order].method
 
 
 def test_auto_is_dense_for_few_points():
     network = make_network(64, 2)
     for order in (2, 3):
-        assert nth.cheaper_method(network, SMALL, order) == "dense"
+        assert nth.cheaper_method(network, SMALL, order=order) == "dense"
         assert chosen(network, SMALL, order) == "dense"
 
 
 def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
     monkeypatch.setattr(front, "available_bytes", lambda: 100)
-    assert nth.cheaper_method(NETWORK, SMALL, 2) == "matrix-free"
+    assert nth.cheaper_method(NETWORK, SMALL, order=2) == "matrix-free"
     assert chosen(NETWORK, SMALL, 2) == "matrix-free"
     for asked in ("dense", "matrix-free"):
         assert chosen(NETWORK, SMALL, 2, asked) == asked
@@ -507,7 +513,8 @@ def test_auto_turns_matrix_free_once_and_sooner_at_higher_levels():
     dense = {}
     for order in (2, 3, 4):
         names = [
-            nth.cheaper_method(network, points(n), order) for n in 3 ** np.arange(8)
+            nth.cheaper_method(network, points(n), order=order)
+            for n in 3 ** np.arange(8)
         ]
         few = dense[order] = names.count("dense")
         assert names == ["dense"] * few + ["matrix-free"] * (8 - few)
@@ -519,7 +526,7 @@ def test_rates_within_an_array_turn_auto_matrix_free_sooner():
     network = make_network(64, 2, 2)
     rates = jax.tree.map(jnp.ones_like, eqx.filter(network, eqx.is_inexact_array))
     layerwise, generic = (
-        nth.cheaper_method(network, points(27), 3, learning_rates=given)
+        nth.cheaper_method(network, points(27), order=3, learning_rates=given)
         for given in (2.0, rates)
     )
     assert (layerwise, generic) == ("dense", "matrix-free")
@@ -528,7 +535,7 @@ def test_rates_within_an_array_turn_auto_matrix_free_sooner():
 def test_auto_takes_many_points_without_forming_a_kernel():
     """K⁽⁴⁾ on 2000 points is 128 TB: to ask is to be told at once, or never."""
     network, problem = make_network(3, 1, 2), points(2000)
-    assert nth.cheaper_method(network, problem, 4) == "matrix-free"
+    assert nth.cheaper_method(network, problem, order=4) == "matrix-free"
     assert chosen(network, problem, 4) == "matrix-free"
 
 
@@ -556,7 +563,9 @@ def test_gradient_of_a_solve_with_respect_to_a_weight_scale():
     """At level 2: above it jet is differentiated too, as in the next test."""
 
     def hierarchy(scale):
-        return nth.MatrixFreeHierarchy(make_network(4, 1, sigma_w=scale), SMALL, 2)
+        return nth.MatrixFreeHierarchy(
+            make_network(4, 1, sigma_w=scale), SMALL, order=2
+        )
 
     def total(scale):
         return jnp.sum(nth.integrate(hierarchy(scale), TS[-1:]).test)
@@ -575,7 +584,7 @@ def test_gradient_of_a_rate_with_respect_to_a_weight_scale(activation):
     @jax.jit
     def total(scale):
         network = make_network(4, 1, sigma_w=scale, activation=activation)
-        hierarchy = nth.MatrixFreeHierarchy(network, SMALL, 3)
+        hierarchy = nth.MatrixFreeHierarchy(network, SMALL, order=3)
         rate = hierarchy.vector_field(NOW, random_state(hierarchy), None)
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(rate))
 
@@ -596,7 +605,7 @@ def test_float32_stays_float32_and_is_close():
     )
     arrays = [ours.ts, ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
     assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
-    expected, _ = flow_to(nth.MatrixFreeHierarchy(NETWORK, SMALL, 2), TS[-1])
+    expected, _ = flow_to(nth.MatrixFreeHierarchy(NETWORK, SMALL, order=2), TS[-1])
     found = jnp.concatenate([ours.train[0], ours.test[0]])
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -604,10 +613,10 @@ def test_float32_stays_float32_and_is_close():
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_float32_through_blocks_and_either_way(activation):
     network = make_network(4, 1, activation=activation)
-    hierarchy = nth.MatrixFreeHierarchy(network, SMALL, 3, block_size=1)
+    hierarchy = nth.MatrixFreeHierarchy(network, SMALL, order=3, block_size=1)
     state = random_state(hierarchy)
     small = nth.MatrixFreeHierarchy(
-        as_float32(network), as_float32(SMALL), 3, block_size=1
+        as_float32(network), as_float32(SMALL), order=3, block_size=1
     )
     ours = rates(small, as_float32(state)), small.outputs(as_float32(state))
     expected = rates(hierarchy, state), hierarchy.outputs(state)

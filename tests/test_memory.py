@@ -13,19 +13,22 @@ import nth
 from nth._network import memory as _memory
 
 NETWORK, PROBLEM = make_network(4, 1), make_problem(4, 2)
-KERNELS = nth.kernels(NETWORK, PROBLEM, 4)
-SERIES = nth.MatrixFreeHierarchy(NETWORK, PROBLEM, 3)
+KERNELS = nth.kernels(NETWORK, PROBLEM, order=4)
+SERIES = nth.MatrixFreeHierarchy(NETWORK, PROBLEM, order=3)
 INFINITE = nth.infinite.kernels(PROBLEM.x, depth=1)
 TS = np.linspace(0.0, 1.0, 500)
 KEY = jax.random.key(0)
 
 CALLS = {
-    "kernels": (lambda: nth.kernels(NETWORK, PROBLEM, 4), "order: .*"),
+    "kernels": (lambda: nth.kernels(NETWORK, PROBLEM, order=4), "order: .*"),
     "contract": (
-        lambda: nth.contract(NETWORK, PROBLEM, 4, [None, None, jnp.ones(4)]),
+        lambda: nth.contract(NETWORK, PROBLEM, [None, None, jnp.ones(4)], order=4),
         "vectors: .* Give vectors for more of the slots",
     ),
-    "project": (lambda: nth.project(NETWORK, PROBLEM, 4, 4), "modes: .*fewer modes"),
+    "project": (
+        lambda: nth.project(NETWORK, PROBLEM, 4, order=4),
+        "modes: .*fewer modes",
+    ),
     "layer_kernels": (lambda: nth.layer_kernels(NETWORK, PROBLEM), "problem: "),
     "spectrum": (lambda: nth.spectrum(KERNELS), "kernels: .*nth.project"),
     "displacement": (

@@ -109,7 +109,7 @@ def test_dropout_that_is_off_is_accepted(problem):
     key = jax.random.key(0)
     layers = [eqx.nn.Linear(3, "scalar", key=key), eqx.nn.Dropout(0.5)]
     network = eqx.nn.inference_mode(eqx.nn.Sequential(layers))
-    assert nth.kernels(network, problem, 2)[2].shape == (6, 4)
+    assert nth.kernels(network, problem, order=2)[2].shape == (6, 4)
 
 
 def test_one_key_gives_one_network():

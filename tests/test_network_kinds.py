@@ -74,14 +74,14 @@ def test_kernels(make, tmp_path):
     case = make()
     network, problem, options = case.network, case.problem, case.options
     _, jacobian, theta, f, J, K = reference(case)
-    formed = nth.kernels(network, problem, 3, **options)
+    formed = nth.kernels(network, problem, order=3, **options)
     close(formed[1], f)
     close(formed[2], K)
     close(formed[3], third(jacobian, theta, J))
     close(sum(nth.layer_kernels(network, problem, **options).values()), K)
     v = jnp.asarray([0.3, -1.0, 0.7])
-    close(nth.contract(network, problem, 2, [v], **options), K @ v)
-    projection = nth.project(network, problem, 2, 2, **options)
+    close(nth.contract(network, problem, [v], order=2, **options), K @ v)
+    projection = nth.project(network, problem, 2, order=2, **options)
     close(projection.eigenvalues, jnp.linalg.eigvalsh(K[:3])[::-1][:2])
     formed.save(tmp_path / "k.npz", network, problem, **options)
     loaded = nth.Kernels.load(tmp_path / "k.npz", network, problem, **options)
@@ -110,13 +110,13 @@ def test_level_two(make):
     for method in ("dense", "matrix-free"):
         ours = nth.solve(network, problem, [T], order=2, method=method, **options)
         close(ours.train[0], expected, atol=1e-6)
-    level = nth.MatrixFreeHierarchy(network, problem, 2, **options)
+    level = nth.MatrixFreeHierarchy(network, problem, order=2, **options)
     path = nth.spectrum_along(level, [0.0, T], 2)
     eigenvalues = np.linalg.eigvalsh(K[:3])[::-1]
     close(path.eigenvalues, np.stack([eigenvalues[:2]] * 2), atol=1e-8)
     flow = nth.GradientFlow(network, problem, **options)
     close(nth.kernel_along(flow, [0.0]).start, K)
-    linear = nth.TaylorizedFlow(network, problem, 1, **options)
+    linear = nth.TaylorizedFlow(network, problem, degree=1, **options)
     close(nth.integrate(linear, [T]).train[0], expected, atol=1e-6)
     moved = nth.displacement(network, problem, [T], **options)
     moved = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], moved))[0]
@@ -172,7 +172,7 @@ def test_custom_vjp():
     case = custom_vjp()
     network, problem = case.network, case.problem
     _, _, _, f, _, K = reference(case)
-    close(nth.kernels(network, problem, 2)[2], K)
+    close(nth.kernels(network, problem, order=2)[2], K)
     close(
         nth.max_learning_rate(network, problem), 6 / np.linalg.eigvalsh(K[:3])[-1], 1e-7
     )
@@ -184,14 +184,14 @@ def test_custom_vjp():
         nth.gradient_descent(network, problem, [1], nth.GradientDescent(0.1)).loss
     )
     refused = (
-        lambda: nth.kernels(network, problem, 3),
+        lambda: nth.kernels(network, problem, order=3),
         lambda: nth.solve(network, problem, [T], order=2, method="matrix-free"),
         lambda: nth.solve_discrete(
             network, problem, [1], nth.GradientDescent(0.1), order=2
         ),
-        lambda: nth.TaylorizedFlow(network, problem, 1),
-        lambda: nth.contract(network, problem, 2, [Y]),
-        lambda: nth.project(network, problem, 3, 1),
+        lambda: nth.TaylorizedFlow(network, problem, degree=1),
+        lambda: nth.contract(network, problem, [Y], order=2),
+        lambda: nth.project(network, problem, 1, order=3),
         lambda: nth.theory.laziness(network, problem),
     )
     for call in refused:
@@ -219,7 +219,7 @@ def test_a_network_without_a_gradient_is_refused(apply):
     network = nth.from_apply(apply, draw(3))
     problem = nth.Problem(X[:3], Y)
     for call in (
-        lambda: nth.kernels(network, problem, 2),
+        lambda: nth.kernels(network, problem, order=2),
         lambda: nth.gradient_flow(network, problem, [1.0]),
         lambda: nth.max_learning_rate(network, problem),
     ):
@@ -241,7 +241,7 @@ def test_a_batch_that_mixes_points_is_refused():
     network = nth.from_apply(mixed, params, batched=True)
     for problem in (nth.Problem(X[:3], Y, X[3:]), nth.Problem(X[:1], Y[:1])):
         with pytest.raises(ValueError, match="with batched=True it is no function of"):
-            nth.kernels(network, problem, 2)
+            nth.kernels(network, problem, order=2)
 
 
 def test_a_batched_function_of_one_size_is_refused():
@@ -250,7 +250,7 @@ def test_a_batched_function_of_one_size_is_refused():
 
     network = nth.from_apply(apply, draw(3), batched=True)
     with pytest.raises(ValueError, match="network failed on a batch of 3 points"):
-        nth.kernels(network, nth.Problem(X[:3], Y), 2)
+        nth.kernels(network, nth.Problem(X[:3], Y), order=2)
 
 
 def test_nnx_in_training_mode_is_refused():
@@ -258,7 +258,7 @@ def test_nnx_in_training_mode_is_refused():
     problem = nth.Problem(x[:3], Y.astype(jnp.float32))
     network: Any = NNXNet(nnx.Rngs(0), jnp.float32)
     with pytest.raises(ValueError, match=r"changes its own variables.*network\.eval"):
-        nth.kernels(network, problem, 2)
+        nth.kernels(network, problem, order=2)
     network.norm.use_running_average = True  # dropout alone
     with pytest.raises(ValueError, match=r"changes its own variables.*network\.eval"):
         nth.gradient_flow(network, problem, [1.0])
@@ -268,14 +268,14 @@ def test_statistics_that_would_be_trained_are_named():
     problem = nth.Problem(X[:3], Y)
     linen = nth.from_apply(LinenNet().apply, linen_variables())
     with pytest.warns(UserWarning, match=r"batch_stats'\]\['BatchNorm_0'\]\['mean'\]"):
-        nth.kernels(linen, problem, 2)
+        nth.kernels(linen, problem, order=2)
     with pytest.warns(UserWarning, match=r"\.state would be trained"):
-        nth.kernels(with_statistics(), problem, 2)
+        nth.kernels(with_statistics(), problem, order=2)
 
 
 def test_a_flax_module_without_its_variables():
     with pytest.raises(ValueError, match=r"no trainable array.*nth\.from_apply"):
-        nth.kernels(cast(Any, LinenNet()), nth.Problem(X[:3], Y), 2)
+        nth.kernels(cast(Any, LinenNet()), nth.Problem(X[:3], Y), order=2)
 
 
 def test_nnx_parameters_are_traced():
@@ -287,10 +287,10 @@ def test_nnx_parameters_are_traced():
 
     def trace_of(params, rest):
         own = nth.from_apply(lambda p, x: nnx.merge(graphdef, p, rest)(x), params)
-        return jnp.trace(nth.kernels(own, problem, 2)[2])
+        return jnp.trace(nth.kernels(own, problem, order=2)[2])
 
     value, slope = jax.jit(jax.value_and_grad(trace_of))(params, rest)
-    close(value, jnp.trace(nth.kernels(network, problem, 2)[2]))
+    close(value, jnp.trace(nth.kernels(network, problem, order=2)[2]))
     direction = jax.tree.map(jnp.ones_like, params)
     h = 1e-6
     up, down = (

@@ -49,13 +49,13 @@ def integrated(kernels, problem, ts):
 def case():
     """A problem, and the kernels of a network on it."""
     problem = make_problem(3, 1)
-    return problem, nth.kernels(make_network(), problem, 4)
+    return problem, nth.kernels(make_network(), problem, order=4)
 
 
 @pytest.mark.parametrize("outputs", [None, 2])
 def test_solves_the_perturbation_equations(outputs):
     problem = make_problem(3, 1, outputs=outputs)
-    kernels = nth.kernels(make_network(outputs=outputs), problem, 4)
+    kernels = nth.kernels(make_network(outputs=outputs), problem, order=4)
     closed = nth.perturbative(kernels, problem, TS)
     expected, ntk = integrated(kernels, problem, TS)
     np.testing.assert_allclose(closed.train, expected[:, :3], atol=1e-10)
@@ -82,7 +82,7 @@ def test_rates_that_coincide_or_vanish(case):
     twice = nth.Problem(x, problem.y_train, problem.x_test)
     equal = jnp.concatenate([jnp.eye(3), plain[2][3:]])
     alike = nth.Kernels((plain[1], equal, plain[3], plain[4]))
-    singular = nth.kernels(make_network(), twice, 4)
+    singular = nth.kernels(make_network(), twice, order=4)
     for points, kernels in ((twice, singular), (problem, alike)):
         closed = nth.perturbative(kernels, points, TS)
         expected, ntk = integrated(kernels, points, TS)
@@ -99,7 +99,7 @@ def test_two_layer_linear_network():
     kernels = nth.kernels(
         make_network(5, 1, d=1, activation="linear"),
         problem := nth.Problem(np.ones((1, 1)), np.zeros(1)),
-        4,
+        order=4,
     )
     f, rate = float(kernels[1][0]), float(kernels[2][0, 0])
     third, fourth = 4 * f / 5, 4 * rate / 5
@@ -137,7 +137,7 @@ def test_differs_from_level_4_by_a_higher_order_in_the_width():
     def one(width):
         def sizes(key):
             network = nth.MLP(3, width, 1, key=key)
-            kernels = nth.kernels(network, problem, 4)
+            kernels = nth.kernels(network, problem, order=4)
             closed = nth.perturbative(kernels, problem, ts)
             first = nth.closed_form(kernels, problem, ts)
             dynamics = nth.DenseHierarchy(kernels, problem)
@@ -187,6 +187,6 @@ def test_errors(case):
         nth.perturbative(bad, problem, TS)
     x = problem.x_train.at[1].set(problem.x_train[0])
     twice = nth.Problem(x, problem.y_train)
-    kernels = nth.kernels(make_network(), twice, 4)
+    kernels = nth.kernels(make_network(), twice, order=4)
     with pytest.raises(ValueError, match=r"ts has inf, and the NTK .* is singular"):
         nth.perturbative(kernels, twice, [1.0, jnp.inf])

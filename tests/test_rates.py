@@ -56,17 +56,17 @@ def two_parameterisations():
 def test_standard_with_rescaled_rates_is_ntk():
     """Kernels, both forms of the flow, and both clocks' truth: equal, to rounding."""
     ntk, standard, rates = two_parameterisations()
-    theirs = nth.kernels(ntk, LABELS, 3)
-    ours = nth.kernels(standard, LABELS, 3, learning_rates=rates)
+    theirs = nth.kernels(ntk, LABELS, order=3)
+    ours = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
     for r in (1, 2, 3):
         np.testing.assert_allclose(ours[r], theirs[r], rtol=0, atol=1e-13)
-    assert not np.allclose(nth.kernels(standard, LABELS, 2)[2], theirs[2])
+    assert not np.allclose(nth.kernels(standard, LABELS, order=2)[2], theirs[2])
 
     def speed(network, **options):
         out = []
         for dynamics in (
             nth.GradientFlow(network, LABELS, **options),
-            nth.MatrixFreeHierarchy(network, LABELS, 2, **options),
+            nth.MatrixFreeHierarchy(network, LABELS, order=2, **options),
         ):
             state = dynamics.initial_state()
             rate = dynamics.vector_field(NOW, state, None)
@@ -101,12 +101,12 @@ def test_a_rate_of_zero_freezes():
     spec = eqx.tree_at(
         lambda net: net.weights, jax.tree.map(lambda _: False, network), (False, True)
     )
-    frozen = nth.kernels(network, SCALAR, 3, filter_spec=spec)
-    still = nth.kernels(network, SCALAR, 3, learning_rates=rates)
+    frozen = nth.kernels(network, SCALAR, order=3, filter_spec=spec)
+    still = nth.kernels(network, SCALAR, order=3, learning_rates=rates)
     for one, other in zip(still, frozen, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-14)
     # Rates go with what trains: those of frozen leaves are not asked for.
-    both = nth.kernels(network, SCALAR, 2, filter_spec=spec, learning_rates=2.0)
+    both = nth.kernels(network, SCALAR, order=2, filter_spec=spec, learning_rates=2.0)
     np.testing.assert_allclose(both[2], 2 * frozen[2], atol=1e-14)
 
 
@@ -118,7 +118,7 @@ def test_a_rate_may_be_an_array():
     rates = eqx.tree_at(
         lambda net: net.weights, jax.tree.map(lambda _: 1.0, network), (rows, 3.0)
     )
-    k = nth.kernels(network, SCALAR, 2, learning_rates=rates)[2]
+    k = nth.kernels(network, SCALAR, order=2, learning_rates=rates)[2]
 
     def jacobian(x):
         slope = eqx.filter_grad(lambda net: net(x))(network)
@@ -139,7 +139,7 @@ def test_decay_of_a_homogeneous_network_is_the_closed_form(depth, degree, truth)
     order, decay, last = 3, 0.3, 1.5
     network = make_network(3, depth, activation="relu")
     problem = make_problem(3, 1)
-    formed = nth.kernels(network, problem, order)
+    formed = nth.kernels(network, problem, order=order)
     shapes = [k.shape for k in formed]
     sizes = np.cumsum([0, *(k.size for k in formed)])
 
@@ -174,7 +174,7 @@ def test_window_of_decay_is_that_of_loss_and_penalty():
     solution = nth.solve(network, fitted, [0.0, 0.5, 1.0], order=2, weight_decay=0.1)
     assert np.all(np.diff(solution.loss) > 1e-4)
     assert np.isinf(solution.valid_until)
-    hierarchy = nth.MatrixFreeHierarchy(network, fitted, 2, weight_decay=0.1)
+    hierarchy = nth.MatrixFreeHierarchy(network, fitted, order=2, weight_decay=0.1)
     theta = jax.tree.leaves(hierarchy.params)
     penalty = 0.05 * sum(float(jnp.sum(leaf**2)) for leaf in theta)
     np.testing.assert_allclose(hierarchy.penalty(hierarchy.initial_state()), penalty)
@@ -186,13 +186,13 @@ def test_window_of_decay_is_that_of_loss_and_penalty():
 def test_critical_rate_is_that_of_the_ntk():
     """2n/λ_max(K⁽²⁾) for the squared error; the Hessian of the loss for another."""
     network = make_network(6, 2)
-    k = np.asarray(nth.kernels(network, SCALAR, 2)[2][:4])
+    k = np.asarray(nth.kernels(network, SCALAR, order=2)[2][:4])
     expected = 2 * 4 / np.linalg.eigvalsh(k).max()
     np.testing.assert_allclose(
         nth.max_learning_rate(network, SCALAR), expected, rtol=1e-10
     )
     pair = make_network(6, 2, outputs=2)
-    f, k = list(nth.kernels(pair, LABELS, 2))
+    f, k = list(nth.kernels(pair, LABELS, order=2))
     share = np.asarray(jax.nn.softmax(f[:3]))
     hessian = np.zeros((3, 2, 3, 2))
     for i, p in enumerate(share):
@@ -259,7 +259,7 @@ def test_catapult_map_is_the_network(share, phase, target):
     width = 64
     network = make_network(width, 1, 1, activation="linear")
     problem = nth.Problem(jnp.ones((1, 1)), jnp.full((1,), target))
-    f, ntk = (k.ravel()[0] for k in nth.kernels(network, problem, 2))
+    f, ntk = (k.ravel()[0] for k in nth.kernels(network, problem, order=2))
     critical = nth.max_learning_rate(network, problem)
     np.testing.assert_allclose(critical, 2 / ntk, rtol=1e-12)
     steps = 6 if phase == "divergent" else 60
@@ -271,7 +271,7 @@ def test_catapult_map_is_the_network(share, phase, target):
     np.testing.assert_allclose(found.loss, truth.loss, rtol=1e-8, atol=1e-8)
     trained = eqx.combine(truth.state, network)
     np.testing.assert_allclose(
-        found.ntk[-1], nth.kernels(trained, problem, 2)[2].ravel()[0], rtol=1e-8
+        found.ntk[-1], nth.kernels(trained, problem, order=2)[2].ravel()[0], rtol=1e-8
     )
     if phase == "catapult":
         assert np.max(found.loss) > 2 * found.loss[0]
@@ -364,19 +364,19 @@ SMALL = make_network(3, 1)
         ),
         (
             "learning_rates must be finite and at",
-            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates=-1.0),
+            lambda: nth.kernels(SMALL, SCALAR, order=2, learning_rates=-1.0),
         ),
         (
             "learning_rates must be a number, or a pytree",
-            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates=(1.0, 2.0)),
+            lambda: nth.kernels(SMALL, SCALAR, order=2, learning_rates=(1.0, 2.0)),
         ),
         (
             "learning_rates has a rate of shape (7,)",
-            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates=np.ones(7)),
+            lambda: nth.kernels(SMALL, SCALAR, order=2, learning_rates=np.ones(7)),
         ),
         (
             "learning_rates must hold real numbers",
-            lambda: nth.kernels(SMALL, SCALAR, 2, learning_rates="fast"),
+            lambda: nth.kernels(SMALL, SCALAR, order=2, learning_rates="fast"),
         ),
         (
             "rule: discrete training has no method 'dense'",

@@ -28,7 +28,7 @@ LOSSES = (
     nth.SquaredError(),
     nth.SoftmaxCrossEntropy(),
     nth.LogisticLoss(),
-    nth.Loss(jnp.subtract),
+    nth.CustomLoss(jnp.subtract),
 )
 
 
@@ -42,15 +42,17 @@ COPIES: dict[str, Callable[[Any], Any]] = {"pickle": pickled, "copy": copy.deepc
 @pytest.fixture(scope="module")
 def solution() -> nth.Solution:
     """That of the matrix-free hierarchy, whose state has the structure of networks."""
-    dynamics = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), 2)
-    return nth.integrate(dynamics, TS, watch=dynamics.outputs)
+    dynamics = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), order=2)
+    return nth.integrate(
+        dynamics, TS, save_fn=lambda t, state, args: dynamics.outputs(state)
+    )
 
 
 @pytest.fixture(scope="module")
 def results(solution: nth.Solution) -> dict[str, Any]:
     """An object of each public class of results."""
     network, problem = make_network(3, 1), make_problem()
-    kernels = nth.kernels(network, problem, 4)
+    kernels = nth.kernels(network, problem, order=4)
     infinite = nth.infinite.kernels(problem.x, depth=1)
     comparison = nth.Comparison(
         solution, {2: solution}, problem, jnp.ones(2), {"other": solution}
@@ -63,8 +65,8 @@ def results(solution: nth.Solution) -> dict[str, Any]:
         "Spectrum": nth.spectrum(kernels),
         "infinite": infinite,
         "Perturbation": nth.perturbative(kernels, problem, TS),
-        "dense": nth.DenseHierarchy(kernels, problem, 3),
-        "matrix-free": nth.MatrixFreeHierarchy(network, problem, 2),
+        "dense": nth.DenseHierarchy(kernels, problem, order=3),
+        "matrix-free": nth.MatrixFreeHierarchy(network, problem, order=2),
         "flow": nth.GradientFlow(network, problem),
         "rule": nth.GradientDescent(0.1, momentum=0.9),
         "Trajectory": nth.closed_form(kernels, problem, TS),
@@ -201,7 +203,7 @@ def test_copies_with_jitted_functions_have_one_fingerprint() -> None:
 def test_a_solution_comes_back(solution: nth.Solution, tmp_path: Path) -> None:
     solution.save(tmp_path / "solution.npz")
     state = nth.MatrixFreeHierarchy(
-        make_network(3, 1, seed=5), make_problem(), 2
+        make_network(3, 1, seed=5), make_problem(), order=2
     ).initial_state()
     for like in (state, jax.eval_shape(lambda: state)):
         again = nth.Solution.load(str(tmp_path / "solution.npz"), like)
@@ -247,19 +249,19 @@ def test_results_are_saved_by_name(solution: nth.Solution, tmp_path: Path) -> No
         nth.Solution.load(file)
 
 
-def test_states_and_watched_of_any_structure(
+def test_states_and_saved_of_any_structure(
     solution: nth.Solution, tmp_path: Path
 ) -> None:
     file = tmp_path / "solution.npz"
     one, two = jnp.arange(3.0), jnp.ones((3, 2), ml_dtypes.bfloat16)
-    other(solution, state=one, watched={"b": [one, None], "a": two}).save(file)
-    again = nth.Solution.load(file, watched_like={"b": [one, None], "a": two})
+    other(solution, state=one, saved={"b": [one, None], "a": two}).save(file)
+    again = nth.Solution.load(file, saved_like={"b": [one, None], "a": two})
     assert_equal(again.state, one)
-    assert_equal(again.watched, {"b": [one, None], "a": two})
+    assert_equal(again.saved, {"b": [one, None], "a": two})
     flat = nth.Solution.load(file)
-    assert_equal(flat.watched, (two, one))
-    other(solution, state=(), watched=None).save(file)
-    assert nth.Solution.load(file).watched is None
+    assert_equal(flat.saved, (two, one))
+    other(solution, state=(), saved=None).save(file)
+    assert nth.Solution.load(file).saved is None
 
 
 def test_solutions_of_several_networks(
@@ -298,8 +300,8 @@ def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -
     for like in ("abc", 3, [1.0, one]):
         with pytest.raises(ValueError, match="like must be a pytree of arrays"):
             nth.Solution.load(file, like)
-    with pytest.raises(ValueError, match="watched_like has not the arrays"):
-        nth.Solution.load(file, watched_like=(jnp.zeros(3),))
+    with pytest.raises(ValueError, match="saved_like has not the arrays"):
+        nth.Solution.load(file, saved_like=(jnp.zeros(3),))
 
 
 def test_files_that_are_no_solution(solution: nth.Solution, tmp_path: Path) -> None:
@@ -307,7 +309,7 @@ def test_files_that_are_no_solution(solution: nth.Solution, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"path: there is no file .*solution\.npz"):
         nth.Solution.load(file)
     network, problem = make_network(3, 1), make_problem()
-    nth.kernels(network, problem, 2).save(file, network, problem)
+    nth.kernels(network, problem, order=2).save(file, network, problem)
     with pytest.raises(ValueError, match=r"path: .*does not hold a solution"):
         nth.Solution.load(file)
     file.write_bytes(b"nothing")

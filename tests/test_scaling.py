@@ -81,7 +81,7 @@ def test_the_variance_of_the_ntk_falls_as_one_over_the_width():
 
     def measure(width, key):
         network = nth.MLP(3, width, 1, key=key)
-        return nth.kernels(network, problem, 2, progress=False)[2][0, 0]
+        return nth.kernels(network, problem, order=2, progress=False)[2][0, 0]
 
     found = scaling.sweep(measure, (4, 16, 64), 2000, key=KEY, batch_size=1000)
     law = scaling.fit(found.widths, found.values, statistic=np.var)

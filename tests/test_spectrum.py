@@ -17,7 +17,7 @@ import nth
 )
 def test_parts_are_gradients_by_one_array_and_sum_to_the_ntk(network, problem):
     parts = nth.layer_kernels(network, problem)
-    ntk = nth.kernels(network, problem, 2)[2]
+    ntk = nth.kernels(network, problem, order=2)[2]
     np.testing.assert_allclose(sum(parts.values()), ntk, rtol=1e-11)
 
     gradients = jax.vmap(eqx.filter_grad(lambda net, x: net(x)), (None, 0))
@@ -57,7 +57,7 @@ def test_nngp_is_the_covariance_over_fresh_last_layers(parameterization, problem
 def test_modes_relax_in_their_time_scales():
     problem = make_problem(3, 1, outputs=2)
     network = make_network(8, 1, outputs=2)
-    kernels = nth.kernels(network, problem, 2)
+    kernels = nth.kernels(network, problem, order=2)
     found = nth.spectrum(kernels)
     t = float(found.time_scales[1])
     solution = nth.integrate(nth.DenseHierarchy(kernels, problem), [0.0, t])
@@ -71,12 +71,12 @@ def test_modes_relax_in_their_time_scales():
 
 def test_a_zero_eigenvalue_takes_for_ever():
     problem = nth.Problem(jnp.ones((2, 3)), jnp.ones(2))  # one point, twice
-    found = nth.spectrum(nth.kernels(make_network(), problem, 2))
+    found = nth.spectrum(nth.kernels(make_network(), problem, order=2))
     assert found.time_scales[1] == jnp.inf
-    rows = nth.kernels(make_network(), problem, 2, rows=[0])
+    rows = nth.kernels(make_network(), problem, order=2, rows=[0])
     with pytest.raises(ValueError, match=r"formed with rows=\.\.\."):
         nth.spectrum(rows)
-    kernels = nth.kernels(make_network(), problem, 2)
+    kernels = nth.kernels(make_network(), problem, order=2)
     bad = nth.Kernels((kernels[1], kernels[2].at[1, 1].set(jnp.nan)))
     with pytest.raises(ValueError, match="kernels have NaN or infinite entries"):
         nth.spectrum(bad)

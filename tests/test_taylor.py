@@ -231,7 +231,7 @@ def test_without_jet(monkeypatch):
     network = TAYLOR["tanh"]
 
     def rates():
-        hierarchy = nth.MatrixFreeHierarchy(network, problem, 3)
+        hierarchy = nth.MatrixFreeHierarchy(network, problem, order=3)
         state = SeriesState(None, tuple(random_steps(hierarchy.params)[:2]))
         rate = eqx.filter_jit(hierarchy.vector_field)(jnp.zeros(()), state, None)
         return hierarchy.coefficients, (rate, hierarchy.outputs(state))

@@ -13,7 +13,7 @@ TS = np.array([0.0, 0.5, 3.0])
 def test_degree_1_is_level_2_on_outputs():
     problem = make_problem(4, 2, outputs=2, loss=nth.SoftmaxCrossEntropy())
     network = make_network(4, 1, outputs=2)
-    linear = nth.integrate(nth.TaylorizedFlow(network, problem, 1), TS)
+    linear = nth.integrate(nth.TaylorizedFlow(network, problem, degree=1), TS)
     level = nth.solve(network, problem, TS, order=2, method="dense")
     np.testing.assert_allclose(linear.train, level.train, atol=1e-6)
     np.testing.assert_allclose(linear.test, level.test, atol=1e-6)
@@ -23,7 +23,7 @@ def test_degree_1_is_level_2_on_outputs():
 def test_a_polynomial_network_is_its_own_polynomial(problem):
     """A linear network of two layers is of degree 2 in θ: degree 2 is the truth."""
     network = make_network(4, 1, activation="linear")
-    quadratic = nth.integrate(nth.TaylorizedFlow(network, problem, 2), TS)
+    quadratic = nth.integrate(nth.TaylorizedFlow(network, problem, degree=2), TS)
     truth = nth.gradient_flow(network, problem, TS)
     np.testing.assert_allclose(quadratic.test, truth.test, atol=2e-6)
     level = nth.solve(network, problem, TS, order=3, method="dense")
@@ -38,7 +38,7 @@ def test_degree_d_is_exact_to_order_d_and_is_not_level_d_plus_1():
     problem, network = make_problem(4, 2), make_network(4, 1)
     ts = np.array([0.0, 0.05, 0.1])
     truth = nth.gradient_flow(network, problem, ts).test
-    taylor = nth.integrate(nth.TaylorizedFlow(network, problem, 2), ts).test
+    taylor = nth.integrate(nth.TaylorizedFlow(network, problem, degree=2), ts).test
     level = nth.solve(network, problem, ts, order=3, method="dense").test
     errors = jnp.linalg.norm(taylor - truth, axis=1)
     slope = jnp.log2(errors[2] / errors[1])
@@ -48,7 +48,7 @@ def test_degree_d_is_exact_to_order_d_and_is_not_level_d_plus_1():
 
 def test_compared_beside_the_levels(problem):
     network = make_network(4, 1)
-    models = {"Taylorised 2": nth.TaylorizedFlow(network, problem, 2)}
+    models = {"Taylorised 2": nth.TaylorizedFlow(network, problem, degree=2)}
     comparison = nth.compare(network, problem, TS, [2], models=models, method="dense")
     alone = nth.integrate(models["Taylorised 2"], TS)
     difference = np.asarray(alone.test - comparison.truth.test)
@@ -67,7 +67,7 @@ def test_float32():
     arrays = (problem.x_train, problem.y_train, problem.x_test)
     single = nth.Problem(*(jnp.asarray(a, jnp.float32) for a in arrays))
     network = make_network(4, 1, dtype=jnp.float32)
-    flow = nth.integrate(nth.TaylorizedFlow(network, single, 2), TS[:2])
+    flow = nth.integrate(nth.TaylorizedFlow(network, single, degree=2), TS[:2])
     assert flow.test.dtype == jnp.float32
     assert jnp.all(jnp.isfinite(flow.test))
     assert flow.valid_until == jnp.inf
@@ -76,10 +76,10 @@ def test_float32():
 def test_errors(problem):
     network = make_network(4, 1)
     with pytest.raises(ValueError, match="degree must be at least 1; got 0"):
-        nth.TaylorizedFlow(network, problem, 0)
-    other = nth.TaylorizedFlow(network, make_problem(4, 2, seed=1), 2)
+        nth.TaylorizedFlow(network, problem, degree=0)
+    other = nth.TaylorizedFlow(network, make_problem(4, 2, seed=1), degree=2)
     with pytest.raises(ValueError, match="has another x_train than problem"):
         nth.compare(network, problem, TS, [2], models={"other": other})
-    same = nth.TaylorizedFlow(network, problem, 2)
+    same = nth.TaylorizedFlow(network, problem, degree=2)
     with pytest.raises(ValueError, match=r"named by strings other than .truth."):
         nth.compare(network, problem, TS, [2], models={"truth": same})

@@ -20,7 +20,8 @@ def test_bounds_of_derivatives_are_the_known_ones():
     tanh = theory.check_activation("tanh")
     np.testing.assert_allclose(tanh.bounds[:3], [1, 4 / 27**0.5, 2], rtol=1e-3)
     one, three = (
-        theory.check_activation(nth.softplus(a), 1, cells=4000) for a in (1.0, 3.0)
+        theory.check_activation(nth.softplus(a), order=1, cells=4000)
+        for a in (1.0, 3.0)
     )
     ratios = three.bounds / one.bounds
     np.testing.assert_allclose(ratios, [1, 3, 9], rtol=1e-3)
@@ -35,7 +36,7 @@ def test_activations_that_do_not_satisfy_it():
     cubic = theory.check_activation(lambda x: jnp.abs(x) ** 3)
     assert not cubic.smooth
     assert cubic.bounded == (False, False, True, True, True)
-    slow = theory.check_activation(lambda x: x * jnp.log1p(x**2), 1)
+    slow = theory.check_activation(lambda x: x * jnp.log1p(x**2), order=1)
     assert slow.smooth
     assert slow.bounded == (False, True, True)
     assert not slow.holds
@@ -73,13 +74,13 @@ def test_singular_values_of_some_sets():
         for s in itertools.combinations(range(30), 2)
     )
     assert check.smallest[1] == pytest.approx(exact)
-    whole = theory.check_data(x, 1, samples=5000)  # C(30, 3) = 4060
+    whole = theory.check_data(x, order=1, samples=5000)  # C(30, 3) = 4060
     assert whole.exact[2]
     assert whole.smallest[2] <= check.smallest[2]
 
 
 def test_bounds_are_those_of_the_paper(problem):
-    formed = nth.kernels(make_network(8, 1), problem, 2)
+    formed = nth.kernels(make_network(8, 1), problem, order=2)
     smallest = float(np.linalg.eigvalsh(np.asarray(formed[2][:4]))[0])
     found = theory.bounds(formed, 1e6, largest_order=4)
     assert found.smallest_eigenvalue == pytest.approx(smallest)
@@ -102,7 +103,7 @@ def test_bounds_are_those_of_the_paper(problem):
 
 
 def test_order_for_is_the_least_level_whose_bound_is_small_enough(problem):
-    formed = nth.kernels(make_network(8, 1), problem, 2)
+    formed = nth.kernels(make_network(8, 1), problem, order=2)
     found = theory.bounds(formed, 1e6, largest_order=6)
     # Eq. 18 at t = 9 < n/λ, n = 4: 10 · 9^{p-1} · 2 · 9 / 10^{3p}.
     scale = {p: 20 * 9.0**p / 1e3**p for p in (2, 4, 6)}
@@ -125,14 +126,14 @@ def test_order_for_is_the_least_level_whose_bound_is_small_enough(problem):
 
 
 def test_bounds_at_the_ends_of_floating_point(problem):
-    found = theory.bounds(nth.kernels(make_network(8, 1), problem, 2), 1e6)
+    found = theory.bounds(nth.kernels(make_network(8, 1), problem, order=2), 1e6)
     assert found.error(4, 1e200) == np.inf
     assert found.time(10.0) == 0  # n = 4 is below 10 from the start
     assert found.width_for(2, 0.1, 10.0) == 0
 
 
 def test_the_logarithm_that_the_theorem_leaves_free(problem):
-    formed = nth.kernels(make_network(8, 1), problem, 2)
+    formed = nth.kernels(make_network(8, 1), problem, order=2)
     plain, with_log = (theory.bounds(formed, 1e4, log_power=p) for p in (0.0, 2.0))
     m = with_log.width_to_converge(0.1)
     assert m / np.log(m) ** 2 == pytest.approx(plain.width_to_converge(0.1))
@@ -178,7 +179,7 @@ def test_laziness_in_closed_form(dtype):
 
 def test_motion_by_its_definitions():
     problem = make_problem(3, 1, outputs=2)
-    formed = nth.kernels(make_network(4, 1, outputs=2), problem, 3)
+    formed = nth.kernels(make_network(4, 1, outputs=2), problem, order=3)
     path = nth.kernel_along(nth.DenseHierarchy(formed, problem), [0.0, 2.0])
     found = theory.motion(path, problem)
     start, (first, last) = map(np.asarray, path.on_train())
@@ -207,10 +208,10 @@ def test_bad_input_is_told(problem):
     with pytest.raises(ValueError, match=r"x must have shape \(n, \*in\)"):
         theory.check_data(np.ones(3))
     vector = make_problem(2, 0, outputs=2)
-    formed = nth.kernels(make_network(4, 1, outputs=2), vector, 2)
+    formed = nth.kernels(make_network(4, 1, outputs=2), vector, order=2)
     with pytest.raises(ValueError, match="the theorems of a scalar network"):
         theory.bounds(formed, 100)
-    scalar = nth.kernels(make_network(4, 1), problem, 2)
+    scalar = nth.kernels(make_network(4, 1), problem, order=2)
     with pytest.raises(ValueError, match="width must be at least 3"):
         theory.bounds(scalar, 2)
     labels = make_problem(2, 0, outputs=2, loss=nth.SoftmaxCrossEntropy())
@@ -221,10 +222,10 @@ def test_bad_input_is_told(problem):
 def test_high_derivatives_are_those_of_sine():
     """Every derivative of sin has the bound 1, also the 25th of the highest order."""
     np.testing.assert_allclose(
-        theory.check_activation("sin", 12).bounds, np.ones(25), rtol=1e-4
+        theory.check_activation("sin", order=12).bounds, np.ones(25), rtol=1e-4
     )
     with pytest.raises(ValueError, match="order must be at most 4 for this activation"):
-        theory.check_activation("softplus", 5)
+        theory.check_activation("softplus", order=5)
 
 
 # ---------------------------------------------------------------- the catapult's phase

@@ -35,7 +35,7 @@ def test_jit_and_vmap_over_keys_equal_a_loop(problem):
 
 
 def test_vmap_over_targets_shares_kernels(problem):
-    formed = nth.kernels(make_network(4, 1), problem, 3)
+    formed = nth.kernels(make_network(4, 1), problem, order=3)
 
     def one(y):
         other = eqx.tree_at(lambda p: p.y_train, problem, y)
@@ -87,7 +87,7 @@ def test_nan_under_jit_is_said_aloud(problem):
     @jax.jit
     def solve(x):
         bad = nth.Problem(x, problem.y_train)
-        return nth.kernels(make_network(3, 1), bad, 2)[1]
+        return nth.kernels(make_network(3, 1), bad, order=2)[1]
 
     with pytest.raises(Exception, match="x_train has NaN or infinite entries"):
         solve(problem.x_train.at[0, 0].set(jnp.nan)).block_until_ready()
@@ -103,7 +103,7 @@ def test_traced_scale_of_the_ntk_parameterization_is_refused():
 def test_a_batch_of_solves_warns_once_and_compiles_as_one(problem):
     """vmap alone would repeat the warning, and its call, for each solve."""
     network = make_network(3, 1)
-    kernels = nth.kernels(network, problem, 3)
+    kernels = nth.kernels(network, problem, order=3)
 
     def one(scale):
         own = nth.Problem(problem.x_train, scale * problem.y_train, problem.x_test)

@@ -76,7 +76,7 @@ def ensemble(width: int, members: int) -> None:
     @jax.jit
     def trained(key: jax.Array) -> jax.Array:
         network = nth.MLP(2, width, key=key, **options)
-        formed = nth.kernels(network, problem, 2, progress=False)
+        formed = nth.kernels(network, problem, order=2, progress=False)
         return nth.closed_form(formed, problem, ts).test
 
     draws = [trained(jax.random.key(k)) for k in range(members)]

@@ -34,9 +34,9 @@ def data(n: int, d: int) -> nth.Problem:
 
 
 def report(network: nth.MLP, problem: nth.Problem, width: int) -> None:
-    tanh = nth.theory.check_activation("tanh", 4)
-    points = nth.theory.check_data(problem.x_train, 4)
-    kernels = nth.kernels(network, problem, 2)
+    tanh = nth.theory.check_activation("tanh", order=4)
+    points = nth.theory.check_data(problem.x_train, order=4)
+    kernels = nth.kernels(network, problem, order=2)
     scales = nth.theory.bounds(kernels, width)
     at_end = scales.error(4, scales.window)
     rows = [
@@ -64,9 +64,9 @@ def main(small: bool) -> None:
     network = nth.MLP(10, width, 2, key=jax.random.key(1))
     report(network, problem, width)
     ts = np.linspace(0.0, 5.0 if small else 80.0, 3 if small else 41)
-    kernels = nth.kernels(network, problem, 4)
+    kernels = nth.kernels(network, problem, order=4)
     models: dict[str, nth.AbstractDynamics] = {
-        "p = 3": nth.DenseHierarchy(kernels, problem, 3),
+        "p = 3": nth.DenseHierarchy(kernels, problem, order=3),
         "p = 4": nth.DenseHierarchy(kernels, problem),
         "network": nth.GradientFlow(network, problem),
     }

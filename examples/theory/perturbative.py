@@ -39,7 +39,7 @@ def distances(problem: nth.Problem, width: int, seeds: int, t: float) -> list[fl
     @jax.jit
     def one(key: jax.Array) -> list[jax.Array]:
         network = nth.MLP(3, width, 1, key=key)
-        kernels = nth.kernels(network, problem, 4, progress=False)
+        kernels = nth.kernels(network, problem, order=4, progress=False)
         closed = nth.perturbative(kernels, problem, ts).test
         level = nth.DenseHierarchy(kernels, problem)
         flow = nth.GradientFlow(network, problem)

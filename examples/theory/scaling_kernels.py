@@ -31,7 +31,7 @@ def main(small: bool) -> None:
 
     def measure(width: int, key: jax.Array) -> dict[str, jax.Array]:
         network = nth.MLP(4, width, 2, key=key)
-        formed = nth.kernels(network, problem, 4, progress=False)
+        formed = nth.kernels(network, problem, order=4, progress=False)
         g = (formed[1] - problem.y_train) / 3
         return {
             "K(3)": jnp.max(jnp.abs(formed[3])),

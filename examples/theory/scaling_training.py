@@ -45,7 +45,8 @@ def main(small: bool) -> None:
         trained = nth.gradient_flow(network, problem, [LAST], max_steps=2**11).state
         after = eqx.combine(trained, network)
         ntks = [
-            nth.kernels(net, problem, 2, progress=False)[2] for net in (after, network)
+            nth.kernels(net, problem, order=2, progress=False)[2]
+            for net in (after, network)
         ]
         features = [nth.nngp(net, problem) for net in (after, network)]
         return {

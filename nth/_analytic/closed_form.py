@@ -10,10 +10,11 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Params
 from .._dynamics.dense import DenseHierarchy
-from .._internal.validation import require_times
+from .._internal.validation import require_instance, require_times
 from .._kernels.kernels import Kernels, kernels as form_kernels
-from .._network.base import OutputFunction, parametrize
+from .._network.base import TrainableNetwork, trainable
 from .._network.finiteness import checked_finite
+from .._network.learning_rates import by_rates
 from .._network.memory import require_memory, tree_bytes
 from .._problem.losses import SquaredError
 from .._problem.problem import Problem
@@ -70,7 +71,7 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit
     or have NaN.
     """
-    level = DenseHierarchy(kernels, problem, 2)
+    level = DenseHierarchy(kernels, problem, order=2)
     require_squared_error(problem, "closed_form")
     finite = checked_finite("kernels", level.levels, NOT_FINITE)
     level = eqx.tree_at(lambda level: level.levels, level, finite)
@@ -131,42 +132,50 @@ def displacement(
     ts: Times,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
 ) -> Params:
     """How far the parameters have moved at the level p = 2, for the squared error:
 
-        θ(t) − θ₀ = −Jᵀ K⁻¹ (1 − e^{−K t/n}) (f₀ − y),
+        θ(t) − θ₀ = −M Jᵀ K⁻¹ (1 − e^{−K t/n}) (f₀ − y),
 
-    J the Jacobian of the training outputs at θ₀ and K = J Jᵀ (Lee et al. 2019, eq. 8).
-    It is the way of the linearised network, [`nth.TaylorizedFlow`][] of degree 1.
+    with J the Jacobian of the training outputs at θ₀, M the learning rates (1 by
+    default) and K = J M Jᵀ (Lee et al. 2019, eq. 8). The linearized network,
+    [`nth.TaylorizedFlow`][] of degree 1, moves so.
 
-    **Arguments:** `network`, `problem` and `filter_spec` as for [`nth.kernels`][]; `ts`
-    as for [`nth.closed_form`][].
+    **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
+    [`nth.kernels`][]; `ts` as for [`nth.closed_form`][].
 
     **Returns:** a pytree like `network`, each trainable array with the times for its
     first axis, `None` in place of what is frozen.
 
     **Raises:** `ValueError` as [`nth.closed_form`][] and [`nth.kernels`][].
     """
-    apply, params, problem = parametrize(network, problem, filter_spec)
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_squared_error(problem, "displacement")
     train = Problem(problem.x_train, problem.y_train)
-    formed = form_kernels(network, train, 2, filter_spec=filter_spec)
+    own = trainable(network, train, filter_spec, learning_rates)
+    formed = form_kernels(own, own.problem, order=2)
     times = require_times(ts, formed[1].dtype, with_infinity=True)
     require_memory(
         "ts",
         f"the parameters at {len(times)} times",
-        len(times) * (tree_bytes(params) + tree_bytes(formed[1])),
+        len(times) * (tree_bytes(own.params) + tree_bytes(formed[1])),
         "Give fewer times.",
     )
-    return _pulled_back(apply, params, train, formed.tensors, times)
+    return _pulled_back(own, formed.tensors, times)
 
 
 @eqx.filter_jit
 def _pulled_back(
-    apply: OutputFunction, params: Params, train: Problem, levels: Any, ts: Array
+    own: TrainableNetwork, levels: tuple[Array, ...], ts: Float[Array, " T"]
 ) -> Params:
     outputs, kernel = levels
+    train = own.problem
     _, _, square, residual = as_matrices(outputs, kernel, train)
     integral = relax(square, ts / train.n_train, -residual[:, None])[1][..., 0]
-    _, pull = jax.vjp(lambda params: apply.over(params, train.x_train), params)
-    return jax.lax.map(lambda row: pull(row.reshape(outputs.shape))[0], integral)
+    _, pull = jax.vjp(lambda params: own.apply.over(params, train.x_train), own.params)
+
+    def moved(row: Float[Array, " slots"]) -> Params:
+        return by_rates(own.rates, pull(row.reshape(outputs.shape))[0])
+
+    return jax.lax.map(moved, integral)

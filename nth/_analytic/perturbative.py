@@ -87,7 +87,7 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     below 4, do not fit `problem` or contain NaN, a result that would not fit in memory,
     or t = ∞ with a singular NTK, for which the correction grows without bound.
     """
-    level = DenseHierarchy(kernels, problem, 2)
+    level = DenseHierarchy(kernels, problem, order=2)
     require_squared_error(problem, "perturbative")
     if kernels.order < 4:
         raise ValueError(

@@ -34,6 +34,7 @@ from .._internal.validation import (
     require_path,
     require_times,
 )
+from .._network.base import trainable
 from .._problem.problem import Problem
 from .._solve import METHODS, Method, hierarchies
 from .comparison import Comparison
@@ -84,20 +85,24 @@ def compare(
         check_options(options)
     else:
         _refuse_with_rule(method, weight_decay, models, options)
-    what: dict[str, Any] = {
-        "filter_spec": filter_spec,
-        "learning_rates": learning_rates,
-    }
-    flow = GradientFlow(network, problem, **what, weight_decay=weight_decay)
+    own = trainable(network, problem, filter_spec, learning_rates)
+    flow = GradientFlow(own, own.problem, weight_decay=weight_decay)
     known = None if y_test is None else _check_y_test(y_test, flow)
     if rule is not None:
-        solutions = levels_by_steps(network, problem, ts, levels, rule, **what)
-        truth = gradient_descent(network, problem, ts, rule, **what)
+        what = (filter_spec, learning_rates)
+        solutions = levels_by_steps(network, problem, ts, levels, rule, *what)
+        truth = gradient_descent(
+            network,
+            problem,
+            ts,
+            rule,
+            filter_spec=filter_spec,
+            learning_rates=learning_rates,
+        )
         return Comparison(truth, solutions, problem, known)
     _check_models(models, flow)
-    require_times(ts, jax.tree.leaves(flow.params)[0].dtype)
-    what["weight_decay"] = weight_decay
-    hierarchy = hierarchies(network, problem, levels, method, **what)
+    require_times(ts, own.dtype)
+    hierarchy = hierarchies(own, levels, method, weight_decay)
     truth = integrate(flow, ts, **_own_file(options, "truth"))
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
@@ -166,7 +171,7 @@ _TAKEN = re.compile(r"truth|p\W*\d+")
 
 
 def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
-    example = 'models={"linear": nth.TaylorizedFlow(network, problem, 1)}'
+    example = 'models={"linear": nth.TaylorizedFlow(network, problem, degree=1)}'
     if not isinstance(models, Mapping):
         raise ValueError(
             f"models must be a mapping of names to dynamics, such as {example}; got "
@@ -178,7 +183,7 @@ def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
                 'models must be named by strings other than "truth" and those of '
                 f'levels, such as "p=2"; got {name!r}.'
             )
-        example = "nth.TaylorizedFlow(network, problem, 2)"
+        example = "nth.TaylorizedFlow(network, problem, degree=2)"
         require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
@@ -226,10 +231,9 @@ def _check_training(
             "the same filter_spec."
         )
     descends = isinstance(dynamics, AbstractDescent)
-    rates = dynamics.rates if descends else None
     decay = dynamics.weight_decay if descends else None
     same = {
-        "learning_rates": _same_rates(rates, flow.rates, flow.params),
+        "learning_rates": _same_rates(dynamics.rates, flow.rates, flow.params),
         "weight_decay": _same_decay(decay, flow.weight_decay),
     }
     for option in [option for option, equal in same.items() if not equal]:

@@ -76,7 +76,7 @@ def levels_by_steps(
     options = _options(rule, filter_spec, learning_rates)
     solutions = {}
     for p in orders:
-        dynamics = MatrixFreeHierarchy(network, problem, p, **options)
+        dynamics = MatrixFreeHierarchy(network, problem, order=p, **options)
         planned = _plan(rule, steps, dynamics)
         if not solutions:
             look_at_rate(dynamics, planned)

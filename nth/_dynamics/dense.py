@@ -44,7 +44,7 @@ class DenseHierarchy(AbstractKernelDynamics):
     method: ClassVar[str] = "dense"
     truncated: ClassVar[bool] = True
 
-    def __init__(self, kernels: Kernels, problem: Problem, order: int | None = None):
+    def __init__(self, kernels: Kernels, problem: Problem, *, order: int | None = None):
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
         require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
         order = require_order("order", kernels.order if order is None else order)

@@ -13,8 +13,8 @@ from .._internal.validation import require_scale
 from .._kernels.assembly import form
 from .._kernels.evaluation import Points
 from .._kernels.hierarchy_operator import along_jacobian, require_forward_mode
-from .._network.base import OutputFunction, parametrize
-from .._network.learning_rates import as_decay, by_rates, rates_of
+from .._network.base import OutputFunction, trainable
+from .._network.learning_rates import as_decay, by_rates
 from .._problem.problem import Problem
 from .base import two_norm
 from .parameter_dynamics import AbstractDescent
@@ -49,10 +49,9 @@ class GradientFlow(AbstractDescent):
         learning_rates: PyTree = None,
         weight_decay: Any = 0.0,
     ):
-        self.apply, self.params, self.problem = parametrize(
-            network, problem, filter_spec
-        )
-        self.rates = rates_of(learning_rates, network, self.params)
+        own = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = own.apply, own.params, own.problem
+        self.rates = own.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         self.label = "network"

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 from .._custom_types import Inputs, Params, Scalar
 from .._internal.validation import require_integer, require_scale
 from .._kernels.hierarchy_operator import require_forward_mode
-from .._network.base import OutputFunction, parametrize
-from .._network.learning_rates import as_decay, by_rates, rates_of
+from .._network.base import OutputFunction, trainable
+from .._network.learning_rates import as_decay, by_rates
 from .._problem.inputs import as_inputs, count, require_same_layout, take
 from .._problem.problem import Problem
 from .batching import as_blocks, counted_rows, default_block, in_blocks
@@ -75,18 +75,17 @@ class MatrixFreeHierarchy(AbstractDescent):
         self,
         network: Callable[..., Any],
         problem: Problem,
-        order: int,
         *,
+        order: int,
         filter_spec: PyTree = eqx.is_inexact_array,
         learning_rates: PyTree = None,
         weight_decay: Any = 0.0,
         block_size: int | None = None,
     ):
         self.order = require_integer("order", order, 2)
-        self.apply, self.params, self.problem = parametrize(
-            network, problem, filter_spec
-        )
-        self.rates = rates_of(learning_rates, network, self.params)
+        own = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = own.apply, own.params, own.problem
+        self.rates = own.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         if block_size is None:

@@ -32,7 +32,7 @@ def require_state(state: Any, order: int, params: Params) -> SeriesState:
     if state.order != order:
         raise ValueError(
             f"state is of order {state.order}, and this hierarchy of order {order}: "
-            f"use nth.MatrixFreeHierarchy(..., {state.order})."
+            f"use nth.MatrixFreeHierarchy(..., order={state.order})."
         )
     if any(_layout(step) != _layout(params) for step in state.steps):
         raise ValueError(

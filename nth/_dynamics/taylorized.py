@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from .._custom_types import Inputs, Params, Scalar
 from .._internal.validation import require_order
 from .._kernels.hierarchy_operator import require_forward_mode
-from .._network.base import OutputFunction, parametrize
+from .._network.base import OutputFunction, trainable
+from .._network.learning_rates import by_rates
 from .._problem.inputs import take
 from .._problem.problem import Problem
 from .base import AbstractDynamics, two_norm
@@ -25,7 +26,8 @@ class TaylorizedFlow(AbstractDynamics):
 
         f_d(w, x) = Σ_{k=0}^{d} (1/k!) ∇ᵏf(θ₀, x)[w, …, w],
 
-    which is trained by dw/dt = −∇_w L(f_d(w)) (Bai et al. 2020).
+    which is trained by dw/dt = −M ∇_w L(f_d(w)) (Bai et al. 2020), with learning rates
+    M = 1 unless they are given.
 
     Degree 1 is the linearized network (Lee et al. 2019): its outputs are those of level
     p = 2, for any loss. Higher degrees are **not** level p = d + 1 of the hierarchy.
@@ -39,7 +41,7 @@ class TaylorizedFlow(AbstractDynamics):
 
     **Arguments:**
 
-    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
+    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
     - `degree`: d ≥ 1.
 
     **Raises:** `ValueError` for a degree below 1 or an unsuitable network.
@@ -48,24 +50,26 @@ class TaylorizedFlow(AbstractDynamics):
     problem: Problem
     apply: OutputFunction
     params: Params
+    rates: Params | None
     degree: int = eqx.field(static=True)
     coefficients: Coefficients = eqx.field(static=True)
     label: str = eqx.field(static=True)
-    method: ClassVar[str] = "Taylorised"
+    method: ClassVar[str] = "Taylorized"
     truncated: ClassVar[bool] = False
 
     def __init__(
         self,
         network: Callable[..., Any],
         problem: Problem,
-        degree: int,
         *,
+        degree: int,
         filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
     ):
         self.degree = require_order("degree", degree, 1)
-        self.apply, self.params, self.problem = parametrize(
-            network, problem, filter_spec
-        )
+        own = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = own.apply, own.params, own.problem
+        self.rates = own.rates
         require_forward_mode(
             self.apply, self.params, problem.x_train, "a Taylor polynomial"
         )
@@ -74,7 +78,7 @@ class TaylorizedFlow(AbstractDynamics):
             self.params,
         )
         self.label = (
-            "linearised network" if degree == 1 else f"network Taylorised to {degree}"
+            "linearized network" if degree == 1 else f"network Taylorized to {degree}"
         )
 
     def initial_state(self) -> Params:
@@ -85,7 +89,7 @@ class TaylorizedFlow(AbstractDynamics):
             outputs = self._polynomial(state, self.problem.x_train)
             return self.problem.loss(outputs, self.problem.y_train)
 
-        return jax.tree.map(jnp.negative, jax.grad(loss)(state))
+        return jax.tree.map(jnp.negative, by_rates(self.rates, jax.grad(loss)(state)))
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
         return self._polynomial(state, self.problem.x)

@@ -21,10 +21,11 @@ from .._solution.solution import Solution
 from .options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
+    check_save_fn,
     check_step_times,
-    check_watch,
 )
 from .outcome import report, result_of
+from .progress import as_meter
 from .segments import Piece, from_time_to_time
 from .validity import blow_up, first_rise, loss_rate
 
@@ -41,10 +42,9 @@ def integrate(
     dt0: ArrayLike | None = None,
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
     max_steps: int = 2**16,
-    progress_meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter(),
-    progress: bool = False,
+    progress: bool | diffrax.AbstractProgressMeter = True,
     checkpoint: str | os.PathLike[str] | None = None,
-    watch: Callable[[State], PyTree[Array]] | None = None,
+    save_fn: Callable[[Scalar, State, Any], PyTree[Array]] | None = None,
     throw: bool = True,
 ) -> Solution:
     """Integrate `dynamics` from t = 0 and return its outputs at the times `ts`.
@@ -55,8 +55,8 @@ def integrate(
         [`nth.GradientFlow`][], or your own.
     - `ts`: times, shape `(T,)`, increasing, from 0 on. Training begins at t = 0,
         whether or not `ts` holds it. Time is in units of 1/(learning rate).
-    - `solver`, `progress_meter`: diffrax's. The solver is one for ordinary differential
-        equations, explicit or implicit.
+    - `solver`: a diffrax solver for ordinary differential equations, explicit or
+        implicit.
     - `stepsize_controller`: diffrax's; by default a `PIDController` with
         `dynamics.error_norm` and tolerances rtol, atol of 1e-7, 1e-9 in float64 and
         1e-5, 1e-6 in float32.
@@ -64,19 +64,21 @@ def integrate(
         `diffrax.ConstantStepSize()` every step, and then it must be given.
     - `adjoint`: diffrax's. The default serves `jax.grad`; `jax.jvp` and `jax.jacfwd`
         need `diffrax.ForwardMode()`.
-    - `max_steps`: steps after which the solve fails; with `progress` or `checkpoint`,
-        steps from one requested time to the next.
-    - `progress`: show a bar with the time reached and, at the end, the number of
-        evaluations.
+    - `max_steps`: steps after which the solve fails; with `checkpoint`, steps from one
+        requested time to the next.
+    - `progress`: whether to show a progress bar once the solve has taken 5 seconds, or
+        a diffrax progress meter. There is no bar under a transformation of JAX.
     - `checkpoint`: a file to save to at each requested time. A run that was killed and
         is started again goes on from there, to the same answer. Not under `jax.jit`.
-    - `watch`: a function of the state, kept at each of `ts` in `Solution.watched`, such
-        as a dynamics' `ntk`. It gives floats, or a pytree of them.
+    - `save_fn`: a function `save_fn(t, state, args)`, as that of `diffrax.SaveAt`,
+        whose values at `ts` are returned in `Solution.saved`: a floating array or a
+        pytree of them, such as `lambda t, state, args: dynamics.ntk(state)`. `args` is
+        `None`.
     - `throw`: whether a failed solve raises, or returns what it reached with the
         rest NaN and the cause in `result`.
 
-    With `progress` or `checkpoint` the solver stops at each of `ts`; else it steps over
-    them and interpolates. The two agree to its tolerance.
+    With `checkpoint` the solver stops at each of `ts`; otherwise it steps over them and
+    interpolates. The two agree to its tolerance.
 
     A truncation that leaves its window goes on to the last time where it can, and warns
     once, with [`nth.WindowWarning`][]; `valid_until` says when. Where it cannot,
@@ -96,35 +98,33 @@ def integrate(
         "dt0": dt0,
         "adjoint": adjoint,
         "max_steps": max_steps,
-        "progress_meter": progress_meter,
         "progress": progress,
         "checkpoint": checkpoint,
-        "watch": watch,
+        "save_fn": save_fn,
         "throw": throw,
     }
     check_options(options)
     state = dynamics.initial_state()
     times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
     check_step_times(stepsize_controller, times)
-    check_watch(watch, state)
-    _require_memory(dynamics, state, times, watch)
+    check_save_fn(save_fn, times[0], state)
+    _require_memory(dynamics, state, times, save_fn)
     if stepsize_controller is None:
         stepsize_controller = _default_controller(dynamics, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
     steps = (solver, stepsize_controller, dt0)
-    how = (*steps, adjoint, max_steps, progress_meter, watch)
-    run = partial(_solve, dynamics, how=how)
-    if checkpoint is None and not progress:
-        piece = run(state, jnp.zeros_like(times[0]), times)
+    how = (*steps, adjoint, max_steps, save_fn)
+    if checkpoint is None:
+        meter = as_meter(progress, dynamics.label, (dynamics, state), times[-1])
+        piece = _solve(dynamics, state, jnp.zeros_like(times[0]), times, (*how, meter))
     elif is_traced(dynamics, times, state, jnp.zeros(())):
-        raise ValueError("checkpoint and progress cannot be used under jax.jit.")
+        raise ValueError("checkpoint cannot be used under jax.jit.")
     else:
-        file = None
-        if checkpoint is not None:
-            file = _file(checkpoint, dynamics, times, steps, watch)
-        piece = from_time_to_time(
-            run, dynamics, times, file, progress, diffrax.RESULTS.successful
-        )
+        file = _file(checkpoint, dynamics, times, steps, save_fn)
+        run = partial(_solve, dynamics, how=(*how, diffrax.NoProgressMeter()))
+        shown = progress is not False
+        done = diffrax.RESULTS.successful
+        piece = from_time_to_time(run, dynamics, times, file, shown, done)
     solution = _as_solution(dynamics, times, piece)
     return report(dynamics, solution, throw, max_steps)
 
@@ -134,11 +134,11 @@ def _file(
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
     steps: tuple[Any, ...],
-    watch: Any,
+    save_fn: Any,
 ) -> Checkpoint:
     # A lambda is known by what it computes: its name says nothing.
     traced, *_ = eqx.filter_make_jaxpr(_what_is_solved)(
-        dynamics, ts[0], dynamics.initial_state(), watch
+        dynamics, ts[0], dynamics.initial_state(), save_fn
     )
     return Checkpoint(
         path, fingerprint(dynamics, ts, steps, (str(traced), traced.consts))
@@ -146,15 +146,15 @@ def _file(
 
 
 def _require_memory(
-    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], watch: Any
+    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], save_fn: Any
 ) -> None:
     """Raise `ValueError` if what is saved, and the state of the solver, do not fit."""
-    saved = tree_bytes(eqx.filter_eval_shape(_seen, dynamics, state, watch))
+    saved = eqx.filter_eval_shape(_saved, dynamics, ts[0], state, save_fn)
     require_memory(
         "ts",
         f"a solve of the {dynamics.label} with values saved at {len(ts)} times",
-        len(ts) * saved + _COPIES * tree_bytes(state),
-        "Give fewer times, use fewer points or float32, or let watch keep less.",
+        len(ts) * tree_bytes(saved) + _COPIES * tree_bytes(state),
+        "Give fewer times, use fewer points or float32, or let save_fn return less.",
     )
 
 
@@ -181,7 +181,7 @@ def _solve(
     ts: Float[Array, " T"],
     how: tuple[Any, ...],
 ) -> Piece:
-    solver, controller, dt0, adjoint, max_steps, meter, watch = how
+    solver, controller, dt0, adjoint, max_steps, save_fn, meter = how
     solved = diffrax.diffeqsolve(
         diffrax.ODETerm(eqx.filter_jit(dynamics.vector_field)),  # pyright: ignore[reportArgumentType]
         solver,
@@ -189,7 +189,7 @@ def _solve(
         t1=ts[-1],
         dt0=dt0,
         y0=state,
-        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, watch)),
+        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, save_fn)),
         stepsize_controller=controller,
         adjoint=adjoint,
         event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
@@ -216,12 +216,12 @@ def _solve(
 
 
 def _saves(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], watch: Any
+    dynamics: AbstractDynamics, ts: Float[Array, " T"], save_fn: Any
 ) -> dict[str, diffrax.SubSaveAt]:
     """Outputs at the requested times, the loss's rate at each step, the last state."""
     return {
         "saved": diffrax.SubSaveAt(
-            ts=ts, fn=lambda t, y, args: _seen(dynamics, y, watch)
+            ts=ts, fn=lambda t, y, args: _saved(dynamics, t, y, save_fn)
         ),
         "rates": diffrax.SubSaveAt(
             t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
@@ -248,15 +248,17 @@ def _counts(
 
 
 @eqx.filter_jit
-def _seen(dynamics: AbstractDynamics, state: State, watch: Any) -> dict[str, Any]:
-    watched = None if watch is None else watch(state)
-    return {"outputs": dynamics.outputs(state), "watched": watched}
+def _saved(
+    dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
+) -> dict[str, Any]:
+    saved = None if save_fn is None else save_fn(t, state, None)
+    return {"outputs": dynamics.outputs(state), "saved": saved}
 
 
 def _what_is_solved(
-    dynamics: AbstractDynamics, t: Scalar, state: State, watch: Any
+    dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
 ) -> Any:
-    return dynamics.vector_field(t, state, None), _seen(dynamics, state, watch)
+    return dynamics.vector_field(t, state, None), _saved(dynamics, t, state, save_fn)
 
 
 def _as_solution(
@@ -277,5 +279,5 @@ def _as_solution(
         counts=piece.counts,
         label=dynamics.label,
         method=dynamics.method,
-        watched=piece.saved["watched"],
+        saved=piece.saved["saved"],
     )

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 from typing_extensions import Unpack
 
-from .._custom_types import State
+from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics, AbstractKernelDynamics
 from .._dynamics.dense import DenseHierarchy
 from .._internal.eigenvalues import leading_modes
@@ -21,7 +21,7 @@ from .._network.memory import require_memory
 from .._solution.solution import Solution
 from .integrate import IntegrateOptions, check_options, integrate
 
-_EXAMPLE = "nth.MatrixFreeHierarchy(network, problem, order)"
+_EXAMPLE = "nth.MatrixFreeHierarchy(network, problem, order=3)"
 
 
 class KernelPath(eqx.Module):
@@ -65,7 +65,7 @@ def kernel_along(
 
     - `dynamics`: one of these, or your own [`nth.AbstractKernelDynamics`][].
     - `ts`: times, shape `(T,)`, increasing, from 0 on.
-    - `options`: those of [`nth.integrate`][], without `watch`.
+    - `options`: those of [`nth.integrate`][], without `save_fn`.
 
     **Returns:** [`nth.KernelPath`][], of T·m·n·C² numbers; NaN at times that the solve
     did not reach. Without tensors the state, too, is kept at each time. For many
@@ -77,11 +77,11 @@ def kernel_along(
     dynamics = _with_kernel(dynamics, options)
     _require_memory(dynamics, ts)
     if isinstance(dynamics, DenseHierarchy):  # of its state, K̃⁽²⁾ is a small part
-        solution = integrate(dynamics, ts, **{**options, "watch": dynamics.ntk})
-        ntk = solution.watched
+        solution = integrate(dynamics, ts, **{**options, "save_fn": _SaveNTK(dynamics)})
+        ntk = solution.saved
     else:
-        solution = integrate(dynamics, ts, **{**options, "watch": _state_itself})
-        ntk = _kernels_of(dynamics, solution.watched)
+        solution = integrate(dynamics, ts, **{**options, "save_fn": _state_itself})
+        ntk = _kernels_of(dynamics, solution.saved)
     start = jax.tree.map(lambda leaf: leaf[None], dynamics.initial_state())
     return KernelPath(_kernels_of(dynamics, start)[0], ntk, solution)
 
@@ -159,9 +159,9 @@ def spectrum_along(
         )
     if is_traced(dynamics, start, jnp.zeros(())):
         raise ValueError("spectrum_along cannot be used under jax.jit: SciPy works it.")
-    solution = integrate(dynamics, ts, **{**options, "watch": _state_itself})
+    solution = integrate(dynamics, ts, **{**options, "save_fn": _state_itself})
     states = [
-        jax.tree.map(lambda leaf, i=i: leaf[i], solution.watched)
+        jax.tree.map(lambda leaf, i=i: leaf[i], solution.saved)
         for i in range(len(solution.ts))
     ]
     pairs = [_leading(dynamics, state, count, shape) for state in states]
@@ -171,17 +171,26 @@ def spectrum_along(
     return SpectrumPath(eigenvalues, modes, solution)
 
 
-def _state_itself(state: State) -> State:
+def _state_itself(t: Scalar, state: State, args: Any) -> State:
     return state
+
+
+class _SaveNTK(eqx.Module):
+    """K̃⁽²⁾ as a `save_fn`; a module, so that its arrays are arguments of the solve."""
+
+    dynamics: AbstractKernelDynamics
+
+    def __call__(self, t: Scalar, state: State, args: Any) -> Float[Array, "m ..."]:
+        return self.dynamics.ntk(state)
 
 
 def _with_kernel(
     dynamics: AbstractDynamics, options: IntegrateOptions
 ) -> AbstractKernelDynamics:
-    """`dynamics`, if it knows its kernel and nothing else is watched."""
+    """`dynamics`, if it knows its kernel and nothing else is saved."""
     check_options(options)
-    if options.get("watch") is not None:
-        raise ValueError("watch: it is the kernel that is watched here. Leave it out.")
+    if options.get("save_fn") is not None:
+        raise ValueError("save_fn: here it is the kernel that is saved. Leave it out.")
     require_instance("dynamics", dynamics, AbstractKernelDynamics, _EXAMPLE)
     assert isinstance(dynamics, AbstractKernelDynamics)  # for the type checker
     return dynamics

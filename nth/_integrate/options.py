@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._custom_types import State
+from .._custom_types import Scalar, State
 from .._internal.validation import (
     is_traced,
     near_match,
@@ -41,10 +41,9 @@ class IntegrateOptions(TypedDict, total=False):
     dt0: Any
     adjoint: diffrax.AbstractAdjoint
     max_steps: int
-    progress_meter: diffrax.AbstractProgressMeter
-    progress: bool
+    progress: bool | diffrax.AbstractProgressMeter
     checkpoint: str | os.PathLike[str] | None
-    watch: Callable[[State], PyTree[Array]] | None
+    save_fn: Callable[[Scalar, State, Any], PyTree[Array]] | None
     throw: bool
 
 
@@ -123,9 +122,9 @@ def _check_max_steps(max_steps: Any) -> None:
         )
 
 
-def _check_meter(meter: Any) -> None:
-    kind = diffrax.AbstractProgressMeter
-    require_instance("progress_meter", meter, kind, "diffrax.TqdmProgressMeter()")
+def _check_progress(progress: Any) -> None:
+    if not isinstance(progress, diffrax.AbstractProgressMeter):
+        require_bool("progress", progress)
 
 
 def _check_file(path: Any) -> None:
@@ -133,9 +132,9 @@ def _check_file(path: Any) -> None:
         require_path("checkpoint", path)
 
 
-def _check_watch(watch: Any) -> None:
-    if watch is not None:
-        require_callable("watch", watch, "watch(state)")
+def _check_save_fn(save_fn: Any) -> None:
+    if save_fn is not None:
+        require_callable("save_fn", save_fn, "save_fn(t, state, args)")
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -144,10 +143,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "dt0": _check_first_step,
     "adjoint": _check_adjoint,
     "max_steps": _check_max_steps,
-    "progress_meter": _check_meter,
-    "progress": lambda value: require_bool("progress", value),
+    "progress": _check_progress,
     "checkpoint": _check_file,
-    "watch": _check_watch,
+    "save_fn": _check_save_fn,
     "throw": lambda value: require_bool("throw", value),
 }
 
@@ -186,10 +184,10 @@ def _require_fixed_steps(
                 "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or take "
                 f"{CONSTANT_STEPS}."
             )
-        if options.get("progress") or options.get("checkpoint") is not None:
+        if options.get("checkpoint") is not None:
             raise ValueError(
-                "stepsize_controller: with progress or checkpoint the solver stops at "
-                "each of ts, which diffrax.StepTo cannot do. Take fixed steps by "
+                "stepsize_controller: with a checkpoint the solver stops at each of "
+                "ts, which diffrax.StepTo cannot do. Take fixed steps by "
                 f"{CONSTANT_STEPS}."
             )
     while isinstance(solver, diffrax.HalfSolver):
@@ -220,20 +218,21 @@ def check_step_times(controller: Any, ts: Float[Array, " T"]) -> None:
         )
 
 
-def check_watch(watch: Any, state: State) -> None:
-    """Raise unless `watch` returns floating-point arrays for a state of this shape."""
-    if watch is None:
+def check_save_fn(save_fn: Any, t: Scalar, state: State) -> None:
+    """Raise unless `save_fn` returns floating-point arrays for such a state."""
+    if save_fn is None:
         return
     try:
-        watched = eqx.filter_eval_shape(watch, state)
+        saved = eqx.filter_eval_shape(save_fn, t, state, None)
     except Exception as error:
         raise ValueError(
-            f"watch: the function failed for the state of the dynamics: {error}"
+            "save_fn: save_fn(t, state, args) failed for the state of the dynamics: "
+            f"{error}"
         ) from error
-    for leaf in jax.tree.leaves(watched):
+    for leaf in jax.tree.leaves(saved):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                "watch must give floating arrays, in a pytree; got "
+                "save_fn must return floating arrays, in a pytree; got "
                 f"{type(leaf).__name__ if dtype is None else dtype}."
             )

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.checkpoint import Checkpoint, is_spread, on_host
+from .progress import delayed_bar
 
 
 class Piece(NamedTuple):
@@ -51,7 +52,7 @@ def from_time_to_time(
     leads = not spread or jax.process_index() == 0
     known = _so_far(run, dynamics, ts, file, spread)
     hidden = not (progress and leads)
-    bar = tqdm(total=float(ts[-1]), disable=hidden, desc=dynamics.label)
+    bar = delayed_bar(float(ts[-1]), dynamics.label, hidden)
     _show(bar, known.counts)
     result = successful
     for i in range(int(known.done), len(ts)):
@@ -109,5 +110,6 @@ def _with(known: _Known, piece: Piece) -> _Known:
 
 
 def _show(bar: tqdm, counts: dict[str, Any]) -> None:
-    bar.n = float(counts["last_time"])
-    bar.set_postfix_str(f"{counts.get('num_evaluations', '?')} evaluations")
+    evaluations = counts.get("num_evaluations", "?")
+    bar.set_postfix_str(f"{evaluations} evaluations", refresh=False)
+    bar.update(float(counts["last_time"]) - bar.n)

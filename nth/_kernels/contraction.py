@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._internal.validation import as_array, require_finite, require_order
+from .._network.base import trainable
 from .._network.finiteness import require_finite_result
 from .._network.memory import require_memory
 from .._problem.inputs import count
@@ -37,10 +38,11 @@ from .hierarchy_operator import (
 def contract(
     network: Callable[..., Any],
     problem: Problem,
-    order: int,
     vectors: Sequence[ArrayLike | None],
     *,
+    order: int,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
 ) -> Float[Array, "m ..."]:
     """K⁽ʳ⁾ summed against vectors in its later slots, without forming it.
 
@@ -51,10 +53,10 @@ def contract(
 
     **Arguments:**
 
-    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][].
-    - `order`: r, from 2 to 12.
+    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
     - `vectors`: one for each of the r − 1 later slots, shape `(n, *out)`, or `None` for
         a slot that stays.
+    - `order`: r, from 2 to 12.
 
     **Returns:** shape `(m, *out)`, followed by `(n, *out)` for each slot that stays.
 
@@ -64,7 +66,7 @@ def contract(
     would not fit in memory.
     """
     order = require_order("order", order)
-    points = points_of(network, problem, filter_spec)
+    points = points_of(trainable(network, problem, filter_spec, learning_rates))
     require_forward_mode(points.apply, points.params, points.x_train, "contraction")
     checked = _checked_vectors(vectors, order, points)
     _require_memory(points, checked)

@@ -1,20 +1,16 @@
 """A network, its parameters, and the points of each slot of a kernel."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from .._custom_types import Inputs, Params
 from .._internal.validation import is_traced
-from .._network.base import OutputFunction, parametrize
+from .._network.base import OutputFunction, TrainableNetwork
 from .._network.dense_layers import Layer, as_layers, rated
-from .._network.learning_rates import rates_of
 from .._problem.inputs import count, join, take
-from .._problem.problem import Problem
 
 
 class Points(eqx.Module):
@@ -76,20 +72,20 @@ class Points(eqx.Module):
         return None if layers is None else rated(layers, self.rates)
 
 
-def points_of(
-    network: Callable[..., Any],
-    problem: Problem,
-    filter_spec: PyTree,
-    rows: Any = None,
-    learning_rates: PyTree = None,
-) -> Points:
-    """The network and the points of `problem`; `rows` are those of the first slot."""
-    apply, params, problem = parametrize(network, problem, filter_spec)
-    x = (problem.x_train, problem.x_test)
+def points_of(network: TrainableNetwork, rows: Any = None) -> Points:
+    """The network and its points; `rows` are those of the first slot."""
+    problem = network.problem
+    extra = problem.x_test
     if rows is not None:
-        x = (problem.x_train, take(problem.x, _checked_rows(rows, count(problem.x))))
-    rates = rates_of(learning_rates, network, params)
-    return Points(apply, params, *x, with_train=rows is None, rates=rates)
+        extra = take(problem.x, _checked_rows(rows, count(problem.x)))
+    return Points(
+        network.apply,
+        network.params,
+        problem.x_train,
+        extra,
+        with_train=rows is None,
+        rates=network.rates,
+    )
 
 
 def _checked_rows(rows: Any, m: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from .._internal.validation import (
     require_order,
     require_path,
 )
+from .._network.base import trainable
 from .._network.finiteness import require_finite_kernels
 from .._network.memory import require_memory
 from .._problem.inputs import count, take
@@ -90,7 +91,7 @@ class Kernels(eqx.Module):
         require_path("path", path)
         if is_traced(self, network, problem):
             raise ValueError("kernels cannot be saved under jax.jit.")
-        points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
+        points = points_of(trainable(network, problem, filter_spec, learning_rates))
         outputs = points.apply.over(points.params, points.x)
         specs = [ArraySpec.of(tensor) for tensor in self.tensors]
         own = self.complete and _fit(specs, points)
@@ -122,7 +123,7 @@ class Kernels(eqx.Module):
         require_path("path", path)
         if is_traced(network, problem):
             raise ValueError("kernels cannot be loaded under jax.jit.")
-        points = points_of(network, problem, filter_spec, learning_rates=learning_rates)
+        points = points_of(trainable(network, problem, filter_spec, learning_rates))
         file = _file(path, points)
         tensors = file.read_leaves(lambda specs: _fit(specs, points))
         if tensors is None:
@@ -166,8 +167,8 @@ def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
 def kernels(
     network: Callable[..., Any],
     problem: Problem,
-    order: int,
     *,
+    order: int,
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
     rows: ArrayLike | Sequence[int] | None = None,
@@ -202,7 +203,7 @@ def kernels(
     kernels that would not fit in memory; that is found before anything is allocated.
     """
     order = require_order("order", order)
-    points = points_of(network, problem, filter_spec, rows, learning_rates)
+    points = points_of(trainable(network, problem, filter_spec, learning_rates), rows)
     _refuse_if_too_large(points, order)
     require_bool("progress", progress)
     if block_size is not None:

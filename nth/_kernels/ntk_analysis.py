@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._internal.eigenvalues import rounding_of
 from .._internal.validation import require_instance, require_scale
-from .._network.base import OutputFunction
+from .._network.base import OutputFunction, trainable
 from .._network.finiteness import checked_finite, require_finite_result
 from .._network.memory import require_memory
 from .._network.mlp import MLP
@@ -78,6 +78,7 @@ def layer_kernels(
     problem: Problem,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
 ) -> dict[str, Float[Array, "m ..."]]:
     """The contribution G⁽ˡ⁾ of each parameter array to the NTK (Huang & Yau, eq. 7).
 
@@ -88,7 +89,7 @@ def layer_kernels(
     **Returns:** one kernel for each trained array, keyed by its path in the network:
     `".weights[0]"`, `".weights[1]"` and so on for an [`nth.MLP`][] without biases.
     """
-    points = points_of(network, problem, filter_spec)
+    points = points_of(trainable(network, problem, filter_spec, learning_rates))
     leaves = jax.tree_util.tree_leaves_with_path(points.params)
     entries = points.n_rows * points.n_slots
     require_memory(
@@ -111,9 +112,9 @@ def _training_only(points: Points, path: Any) -> Points:
     where = jax.tree_util.tree_map_with_path(lambda p, _: p == path, points.params)
     params, others = eqx.partition(points.params, where)
     apply = OutputFunction(points.apply.network(others), points.output)
-    return eqx.tree_at(
-        lambda points: (points.apply, points.params), points, (apply, params)
-    )
+    x = (points.x_train, points.x_extra)
+    rates = None if points.rates is None else eqx.filter(points.rates, where)
+    return Points(apply, params, *x, with_train=points.with_train, rates=rates)
 
 
 def nngp(
@@ -146,7 +147,7 @@ def nngp(
     """
     sigma_a = require_scale("sigma_a", sigma_a)
     sigma_b = require_scale("sigma_b", sigma_b)
-    points = points_of(network, problem, eqx.is_inexact_array)
+    points = points_of(trainable(network, problem, eqx.is_inexact_array))
     layers = points.layers(points.params)
     if layers is None or layers[-1].activation is not None:
         raise ValueError(

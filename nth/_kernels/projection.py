@@ -18,8 +18,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 from .._custom_types import Params
 from .._internal.eigenvalues import leading_modes
 from .._internal.validation import is_traced, require_integer, require_order
-from .._network.base import OutputFunction
+from .._network.base import OutputFunction, trainable
 from .._network.finiteness import require_finite_result
+from .._network.learning_rates import with_unit_rates
 from .._network.memory import activation_bytes, require_memory, tree_bytes
 from .._problem.inputs import take
 from .._problem.problem import Problem
@@ -69,10 +70,11 @@ class Projection(eqx.Module):
 def project(
     network: Callable[..., Any],
     problem: Problem,
-    order: int,
     modes: int | ArrayLike,
     *,
+    order: int,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
 ) -> Projection:
     """K⁽¹⁾ … K⁽ᵖ⁾ projected on modes in every slot: q^r numbers each, with no
     intermediate tensor larger than n².
@@ -89,12 +91,12 @@ def project(
 
     **Arguments:**
 
-    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]. Only the training
-        points count.
-    - `order`: the highest r, from 2 to 12.
+    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
+        Only the training points count.
     - `modes`: q, for the q leading eigenvectors of the NTK on the training points, or
         an array of vectors, shape `(q, n, *out)`. The eigenvectors are computed from
         the full matrix up to n·C = 4,096, beyond by Lanczos' method (SciPy's `eigsh`).
+    - `order`: the highest r, from 2 to 12.
 
     **Returns:** [`nth.Projection`][].
 
@@ -102,7 +104,8 @@ def project(
     fit, or what would not fit in memory.
     """
     order = require_order("order", order)
-    points = points_of(network, problem, filter_spec).on_train
+    own = trainable(network, problem, filter_spec, learning_rates)
+    points = points_of(own).on_train
     if order > 2:
         purpose = f"projection at order {order}"
         require_forward_mode(points.apply, points.params, points.x_train, purpose)
@@ -170,12 +173,13 @@ def _ntk_times(points: Points, v: Float[Array, "n *out"]) -> Float[Array, "n *ou
 def _projected(
     points: Points, modes: Float[Array, "q n *out"], order: int
 ) -> tuple[Float[Array, "..."], ...]:
-    parts = _Modes(points.apply, *_blocks(points, modes))
-    tensors = parts.kernels(points.params, min(order, 4))
+    params, parameters = with_unit_rates(points.params, points.rates)
+    parts = _Modes(points.apply, parameters, *_blocks(points, modes))
+    tensors = parts.kernels(params, min(order, 4))
     lifted = parts.fourth
     for _ in range(4, order):
         lifted = lift(lifted, parts.gradient, len(modes), 1)
-        tensors.append(lifted(points.params))
+        tensors.append(lifted(params))
     return tuple(tensors)
 
 
@@ -204,6 +208,9 @@ class _Modes(eqx.Module):
     """F_i = Σ_β e_i[β] f_β in blocks of points, and their kernels as functions of θ."""
 
     apply: OutputFunction
+    parameters: Callable[[Params], Params]
+    """From parameters whose learning rates are 1 to those of the network."""
+
     x: PyTree[Shaped[Array, "k b ..."]]
     modes: Float[Array, "k q b *out"]
 
@@ -239,7 +246,7 @@ class _Modes(eqx.Module):
             x, modes = block
 
             def functions(params: Params) -> Float[Array, " q"]:
-                outputs = self.apply.over(params, x)
+                outputs = self.apply.over(self.parameters(params), x)
                 return jnp.tensordot(modes, outputs, axes=outputs.ndim)
 
             return quantity(functions)

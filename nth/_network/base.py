@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import Inputs, Params
+from .._internal.static import Static
 from .._internal.validation import (
     is_traced,
     placed_by_compiler,
@@ -27,23 +28,7 @@ from .checks import (
     refuse_randomness_and_state,
     warn_of_statistics,
 )
-
-
-class _Static:
-    """The non-array part of a network, compared and hashed by structure and leaves."""
-
-    def __init__(self, tree: PyTree):
-        self.tree = tree
-
-    def _key(self) -> Any:
-        leaves, treedef = jax.tree.flatten(self.tree)
-        return treedef, tuple(leaves)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+from .learning_rates import rates_of
 
 
 class OutputFunction(eqx.Module):
@@ -54,14 +39,14 @@ class OutputFunction(eqx.Module):
     """
 
     frozen: PyTree[Array]
-    static: _Static = eqx.field(static=True)
+    static: Static = eqx.field(static=True)
     output: jax.ShapeDtypeStruct = eqx.field(static=True)
     """The shape and dtype of one output."""
 
     def __init__(self, frozen: PyTree, output: jax.ShapeDtypeStruct):
         self.output = output
         self.frozen, rest = eqx.partition(frozen, _is_array)
-        self.static = _Static(rest)
+        self.static = Static(rest)
         if kinds := {type(leaf) for leaf in jax.tree.leaves(rest) if _unhashable(leaf)}:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(
@@ -95,31 +80,68 @@ def _unhashable(leaf: Any) -> bool:
     return False
 
 
-def parametrize(
-    network: Callable[..., Any], problem: Problem, filter_spec: PyTree
-) -> tuple[OutputFunction, Params, Problem]:
-    """f(θ, x), θ, and `problem` with its targets checked against the outputs.
+class TrainableNetwork(eqx.Module):
+    """A network, checked and split for a problem: made once, in each public function.
+
+    Functions and dynamics that take a network also take a `TrainableNetwork`, with the
+    options that it was made with.
+    """
+
+    apply: OutputFunction
+    params: Params
+    """θ, the trainable arrays."""
+
+    rates: Params | None
+    """Learning rates M of each parameter; `None` for M = 1."""
+
+    problem: Problem
+    """The problem, with its targets checked against the outputs."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of parameters, outputs and times."""
+        return np.dtype(self.apply.output.dtype)
+
+    def __call__(self, x: Any) -> Float[Array, "*out"]:
+        return self.apply(self.params, x)
+
+
+def trainable(
+    network: Callable[..., Any],
+    problem: Problem,
+    filter_spec: PyTree,
+    learning_rates: PyTree = None,
+) -> TrainableNetwork:
+    """The network with its trainable parameters taken out; checked with the problem.
 
     **Raises:** `ValueError` if the network has active dropout or state, mixes the
     points of a batch, has no trainable parameters, has a dtype other than that of the
-    data, or has outputs that do not fit inputs or targets.
+    data, or has outputs that do not fit inputs or targets; or if `learning_rates` do
+    not fit the network.
     """
+    if isinstance(network, TrainableNetwork):
+        return network
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    network = as_module(network)
-    if not callable(network):
+    module = as_module(network)
+    if not callable(module):
         raise ValueError(
             "network must be an eqx.Module of one input, a flax.nnx.Module, or "
-            f"nth.from_apply(apply_fn, params); got {network!r}."
+            f"nth.from_apply(apply_fn, params); got {module!r}."
         )
-    refuse_randomness_and_state(network)
-    network = jax.tree.map(_placed, network)
-    params, frozen = _partitioned(network, filter_spec)
-    warn_of_statistics(network, params)
+    refuse_randomness_and_state(module)
+    module = jax.tree.map(_placed, module)
+    params, frozen = _partitioned(module, filter_spec)
+    warn_of_statistics(module, params)
     params = _checked_params(params, problem)
-    refuse_changing_state(network, take(problem.x_train, 0))
+    refuse_changing_state(module, take(problem.x_train, 0))
     output = _output_of(params, frozen, problem)
-    refuse_mixed_points(network, problem)
-    return OutputFunction(frozen, output), params, problem.matched_to(output)
+    refuse_mixed_points(module, problem)
+    return TrainableNetwork(
+        apply=OutputFunction(frozen, output),
+        params=params,
+        rates=rates_of(learning_rates, network, params),
+        problem=problem.matched_to(output),
+    )
 
 
 def _placed(leaf: Any) -> Any:

@@ -5,6 +5,7 @@ Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the op
 derivative along M ∇f_β.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,6 +68,23 @@ def by_rates(rates: Params | None, direction: Params) -> Params:
     if rates is None:
         return direction
     return jax.tree.map(jnp.multiply, rates, direction)
+
+
+def with_unit_rates(
+    params: Params, rates: Params | None
+) -> tuple[Params, Callable[[Params], Params]]:
+    """Parameters δ whose learning rates are 1, at initialization, and δ ↦ θ.
+
+    θ = θ₀ + √M δ: derivatives of f in δ are those in θ, times √M in each slot.
+    """
+    if rates is None:
+        return params, lambda params: params
+    roots = jax.tree.map(jnp.sqrt, rates)
+
+    def parameters(delta: Params) -> Params:
+        return jax.tree.map(lambda p, r, d: p + r * d, params, roots, delta)
+
+    return jax.tree.map(jnp.zeros_like, params), parameters
 
 
 def as_decay(weight_decay: Any, params: Params) -> Scalar | None:

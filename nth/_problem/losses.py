@@ -10,9 +10,10 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, Shaped
+from jaxtyping import Array, DTypeLike, Float, PyTree, Shaped
 
 from .._custom_types import Scalar
+from .._internal.static import Static
 from .._internal.validation import require
 
 
@@ -135,22 +136,29 @@ class LogisticLoss(AbstractLoss):
         return _same_shape(targets, output)
 
 
-class Loss(AbstractLoss):
+class CustomLoss(AbstractLoss):
     """Any ℓ(f, y): `fn(output, target)` of one point, differentiable in `output`.
 
     **Arguments:**
 
     - `fn`: takes one output `(*out)` and one target, returns a scalar. The mean over
-        the training points is taken by the library.
+        the training points is taken by the library. If `fn` is a pytree, such as an
+        `eqx.Module` or a `jax.tree_util.Partial`, its arrays can be differentiated.
     """
 
-    fn: Callable[[Array, Array], Array] = eqx.field(static=True)
+    arrays: PyTree[Array]
+    static: Static = eqx.field(static=True)
 
-    def __check_init__(self):
-        if not callable(self.fn):
-            raise ValueError(
-                f"fn must be a function fn(output, target); got {self.fn!r}."
-            )
+    def __init__(self, fn: Callable[[Array, Array], Array]):
+        if not callable(fn):
+            raise ValueError(f"fn must be a function fn(output, target); got {fn!r}.")
+        self.arrays, rest = eqx.partition(fn, eqx.is_array)
+        self.static = Static(rest)
+
+    @property
+    def fn(self) -> Callable[[Array, Array], Array]:
+        """The function."""
+        return eqx.combine(self.arrays, self.static.tree)
 
     def pointwise(self, output, target):
         return jnp.asarray(self.fn(output, target))

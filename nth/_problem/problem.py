@@ -58,7 +58,7 @@ class Problem(eqx.Module):
         if not isinstance(loss, AbstractLoss):
             raise ValueError(
                 f"loss must be an nth loss, such as nth.SquaredError(); got {loss!r}. "
-                "Wrap a function of one output and one target in nth.Loss(fn)."
+                "Wrap a function of one output and one target in nth.CustomLoss(fn)."
             )
         x_train = as_inputs("x_train", x_train)
         y_train = as_array("y_train", y_train)

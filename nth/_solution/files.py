@@ -17,7 +17,7 @@ from .solution import Solution
 
 # Fields that are single arrays.
 _ARRAYS = ("ts", "train", "test", "loss", "valid_until")
-_TREES = ("state", "watched")
+_TREES = ("state", "saved")
 
 
 def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
@@ -42,7 +42,7 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
 
 
 def load_solution(
-    path: str | os.PathLike[str], like: PyTree, watched_like: PyTree
+    path: str | os.PathLike[str], like: PyTree, saved_like: PyTree
 ) -> Solution:
     """Implementation of [`nth.Solution.load`][]."""
     file = _file(path)
@@ -72,7 +72,7 @@ def load_solution(
         counts=counts,
         label=label,
         method=method,
-        watched=_in_structure(trees["watched"], watched_like, "watched_like"),
+        saved=_in_structure(trees["saved"], saved_like, "saved_like"),
     )
 
 

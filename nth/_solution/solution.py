@@ -50,9 +50,9 @@ class Solution(eqx.Module):
     method: str = eqx.field(static=True)
     """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"gradient descent"`."""
 
-    watched: PyTree[Float[Array, "T ..."]] = None
-    """Values of the option `watch` of [`nth.integrate`][] at each time; `None` without
-    it."""
+    saved: PyTree[Float[Array, "T ..."]] = None
+    """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
+    is not given."""
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Solution(eqx.Module):
         path: str | os.PathLike[str],
         like: PyTree = None,
         *,
-        watched_like: PyTree = None,
+        saved_like: PyTree = None,
     ) -> "Solution":
         """Read a solution that [`save`][nth.Solution.save] wrote.
 
@@ -94,11 +94,11 @@ class Solution(eqx.Module):
             `jax.ShapeDtypeStruct` with the shapes and dtypes of the saved state, such
             as `dynamics.initial_state()`. By default a state of several arrays is
             returned as a flat tuple.
-        - `watched_like`: the same for `watched`.
+        - `saved_like`: the same for `saved`.
 
         **Raises:** `ValueError` if the file does not exist, is damaged or does not hold
         a solution, or if the structures do not match what was saved.
         """
         from .files import load_solution
 
-        return load_solution(path, like, watched_like)
+        return load_solution(path, like, saved_like)

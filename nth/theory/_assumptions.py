@@ -61,8 +61,8 @@ class ActivationCheck(NamedTuple):
 
 def check_activation(
     activation: str | Callable[[Array], Array],
-    order: int = 2,
     *,
+    order: int = 2,
     radius: float = 20.0,
     cells: int = 2000,
 ) -> ActivationCheck:
@@ -178,7 +178,7 @@ class DataCheck(NamedTuple):
 
 
 def check_data(
-    x: ArrayLike, order: int = 2, *, samples: int = 20_000, seed: int = 0
+    x: ArrayLike, *, order: int = 2, samples: int = 20_000, seed: int = 0
 ) -> DataCheck:
     """Assumption 2.2 (Huang & Yau): c < ‖x_a‖ < 1/c, and any r ≤ 2p* + 1 distinct
     inputs have a data matrix whose smallest singular value is at least c_r > 0.

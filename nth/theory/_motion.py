@@ -16,8 +16,9 @@ from .._internal.validation import require, require_instance, require_integer
 from .._kernels.assembly import form
 from .._kernels.evaluation import points_of
 from .._kernels.hierarchy_operator import require_forward_mode
-from .._network.base import OutputFunction
+from .._network.base import OutputFunction, trainable
 from .._network.finiteness import require_finite_result
+from .._network.learning_rates import with_unit_rates
 from .._problem.problem import Problem
 
 # All starts are iterated together, each with two vectors of the parameters' size.
@@ -29,6 +30,7 @@ def laziness(
     problem: Problem,
     *,
     filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
     starts: int = 4,
     max_steps: int = 500,
 ) -> Scalar:
@@ -48,8 +50,9 @@ def laziness(
 
     **Arguments:**
 
-    - `network`, `problem`, `filter_spec`: as for [`nth.kernels`][]; the loss must be
-        the squared error.
+    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][];
+        the loss must be the squared error. With learning rates M, Df and D²f are
+        derivatives along √M δ.
     - `starts`: the number of random starts, up to 1,000; the largest result is used.
     - `max_steps`: the largest number of iterations, if they do not converge earlier.
 
@@ -59,14 +62,15 @@ def laziness(
     """
     starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
-    points = points_of(network, problem, filter_spec)
+    points = points_of(trainable(network, problem, filter_spec, learning_rates))
     require_squared_error(problem, "laziness")
     require_forward_mode(points.apply, points.params, points.x_train, "laziness")
     ntk = form(points.on_train, 2, None, progress=False)[1]
     largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]
     outputs = points.apply.over(points.params, points.x_train)
     distance = jnp.linalg.norm((outputs - problem.y_train).ravel())
-    bends = _bend(points.apply, points.params, points.x_train, starts, max_steps)
+    parts = (points.apply, points.params, points.rates, points.x_train)
+    bends = _bend(*parts, starts, max_steps)
     measure = distance * bends / largest
     at = (points.apply, points.params, points.x_train, points.n_train)
     require_finite_result("laziness", measure, *at)
@@ -75,14 +79,20 @@ def laziness(
 
 @eqx.filter_jit
 def _bend(
-    apply: OutputFunction, params: Params, x: Inputs, starts: int, max_steps: int
+    apply: OutputFunction,
+    params: Params,
+    rates: Params | None,
+    x: Inputs,
+    starts: int,
+    max_steps: int,
 ) -> Scalar:
     """max ‖D²f[u, v]‖ over unit u, v, by alternating between w, u and v in
     ⟨w, D²f[u, v]⟩, which no step can decrease."""
-    theta, unravel = ravel_pytree(params)
+    start, parameters = with_unit_rates(params, rates)
+    theta, unravel = ravel_pytree(start)
 
     def outputs(theta: Array) -> Array:
-        return apply.over(unravel(theta), x).ravel()
+        return apply.over(parameters(unravel(theta)), x).ravel()
 
     def twice(u: Array, v: Array) -> Array:
         def slope(theta: Array) -> Array:

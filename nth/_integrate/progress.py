@@ -1,0 +1,98 @@
+"""A progress bar for solves that last for more than a few seconds."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+from jaxtyping import Array, Int
+from tqdm.auto import tqdm
+
+from .._custom_types import Scalar
+from .._internal.validation import is_traced
+
+# Seconds before a bar is shown.
+DELAY = 5
+# The bars of the solves that are running, by number.
+_BARS: dict[int, tqdm] = {}
+_NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
+
+Progress = bool | diffrax.AbstractProgressMeter
+_State = tuple[Int[Array, ""], Int[Array, ""]]
+
+
+class DelayedProgressMeter(diffrax.AbstractProgressMeter[_State]):
+    """A bar with the share of the time reached, shown once `DELAY` seconds are over."""
+
+    label: str = eqx.field(static=True)
+    refresh_steps: int = eqx.field(static=True, default=50)
+
+    def init(self) -> _State:
+        return io_callback(self._open, _NUMBER), jnp.zeros((), jnp.int32)
+
+    def step(self, state: _State, progress: Any) -> _State:
+        number, steps = state
+
+        def move(number: Array) -> Array:
+            # The number is returned, so that these calls run in their order.
+            return jax.pure_callback(_move, _NUMBER, number, jnp.asarray(progress))
+
+        due = steps % self.refresh_steps == 0
+        return jax.lax.cond(due, move, lambda number: number, number), steps + 1
+
+    def close(self, state: _State) -> None:
+        io_callback(_close, None, state[0])
+
+    def _open(self) -> np.ndarray:
+        number = max(_BARS, default=0) + 1
+        _BARS[number] = delayed_bar(1.0, self.label)
+        return np.asarray(number, np.int32)
+
+
+def delayed_bar(total: float, label: str, disable: bool = False) -> tqdm:
+    """A bar that shows a fraction of `total`, once `DELAY` seconds are over."""
+    form = "{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    return tqdm(
+        total=total,
+        desc=label,
+        bar_format=form,
+        mininterval=0.1,
+        delay=DELAY,
+        leave=False,
+        disable=disable,
+    )
+
+
+def _move(number: Any, progress: Any) -> np.ndarray:
+    bar = _BARS.get(int(number))
+    if bar is not None:
+        bar.update(float(progress) - bar.n)
+    return np.asarray(number, np.int32)
+
+
+def _close(number: Any) -> None:
+    bar = _BARS.pop(int(number), None)
+    if bar is not None:
+        bar.update(bar.total - bar.n)
+        bar.close()
+
+
+def as_meter(
+    progress: Progress, label: str, arrays: Any, start: Scalar
+) -> diffrax.AbstractProgressMeter:
+    """The diffrax meter for the option `progress`; `arrays` are those of the solve."""
+    if isinstance(progress, diffrax.AbstractProgressMeter):
+        return progress
+    devices = {
+        device
+        for leaf in jax.tree.leaves(arrays)
+        if isinstance(leaf, jax.Array) and not is_traced(leaf)
+        for device in leaf.sharding.device_set
+    }
+    # A bar under a transformation, or on several devices, would be drawn several times.
+    if not progress or len(devices) > 1 or is_traced(arrays, start, jnp.zeros(())):
+        return diffrax.NoProgressMeter()
+    return DelayedProgressMeter(label)
