@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ._activation import elementwise_activation
 from ._errors import (
     as_array,
+    require_concrete,
     require_finite,
     require_integer,
     require_order,
@@ -115,6 +116,7 @@ def _derivatives(
     coefficients = _coefficients(function, at, top)
     steps = [jnp.ones_like(at)] + [jnp.zeros_like(at)] * (top - 1)
     found = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(at, steps)
+    require_concrete("activation", found, "theory.check_activation")
     return np.stack([math.factorial(r) * np.asarray(c) for r, c in enumerate(found)])
 
 
@@ -196,6 +198,7 @@ def check_data(
     **Returns:** [`nth.theory.DataCheck`][].
     """
     array = require_finite("x", as_array("x", x))
+    require_concrete("x", array, "theory.check_data")
     require_supported_dtype("x", array.dtype)
     if array.ndim < 2 or 0 in array.shape:
         raise ValueError(

@@ -12,6 +12,7 @@ from ._errors import (
     as_array,
     is_traced,
     require,
+    require_concrete,
     require_finite,
     require_integer,
 )
@@ -61,6 +62,7 @@ class Catapult(eqx.Module):
         Needs values, so not under `jax.jit`.
         """
         numbers = (self.outputs[0], self.ntk[0], self.learning_rate, self.target)
+        require_concrete("catapult", (*numbers, self.width), "Catapult.phase")
         f, ntk, rate, y = map(float, numbers)
         if y == 0:
             product = rate * ntk

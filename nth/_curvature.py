@@ -98,13 +98,18 @@ def critical_rate(
     nesterov: bool,
     tolerance: float,
     iterations: int,
+    constant: Callable[[Any], Any] = _without_derivative,
 ) -> Scalar:
     """The critical rate on the points `x`, `y`: at least that, where κ is not found
-    to the end, for κ is approached from below."""
-    dynamics, x, y = _without_derivative((dynamics, x, y))
-    kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, False)
+    to the end, for κ is approached from below.
+
+    `constant` is the identity, and ends or refuses derivatives.
+    """
+    dynamics, x, y = constant((dynamics, x, y))
+    options = (tolerance, iterations, constant)
+    kappa = _largest_curvature(dynamics, x, y, *options, by_points=False)
     if not is_traced(kappa) and not jnp.isfinite(kappa):
-        kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, True)
+        kappa = _largest_curvature(dynamics, x, y, *options, by_points=True)
     kappa = require(kappa, jnp.isfinite(kappa), _NOT_FINITE)
     momentum = jnp.asarray(0 if momentum is None else momentum, kappa.dtype)
     factor = 2 * (1 + momentum)
@@ -120,6 +125,8 @@ def _largest_curvature(
     y: Shaped[Array, "b ..."],
     tolerance: float,
     iterations: int,
+    constant: Callable[[Any], Any],
+    *,
     by_points: bool,
 ) -> Scalar:
     """κ, from a start in the range of √M Jᵀ; with `by_points` J acts on one point after
@@ -150,7 +157,8 @@ def _largest_curvature(
         if dynamics.weight_decay is not None:
             decay = dynamics.weight_decay
             back = jax.tree.map(lambda b, d: b + decay * d, back, direction)
-        return ravel_pytree(root(back))[0]
+        # What the network closes over is none of the arguments.
+        return constant(ravel_pytree(root(back))[0])
 
     drawn = jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype)
     start = ravel_pytree(root(pull(drawn)[0]))[0]

@@ -33,6 +33,18 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def require_concrete(argument: str, value: Any, purpose: str) -> None:
+    """Raise `ValueError` if `value` is traced, because `purpose` looks at its numbers.
+
+    Under `jax.jit` also constants are traced once they have been computed with.
+    """
+    if is_traced(value):
+        raise ValueError(
+            f"{argument} has no concrete value under jax.jit, jax.vmap or jax.grad, "
+            f"and {purpose} needs one: compute it outside of them."
+        )
+
+
 def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
     """`array` where every `ok` holds, else an error: now, or at run time if traced."""
     if is_traced(ok):
@@ -204,6 +216,7 @@ def require_integer(
     argument: str, value: Any, least: int, most: int | None = None, why: str = ""
 ) -> int:
     """`value` as an `int` from `least` to `most`; `why` there is a greatest one."""
+    require_concrete(argument, value, "this function")
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -249,8 +262,7 @@ def require_scale(argument: str, value: Any) -> Any:
 
 def require_positive(argument: str, value: Any) -> float:
     """`value` as a finite number above zero."""
-    if is_traced(value):
-        raise ValueError(f"{argument} must be known when the function is traced.")
+    require_concrete(argument, value, "this function")
     number = float(require_scale(argument, value))
     if number == 0:
         raise ValueError(f"{argument} must be above 0; got 0.")

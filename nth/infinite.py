@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._activation import ACTIVATIONS, elementwise_activation
+from ._activation import ACTIVATIONS, elementwise_activation, refuse_derivative
 from ._closed_form import require_squared_error
 from ._errors import (
     as_array,
@@ -141,6 +141,7 @@ def kernels(
         root = left.shape[1] ** 0.5
         left, right = left / root, None if right is None else right / root
     function = elementwise_activation(activation, left.dtype)
+    refuse_derivative(function, left.dtype)
     nngp, ntk, doubt = recursion(left, right, layers, (function, nodes))
     if function is not ACTIVATIONS["relu"]:  # whose moments are in closed form
         doubt = jnp.maximum(doubt, _kink_at_zero(function, left.dtype))

@@ -15,6 +15,7 @@ from ._checkpoint import Checkpoint, fingerprint
 from ._errors import (
     require_bool,
     require_callable,
+    require_concrete,
     require_integer,
     require_key,
     require_path,
@@ -70,6 +71,7 @@ def sweep(
     require_callable("measure", measure, "measure(width, key)")
     sizes = _checked_widths(widths)
     count = require_integer("initialisations", initialisations, 1)
+    require_concrete("key", key, "scaling.sweep")
     require_key("key", key)
     progress = require_bool("progress", progress)
     most = min(require_integer("batch_size", batch_size, 1), count)
@@ -94,6 +96,7 @@ def sweep(
         bar.set_description(f"width {sizes[i]}")
         numbers = np.arange(first, min(first + batch, count))
         found = _batch(measure, sizes[i], key, jnp.asarray(numbers))
+        require_concrete("measure", found, "scaling.sweep")
         for kept, new in zip(*map(jax.tree.leaves, (values, found)), strict=True):
             kept[i, numbers] = np.asarray(new)
         if file is not None:
@@ -215,6 +218,8 @@ def fit(
     **Raises:** `ValueError` for fewer than three widths, shapes that do not match,
     values that are not finite, or a statistic that is zero.
     """
+    require_concrete("widths", widths, "scaling.fit")
+    require_concrete("values", values, "scaling.fit")
     at, array = _as_floats("widths", widths), _as_floats("values", values)
     proper = np.all((at > 0) & np.isfinite(at))
     if at.ndim != 1 or len(at) < 3 or not proper or len(set(at)) < len(at):
