@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._dynamics import AbstractKernelDynamics
+from ._dynamics import AbstractKernelDynamics, require_state, require_vector
 from ._errors import require_instance, require_order
 from ._inputs import floating_dtype
 from ._kernels import Kernels
@@ -78,18 +78,23 @@ class DenseHierarchy(AbstractKernelDynamics):
         return self.levels[:-1]
 
     def vector_field(self, t: Scalar, state: Levels, args: Any) -> Levels:
+        require_state(state, self.levels[:-1])
         g = self.output_gradient(state[0])
         return tuple(-_contract(k, g) for k in (*state[1:], self.levels[-1]))
 
     def outputs(self, state: Levels) -> Float[Array, "m *out"]:
+        require_state(state, self.levels[:-1])
         return state[0]
 
     def ntk(self, state: Levels) -> Float[Array, "m ..."]:
+        require_state(state, self.levels[:-1])
         return (*state, self.levels[-1])[1]
 
     def ntk_product(
         self, state: Levels, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
+        one = jax.eval_shape(lambda f: f[0], self.levels[0])
+        require_vector(vector, self.problem.n_train, one)
         return _contract(self.ntk(state), vector)
 
     def error_norm(self, scaled: Levels) -> Scalar:

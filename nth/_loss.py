@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
-from ._errors import require
+from ._errors import as_array, require
 from ._types import Scalar
 
 
@@ -39,12 +39,14 @@ class AbstractLoss(eqx.Module):
         self, outputs: Float[Array, "n *out"], targets: Shaped[Array, "n ..."]
     ) -> Scalar:
         """L = (1/n) Σ_i ℓ(f_i, y_i)."""
+        outputs, targets = _checked_pair(outputs, targets)
         return jnp.mean(jax.vmap(self.pointwise)(outputs, targets))
 
     def gradient(
         self, outputs: Float[Array, "n *out"], targets: Shaped[Array, "n ..."]
     ) -> Float[Array, "n *out"]:
         """g_i = ∂L/∂f_i, the 1/n included."""
+        outputs, targets = _checked_pair(outputs, targets)
         return jax.grad(self.__call__)(outputs, targets)
 
 
@@ -55,6 +57,7 @@ class SquaredError(AbstractLoss):
     """
 
     def pointwise(self, output, target):
+        output, target = _of_one_shape(output, target)
         return jnp.sum((output - target) ** 2) / 2
 
     def check_targets(self, targets, dtype):
@@ -71,8 +74,21 @@ class SoftmaxCrossEntropy(AbstractLoss):
     """
 
     def pointwise(self, output, target):
+        output, target = as_array("output", output), as_array("target", target)
+        if output.ndim != 1 or output.size < 2:
+            raise ValueError(
+                "output of one point must have shape (C,) for SoftmaxCrossEntropy, "
+                f"with C >= 2 classes; got {output.shape}."
+            )
+        labelled = jnp.issubdtype(target.dtype, jnp.integer)
+        if target.shape != (() if labelled else output.shape):
+            raise ValueError(
+                "target of one point must be an integer label, or probabilities of "
+                f"shape {output.shape}, that of output; got shape {target.shape} and "
+                f"dtype {target.dtype}."
+            )
         log_probabilities = jax.nn.log_softmax(output)
-        if jnp.issubdtype(target.dtype, jnp.integer):
+        if labelled:
             return -log_probabilities[target]
         return -jnp.sum(target * log_probabilities)
 
@@ -124,6 +140,7 @@ class LogisticLoss(AbstractLoss):
     """
 
     def pointwise(self, output, target):
+        output, target = _of_one_shape(output, target)
         return jnp.sum(jax.nn.softplus(-target * output))
 
     def check_targets(self, targets, dtype):
@@ -174,6 +191,33 @@ class Loss(AbstractLoss):
                 f"it returned {value if shape is None else f'shape {shape}, {dtype}'}."
             )
         return targets
+
+
+def _checked_pair(outputs: Array, targets: Array) -> tuple[Array, Array]:
+    """Both as arrays with one entry for each point. Only shapes are looked at."""
+    outputs, targets = as_array("outputs", outputs), as_array("targets", targets)
+    if outputs.ndim == 0 or not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise ValueError(
+            "outputs must be floating, of shape (n, *out); got shape "
+            f"{outputs.shape} and dtype {outputs.dtype}."
+        )
+    if targets.shape[:1] != outputs.shape[:1]:
+        raise ValueError(
+            f"targets has shape {targets.shape} and outputs {outputs.shape}: give one "
+            "target for each point."
+        )
+    return outputs, targets
+
+
+def _of_one_shape(output: Array, target: Array) -> tuple[Array, Array]:
+    """Both as arrays, of one point."""
+    output, target = as_array("output", output), as_array("target", target)
+    if output.shape != target.shape:
+        raise ValueError(
+            f"target of one point must have shape {output.shape}, that of output; got "
+            f"{target.shape}."
+        )
+    return output, target
 
 
 def _as_real(targets: Array, dtype: DTypeLike) -> Array:

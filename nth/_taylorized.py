@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ._dynamics import AbstractDynamics, two_norm
+from ._dynamics import AbstractDynamics, require_state, two_norm
 from ._errors import require_order
 from ._inputs import take
 from ._lift import require_forward_mode
@@ -81,6 +81,8 @@ class TaylorizedFlow(AbstractDynamics):
         return jax.tree.map(jnp.zeros_like, self.params)
 
     def vector_field(self, t: Scalar, state: Params, args: Any) -> Params:
+        require_state(state, self.params)
+
         def loss(state: Params) -> Scalar:
             outputs = self._polynomial(state, self.problem.x_train)
             return self.problem.loss(outputs, self.problem.y_train)
@@ -88,6 +90,7 @@ class TaylorizedFlow(AbstractDynamics):
         return jax.tree.map(jnp.negative, jax.grad(loss)(state))
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
+        require_state(state, self.params)
         return self._polynomial(state, self.problem.x)
 
     def error_norm(self, scaled: Params) -> Scalar:
