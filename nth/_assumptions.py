@@ -218,7 +218,7 @@ def check_data(
         looked_at.append(total if exact[-1] else samples)
         sets = combinations(range(n), r) if exact[-1] else _drawn(rng, n, r, samples)
         smallest.append(0.0 if r > d else _smallest(array, sets))
-    norms = np.linalg.norm(array, axis=1)
+    norms = _norms(array)
     floor = float(np.linalg.svd(array, compute_uv=False)[-1]) if n <= d else 0.0
     return DataCheck(
         (float(norms.min()), float(norms.max())),
@@ -227,6 +227,13 @@ def check_data(
         tuple(looked_at),
         floor,
     )
+
+
+def _norms(x: np.ndarray) -> np.ndarray:
+    """The norm of each row in float64, though the squares may not fit the dtype."""
+    largest = np.abs(x).max(axis=1).astype(float)
+    unit = x / np.where(largest > 0, largest, 1)[:, None]
+    return largest * np.linalg.norm(unit, axis=1)
 
 
 def _drawn(

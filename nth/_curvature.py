@@ -15,7 +15,7 @@ from ._errors import is_traced, require, require_bool, require_scale
 from ._flow import GradientFlow
 from ._jacobian import push_by_points
 from ._problem import Problem
-from ._rates import by_rates
+from ._rates import by_rates, overflow_by_rates
 from ._rule import require_momentum
 from ._types import Inputs, Params, Scalar
 
@@ -110,7 +110,8 @@ def critical_rate(
     kappa = _largest_curvature(dynamics, x, y, *options, by_points=False)
     if not is_traced(kappa) and not jnp.isfinite(kappa):
         kappa = _largest_curvature(dynamics, x, y, *options, by_points=True)
-    kappa = require(kappa, jnp.isfinite(kappa), _NOT_FINITE)
+    message = overflow_by_rates(dynamics.rates, 1) or _NOT_FINITE
+    kappa = require(kappa, jnp.isfinite(kappa), message)
     momentum = jnp.asarray(0 if momentum is None else momentum, kappa.dtype)
     factor = 2 * (1 + momentum)
     if nesterov:

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from ._descent import AbstractDescent
 from ._dynamics import AbstractDynamics
 from ._finite import all_finite, cause_of_non_finite, name_points, rows_not_finite
+from ._rates import overflow_by_rates
 from ._types import State
 
 
@@ -30,7 +31,8 @@ def cause_at_start(dynamics: AbstractDynamics) -> str | None:
         )
     if bool(all_finite(*jax.tree.leaves(rate))):
         return None
-    return (
+    power = getattr(dynamics, "order", 2) - 1
+    return overflow_by_rates(getattr(dynamics, "rates", None), power) or (
         "the outputs are finite at t = 0, and their rate of change is not: a higher or "
         "forward-mode derivative of the network is NaN or infinite at some point, as "
         "those of a norm or a square root are at 0. Remove the points where it is, or "

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
+from ._errors import is_traced
 from ._types import Scalar
 
 
@@ -13,6 +14,31 @@ def rounding_of(eigenvalues: Float[Array, " n"]) -> Scalar:
     """The size below which an eigenvalue is zero up to rounding error, given all n."""
     eps = jnp.finfo(eigenvalues.dtype).eps
     return len(eigenvalues) * eps * jnp.max(eigenvalues)
+
+
+def require_covariance(argument: str, matrix: Array, cure: str) -> None:
+    """Raise `ValueError` for a `matrix` that is not symmetric or has eigenvalues below
+    0, by more than rounding error. A tracer is not checked.
+
+    `cure` is a sentence.
+    """
+    if is_traced(matrix):
+        return
+    # A kernel of float64 may have been computed in float32 and cast.
+    tolerance = max(1e-5, 10 * float(jnp.finfo(matrix.dtype).eps) ** 0.5)
+    scale = float(jnp.max(jnp.abs(matrix)))
+    asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
+    if asymmetry > tolerance * scale:
+        raise ValueError(
+            f"{argument} are not symmetric: two entries that must be equal differ by "
+            f"{asymmetry:.3g}. {cure}"
+        )
+    values = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
+    if values[0] < -tolerance * jnp.max(jnp.abs(values)):
+        raise ValueError(
+            f"{argument} have an eigenvalue of {float(values[0]):.3g}, and those of a "
+            f"kernel are at least 0. {cure}"
+        )
 
 
 def leading_modes(

@@ -58,7 +58,7 @@ def as_array(argument: str, value: Any) -> Array:
     """`value` as an array of real numbers, none of which changes by the conversion.
 
     With `jax_enable_x64` off JAX stores 32 bits: floats are rounded to float32, but
-    numbers that do not fit are refused.
+    numbers that do not fit are refused, and arrays that would become all 0.
     """
     if np.ma.isMaskedArray(value):
         raise ValueError(
@@ -99,8 +99,11 @@ def _refuse_unfit(argument: str, array: np.ndarray) -> None:
         bounds = jnp.iinfo(dtype)
         unfit = (array < bounds.min) | (array > bounds.max)
     else:
-        with np.errstate(over="ignore"):
-            unfit = np.isfinite(array) & ~np.isfinite(array.astype(dtype))
+        with np.errstate(over="ignore", under="ignore"):
+            stored = array.astype(dtype)
+        unfit = np.isfinite(array) & ~np.isfinite(stored)
+        if not np.any(stored):  # a number that is small beside others may round to 0
+            unfit = array != 0
     if np.any(unfit):
         raise ValueError(
             f"{argument} holds {array[unfit].flat[0]}, which does not fit {dtype}, the "

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from ._errors import is_traced, require
 from ._inputs import count
 from ._network import OutputFunction
+from ._rates import overflow_by_rates
 from ._types import Inputs, Params
 
 # Points whose gradients are computed together.
@@ -66,10 +67,11 @@ def require_finite_kernels(
     params: Params,
     x: Inputs,
     n_train: int,
+    rates: Params | None = None,
 ) -> None:
     """Raise `ValueError` if a kernel, as K⁽¹⁾ … K⁽ᵖ⁾, has a NaN or infinite entry."""
     for r, tensor in enumerate(tensors, 1):
-        otherwise = (
+        otherwise = overflow_by_rates(rates, r - 1) or (
             f"derivatives of order {r - 1} of the network are NaN or infinite at some "
             "of the points, as those of a norm or a power can be at 0. Use a lower "
             "order, or a network that is smooth there."

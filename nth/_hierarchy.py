@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ._dynamics import AbstractKernelDynamics, require_state, require_vector
 from ._errors import require_instance, require_order
 from ._inputs import floating_dtype
-from ._kernels import Kernels
+from ._kernels import Kernels, require_ntk
 from ._problem import Problem
 from ._types import Scalar
 
@@ -46,6 +46,7 @@ class DenseHierarchy(AbstractKernelDynamics):
 
     def __init__(self, kernels: Kernels, problem: Problem, order: int | None = None):
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+        require_ntk(kernels)
         require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
         order = require_order("order", kernels.order if order is None else order)
         if order > kernels.order:

@@ -142,6 +142,15 @@ def _shapes_of(tensors: Any) -> list[tuple[int, ...]] | None:
     return [first + later * r for r in range(len(tensors))]
 
 
+def require_ntk(kernels: Kernels) -> None:
+    """Raise `ValueError` unless `kernels` hold K(2)."""
+    if kernels.order < 2:
+        raise ValueError(
+            "kernels hold K(1) alone, and K(2) is needed: form them by "
+            "nth.kernels(network, problem, order=2)."
+        )
+
+
 def _fit(specs: list[ArraySpec], points: Points) -> bool:
     """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
     output, slot = points.output, (points.n_train, *points.output.shape)
@@ -210,7 +219,7 @@ def kernels(
     tensors = form(points, order, block_size, progress)
     n_train = points.n_train if points.with_train else count(points.x)
     at = (points.apply, points.params, points.x, n_train)
-    require_finite_kernels(tensors, *at)
+    require_finite_kernels(tensors, *at, points.rates)
     return Kernels(tensors, rows is None)
 
 

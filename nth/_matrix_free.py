@@ -118,7 +118,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> SeriesState:
         """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if present."""
-        base, steps = self._series(state)
+        base, steps = self._series(state, moved=True)
         require_points_like("x", x, "x_train", self.problem.x_train, y)
         points = count(x)
 
@@ -135,7 +135,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         return SeriesState(jax.tree.map(jnp.zeros_like, state.base), pulled)
 
     def scaled(self, direction: SeriesState) -> SeriesState:
-        self._series(direction, "direction")
+        self._series(direction, "direction", moved=True)
         base = direction.base
         return SeriesState(
             None if base is None else by_rates(self.rates, base),
@@ -149,7 +149,7 @@ class MatrixFreeHierarchy(AbstractDescent):
 
     def penalty(self, state: SeriesState) -> Scalar:
         """λ/2 Σ_{k<p} [‖θ_ε‖²]_k, to the same order as f̃."""
-        self._series(state)
+        self._series(state, moved=True)
         if self.weight_decay is None:
             return super().penalty(state)
         terms = (state.base, *state.steps)
@@ -237,9 +237,11 @@ class MatrixFreeHierarchy(AbstractDescent):
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return jnp.sqrt(jnp.max(jnp.stack(squares)) / size)
 
-    def _series(self, state: Any, argument: str = "state") -> tuple[Params, Steps]:
-        """θ₀ at the current time, and u_1 … u_{p−1}."""
-        decays = self.weight_decay is not None
+    def _series(
+        self, state: Any, argument: str = "state", *, moved: bool = False
+    ) -> tuple[Params, Steps]:
+        """θ₀ now, and u_1 … u_{p−1}; if `moved`, θ₀ is in the state where it decays."""
+        decays = self.weight_decay is not None if moved else None
         require_state(argument, state, self.order, self.params, decays)
         base = self.params if state.base is None else state.base
         return base, state.steps

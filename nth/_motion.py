@@ -61,7 +61,8 @@ def laziness(
     starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
     points = points_of(network, problem, filter_spec)
-    require_squared_error(problem, "laziness")
+    cure = "Give nth.Problem(x_train, y_train), whose loss it is."
+    require_squared_error(problem, "laziness", cure)
     require_forward_mode(points.apply, points.params, points.x_train, "laziness")
     ntk = form(points.on_train, 2, None, progress=False)[1]
     largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]

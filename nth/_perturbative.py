@@ -10,6 +10,7 @@ from ._closed_form import (
     Times,
     as_matrices,
     as_trajectory,
+    require_positive_ntk,
     require_squared_error,
 )
 from ._errors import require, require_times
@@ -97,6 +98,7 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
     _require_memory(kernels, len(times))
     tensors = checked_finite("kernels", kernels.tensors[:4], NOT_FINITE)
+    require_positive_ntk(tensors[1], level.problem)
     outputs, ntk, singular = _solve(tensors, level.problem, times)
     outputs = require(
         outputs,

@@ -5,13 +5,14 @@ Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the op
 derivative along M ∇f_β.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ._errors import as_array, require
+from ._errors import as_array, is_traced, require
 from ._modules import as_module
 from ._types import Params, Scalar
 
@@ -74,3 +75,18 @@ def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return None
     return jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)
+
+
+def overflow_by_rates(rates: Params | None, power: int) -> str | None:
+    """Words that the rates are too large, if `power` of them come near to overflow."""
+    leaves = jax.tree.leaves(rates)
+    if not leaves or is_traced(leaves):
+        return None
+    largest = max(float(jnp.max(leaf, initial=0)) for leaf in leaves)
+    dtype = leaves[0].dtype
+    if power * math.log(max(largest, 1)) < math.log(float(jnp.finfo(dtype).max)) / 2:
+        return None
+    return (
+        f"learning_rates of {largest:.3g} are too large for {dtype}. Give smaller ones:"
+        " a common factor of all of them only changes the unit of time."
+    )

@@ -27,23 +27,23 @@ class SeriesState(eqx.Module):
 
 
 def require_state(
-    argument: str, state: Any, order: int, params: Params, decays: bool
+    argument: str, state: Any, order: int, params: Params, decays: bool | None
 ) -> None:
     """Raise `ValueError` unless `state` is of level `order`, of parameters like
-    `params`, and has θ₀ if that `decays`."""
+    `params`, and has θ₀ if that `decays`; for `None` it may have it."""
     require_instance(argument, state, SeriesState, "Solution.state")
     if state.order != order:
         raise ValueError(
             f"{argument} is of order {state.order}, and this hierarchy of order "
             f"{order}: use nth.MatrixFreeHierarchy(..., {state.order})."
         )
-    if (state.base is not None) != decays:
+    if decays is not None and (state.base is not None) != decays:
         given, wanted = ("no ", "") if decays else ("", "no ")
         raise ValueError(
             f"{argument} is of a hierarchy with {given}weight_decay, and this one has "
             f"{wanted}weight_decay: give both the same."
         )
-    terms = (*state.steps, *([state.base] if decays else []))
+    terms = (*state.steps, *([] if state.base is None else [state.base]))
     if any(_layout(term) != _layout(params) for term in terms):
         raise ValueError(
             f"{argument} has other arrays than the parameters of this hierarchy's "

@@ -13,7 +13,7 @@ from ._eigen import rounding_of
 from ._errors import require_instance, require_scale
 from ._finite import checked_finite, require_finite_result
 from ._form import form
-from ._kernels import Kernels
+from ._kernels import Kernels, require_ntk
 from ._memory import require_memory
 from ._mlp import MLP
 from ._network import OutputFunction
@@ -50,6 +50,7 @@ def spectrum(kernels: Kernels) -> Spectrum:
     contains NaN, or if the eigenvectors would not fit in memory.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+    require_ntk(kernels)
     if not kernels.complete:
         raise ValueError(
             "kernels were formed with rows=..., and a spectrum takes all training "

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._activation import ACTIVATIONS, elementwise_activation, refuse_derivative
 from ._closed_form import require_squared_error
+from ._eigen import require_covariance
 from ._errors import (
     as_array,
     require,
@@ -238,7 +239,8 @@ def ensemble(
     have NaN, or a covariance that would not fit in memory.
     """
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    require_squared_error(problem, "infinite.ensemble")
+    cure = "Give nth.Problem(x_train, y_train, x_test), whose loss it is."
+    require_squared_error(problem, "infinite.ensemble", cure)
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
@@ -269,9 +271,10 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
                 f"kernels have dtype {array.dtype} and problem has {dtype}: cast one "
                 "of them."
             )
-    return InfiniteKernels(
-        *checked_finite("kernels", arrays, f"form them by {example}.")
-    )
+    arrays = checked_finite("kernels", arrays, f"form them by {example}.")
+    for name, array in zip(InfiniteKernels._fields, arrays, strict=True):
+        require_covariance(f"kernels.{name}", array, f"Form them by {example}.")
+    return InfiniteKernels(*arrays)
 
 
 @eqx.filter_jit

@@ -244,7 +244,11 @@ def fit(
 
     reduced = np.abs(array if array.ndim == 1 else _reduced(statistic, array))
     if np.any(reduced == 0):
-        raise ValueError("values are zero at some width: zero has no logarithm.")
+        name = "values are" if array.ndim == 1 else "statistic is"
+        raise ValueError(
+            f"{name} zero at widths {at[reduced == 0].tolist()}, and zero has no "
+            "logarithm: leave those out."
+        )
     line: Any = stats.linregress(np.log(at), np.log(reduced))
     if array.ndim == 1:
         half = stats.t.ppf((1 + confidence) / 2, len(at) - 2) * line.stderr
@@ -277,18 +281,23 @@ def _reduced(statistic: Callable[..., Any], values: np.ndarray) -> np.ndarray:
     """The statistic of each row, checked to be finite."""
     require_callable("statistic", statistic, "such as numpy.mean")
     try:
-        reduced = np.asarray(statistic(values, axis=-1), float)
+        reduced = np.asarray(statistic(values, axis=-1))
     except Exception as error:
         raise ValueError(
             "statistic must be a function statistic(values, axis=-1), such as "
             f"numpy.mean; it failed: {error}"
         ) from error
-    if reduced.shape != values.shape[:1] or not np.all(np.isfinite(reduced)):
+    real = reduced.dtype.kind in "fiu"
+    if (
+        reduced.shape != values.shape[:1]
+        or not real
+        or not np.all(np.isfinite(reduced))
+    ):
         raise ValueError(
-            f"statistic must give {len(values)} finite numbers, one for each width; "
-            f"got {reduced!r}."
+            f"statistic must give {len(values)} finite real numbers, one for each "
+            f"width; got {reduced!r}."
         )
-    return reduced
+    return reduced.astype(float)
 
 
 def _bootstrapped(
