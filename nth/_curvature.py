@@ -181,7 +181,8 @@ def _lanczos(
     dtype = start.dtype
 
     def unit(vector: Vector, norm: Scalar) -> Vector:
-        # A norm that is NaN is not zero: it shows in the result.
+        # A norm that is NaN or overflows is not zero: it shows in the result.
+        norm = jnp.where(jnp.isfinite(norm), norm, jnp.nan)
         return jnp.where(norm == 0, 0, vector / jnp.where(norm == 0, 1, norm))
 
     def unfinished(carry: Any) -> Array:

@@ -161,6 +161,9 @@ def test_learning_rates_that_overflow() -> None:
     expect(f"{words}1e+200 {cure}", lambda: form(1e200))
     expect(f"{words}1e+160 {cure}", lambda: form(1e160))
     assert form(1e100).order == 3
+    for rate in (1e160, 1e308):
+        with pytest.raises(ValueError, match=rf"^learning_rates of .* {cure}"):
+            nth.max_learning_rate(NETWORK, PROBLEM, learning_rates=rate)
 
 
 def test_kernels_without_an_ntk() -> None:
@@ -207,7 +210,8 @@ def test_output_and_target_of_one_point(loss: Any) -> None:
 
 
 def test_output_of_a_network() -> None:
+    matched_to: Any = PROBLEM.matched_to
     for output in ("a", None, 3, (2,)):
-        expect("output must be one output", lambda o=output: PROBLEM.matched_to(o))
+        expect("output must be one output", lambda o=output: matched_to(o))
     output = jax.eval_shape(NETWORK, PROBLEM.x_train[0])
     assert PROBLEM.matched_to(output).n_train == 4
