@@ -17,6 +17,9 @@ from ._errors import (
 from ._kernels import Kernels
 from ._spectrum import spectrum
 
+# The logarithm of the largest number of float64, rounded down.
+_MOST_LOG = 709.0
+
 
 class Bounds(eqx.Module):
     """Times, widths and orders that theorems ask for: see [`nth.theory.bounds`][]."""
@@ -80,10 +83,10 @@ class Bounds(eqx.Module):
     def kernel_error(self, order: int, t: float) -> float:
         """|K⁽²⁾ − K̃⁽²⁾| entry by entry, at level p and time t (eq. 19):
         [1 + (1 + t) t (ln m)^C min{t, n/λ}/m] (1 + t) t^{p−1}/m^{p/2}."""
-        order, t = require_integer("order", order, 2), _time(t)
+        order, t = require_order("order", order), _time(t)
         self._require_concrete()
         fed_back = (1 + t) * t * self._log(self.width) * min(t, self._slowest())
-        growth = (1 + t) * t ** (order - 1) / self.width ** (order / 2)
+        growth = (1 + t) * _power(t, order - 1) / _power(self.width, order / 2)
         return self.constant * (1 + fed_back / self.width) * growth
 
     def order_for(self, error: float, t: float) -> int:
@@ -148,12 +151,11 @@ class Bounds(eqx.Module):
 
         # m/(ln m)^C rises from ln m = C on.
         least = max(self.log_power, 1.0)
+        if least > _MOST_LOG or excess(_MOST_LOG) < 0:
+            return math.inf
         if excess(least) >= 0:
             return math.exp(least)
-        most = 2 * least
-        while excess(most) < 0:
-            most *= 2
-        return math.exp(float(brentq(excess, least, most)))  # pyright: ignore
+        return math.exp(float(brentq(excess, least, _MOST_LOG)))  # pyright: ignore
 
 
 def _time(t: Any) -> float:

@@ -16,25 +16,38 @@ def rounding_of(eigenvalues: Float[Array, " n"]) -> Scalar:
     return len(eigenvalues) * eps * jnp.max(eigenvalues)
 
 
-def require_covariance(argument: str, matrix: Array, cure: str) -> None:
-    """Raise `ValueError` for a `matrix` that is not symmetric or has eigenvalues below
-    0, by more than rounding error. A tracer is not checked.
+def _tolerance(matrix: Array) -> float:
+    # A kernel of float64 may have been computed in float32 and cast.
+    return max(1e-5, 10 * float(jnp.finfo(matrix.dtype).eps) ** 0.5)
 
-    `cure` is a sentence.
+
+def require_symmetric(argument: str, matrix: Array, cure: str) -> None:
+    """Raise `ValueError` for a `matrix` that is not symmetric up to rounding error.
+
+    A tracer is not checked. `cure` is a sentence.
     """
     if is_traced(matrix):
         return
-    # A kernel of float64 may have been computed in float32 and cast.
-    tolerance = max(1e-5, 10 * float(jnp.finfo(matrix.dtype).eps) ** 0.5)
     scale = float(jnp.max(jnp.abs(matrix)))
     asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
-    if asymmetry > tolerance * scale:
+    if asymmetry > _tolerance(matrix) * scale:
         raise ValueError(
             f"{argument} are not symmetric: two entries that must be equal differ by "
             f"{asymmetry:.3g}. {cure}"
         )
+
+
+def require_covariance(argument: str, matrix: Array, cure: str) -> None:
+    """Raise `ValueError` for a `matrix` that is not symmetric or has eigenvalues below
+    0, by more than rounding error.
+
+    A tracer is not checked. `cure` is a sentence.
+    """
+    require_symmetric(argument, matrix, cure)
+    if is_traced(matrix):
+        return
     values = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
-    if values[0] < -tolerance * jnp.max(jnp.abs(values)):
+    if values[0] < -_tolerance(matrix) * jnp.max(jnp.abs(values)):
         raise ValueError(
             f"{argument} have an eigenvalue of {float(values[0]):.3g}, and those of a "
             f"kernel are at least 0. {cure}"

@@ -76,6 +76,11 @@ def require_finite_kernels(
             "of the points, as those of a norm or a power can be at 0. Use a lower "
             "order, or a network that is smooth there."
         )
+        if r == 2:
+            otherwise = overflow_by_rates(rates, 1) or (
+                f"products of gradients overflow {tensor.dtype}. Rescale the inputs or "
+                "the parameters, or use float64."
+            )
         require_finite_result(
             f"K({r})", tensor, apply, params, x, n_train, otherwise=otherwise
         )

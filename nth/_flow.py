@@ -113,4 +113,5 @@ class GradientFlow(AbstractDescent):
         return along_jacobian(self.outputs, self.apply, x, vector, self.rates)(state)
 
     def error_norm(self, scaled: Params) -> Scalar:
+        require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ._dynamics import AbstractKernelDynamics, require_state, require_vector
 from ._errors import require_instance, require_order
-from ._inputs import floating_dtype
+from ._inputs import floating_dtype, require_like
 from ._kernels import Kernels, require_ntk
 from ._problem import Problem
 from ._types import Scalar
@@ -99,6 +99,7 @@ class DenseHierarchy(AbstractKernelDynamics):
         return _contract(self.ntk(state), vector)
 
     def error_norm(self, scaled: Levels) -> Scalar:
+        require_like("scaled", scaled, self.levels[:-1], "initial_state()")
         # Level by level: in one mean the many entries of K̃⁽ʳ⁾ would drown those of f̃.
         return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(k**2)) for k in scaled]))
 

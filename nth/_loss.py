@@ -6,6 +6,7 @@ points, so that 1/n sits inside g and in no other place.
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -93,6 +94,7 @@ class SoftmaxCrossEntropy(AbstractLoss):
         return -jnp.sum(target * log_probabilities)
 
     def check_targets(self, targets, dtype):
+        targets = as_array("y_train", targets)
         if jnp.issubdtype(targets.dtype, jnp.integer):
             if targets.ndim != 1:
                 raise ValueError(
@@ -170,7 +172,12 @@ class Loss(AbstractLoss):
             )
 
     def pointwise(self, output, target):
-        return jnp.asarray(self.fn(output, target))
+        value = self.fn(output, target)
+        shape = getattr(value, "shape", () if _is_number(value) else None)
+        if shape != ():
+            got = repr(value) if shape is None else f"shape {shape}"
+            raise ValueError(f"fn must return a scalar for one point; got {got}.")
+        return jnp.asarray(value)
 
     def check_targets(self, targets, dtype):
         return targets
@@ -220,8 +227,13 @@ def _of_one_shape(output: Array, target: Array) -> tuple[Array, Array]:
     return output, target
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _as_real(targets: Array, dtype: DTypeLike) -> Array:
     """Integer and boolean targets as floats; other floats must already be `dtype`."""
+    targets = as_array("y_train", targets)
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         return targets.astype(dtype)
     if targets.dtype != dtype:

@@ -230,6 +230,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         return in_blocks(pushed, self.problem.x, self.block_size)
 
     def error_norm(self, scaled: SeriesState) -> Scalar:
+        self._series(scaled, "scaled", moved=True)
         terms = [step for step in (scaled.base, *scaled.steps) if step is not None]
         squares = [
             sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)) for step in terms
@@ -240,7 +241,7 @@ class MatrixFreeHierarchy(AbstractDescent):
     def _series(
         self, state: Any, argument: str = "state", *, moved: bool = False
     ) -> tuple[Params, Steps]:
-        """θ₀ now, and u_1 … u_{p−1}; if `moved`, θ₀ is in the state where it decays."""
+        """θ₀ now, and u_1 … u_{p−1}; a `moved` state has θ₀ where that decays."""
         decays = self.weight_decay is not None if moved else None
         require_state(argument, state, self.order, self.params, decays)
         base = self.params if state.base is None else state.base

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._errors import as_array, is_traced, require
@@ -74,7 +75,10 @@ def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
     """λ in the dtype of `params`; `None` for 0, which needs no additional state."""
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return None
-    return jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)
+    with np.errstate(over="ignore"):
+        decay = jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)
+    message = f"weight_decay does not fit {decay.dtype}, the dtype of the parameters."
+    return require(decay, jnp.isfinite(decay), f"{message} Give a smaller number.")
 
 
 def overflow_by_rates(rates: Params | None, power: int) -> str | None:

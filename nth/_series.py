@@ -32,6 +32,8 @@ def require_state(
     """Raise `ValueError` unless `state` is of level `order`, of parameters like
     `params`, and has θ₀ if that `decays`; for `None` it may have it."""
     require_instance(argument, state, SeriesState, "Solution.state")
+    if not isinstance(state.steps, tuple):
+        raise ValueError(f"{argument}.steps must be a tuple; got {state.steps!r}.")
     if state.order != order:
         raise ValueError(
             f"{argument} is of order {state.order}, and this hierarchy of order "

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ._eigen import rounding_of
-from ._errors import require_instance, require_scale
+from ._eigen import require_symmetric, rounding_of
+from ._errors import require_finite, require_instance, require_scale
 from ._finite import checked_finite, require_finite_result
 from ._form import form
 from ._kernels import Kernels, require_ntk
@@ -67,7 +67,9 @@ def spectrum(kernels: Kernels) -> Spectrum:
         4 * slots**2 * ntk.dtype.itemsize,
         "Use fewer training points or float32, or nth.project for some eigenvectors.",
     )
-    values, vectors = jnp.linalg.eigh(ntk[:n].reshape(slots, slots))
+    square = ntk[:n].reshape(slots, slots)
+    require_symmetric("kernels", square, "Form them by nth.kernels.")
+    values, vectors = jnp.linalg.eigh(square)
     values, modes = values[::-1], vectors[:, ::-1].T.reshape(slots, n, *out)
     above = values > rounding_of(values)
     times = jnp.where(above, n / jnp.where(above, values, 1.0), jnp.inf)
@@ -157,6 +159,9 @@ def nngp(
     features = forward(layers, points.x)[-1]
     fan_in = features.shape[1]
     paper = isinstance(network, MLP) and network.parameterization == "nth"
-    weight = sigma_a**2 / (1 if paper else fan_in)
-    bias = 0.0 if layers[-1].bias is None else sigma_b**2
-    return weight * (features @ features[: points.n_train].T) + bias
+    # The power of a Python float raises OverflowError, and its product is infinite.
+    weight = sigma_a * sigma_a / (1 if paper else fan_in)
+    bias = 0.0 if layers[-1].bias is None else sigma_b * sigma_b
+    kernel = weight * (features @ features[: points.n_train].T) + bias
+    cure = "give smaller sigma_a and sigma_b, or smaller inputs and parameters."
+    return require_finite("the NNGP kernel", kernel, cure)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._dynamics import AbstractDynamics, require_state, two_norm
 from ._errors import require_order
-from ._inputs import take
+from ._inputs import require_like, take
 from ._lift import require_forward_mode
 from ._network import OutputFunction, parametrize
 from ._problem import Problem
@@ -94,6 +94,7 @@ class TaylorizedFlow(AbstractDynamics):
         return self._polynomial(state, self.problem.x)
 
     def error_norm(self, scaled: Params) -> Scalar:
+        require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)
 
     def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:

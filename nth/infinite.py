@@ -153,7 +153,8 @@ def kernels(
         '"relu" can be used (nth.softplus is a smooth one).'
     )
     nngp, ntk = (require(k, doubt < tolerance, message) for k in (nngp, ntk))
-    return InfiniteKernels(nngp, ntk)
+    cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
+    return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
 
 
 def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:

@@ -21,6 +21,7 @@ from ._errors import (
     require_path,
     require_positive,
 )
+from ._inputs import require_like
 from ._memory import require_memory
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
@@ -76,7 +77,9 @@ def sweep(
     progress = require_bool("progress", progress)
     most = min(require_integer("batch_size", batch_size, 1), count)
     batch = -(-count // -(-count // most))  # equal sizes: each new size is compiled
-    like = _measured(measure, sizes[0], key)
+    like, *others = (_measured(measure, size, key) for size in sizes)
+    for size, other in zip(sizes[1:], others, strict=True):
+        require_like(f"measure at width {size}", other, like, f"that at {sizes[0]}")
     leaves = jax.tree.leaves(like)
     needed = len(sizes) * count * sum(leaf.dtype.itemsize for leaf in leaves)
     purpose = f"keeping {count} values for each width"
@@ -326,4 +329,10 @@ def _bootstrapped(
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return found.confidence_interval.low, found.confidence_interval.high
+    low, high = found.confidence_interval
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ValueError(
+            "statistic is 0, or not finite, in some resamples of the initialisations, "
+            "so that no interval can be drawn: measure more, or use another statistic."
+        )
+    return low, high

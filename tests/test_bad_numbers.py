@@ -215,3 +215,103 @@ def test_output_of_a_network() -> None:
         expect("output must be one output", lambda o=output: matched_to(o))
     output = jax.eval_shape(NETWORK, PROBLEM.x_train[0])
     assert PROBLEM.matched_to(output).n_train == 4
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        (jnp.ones(3), jnp.ones((3, 4))),
+        (jnp.ones(0), jnp.ones((0, 0))),
+        (jnp.ones(3, int), jnp.ones((3, 3), int)),
+        (jnp.ones(3, complex), jnp.ones((3, 3), complex)),
+    ],
+)
+def test_kernels_that_are_none(tensors: Any) -> None:
+    expect(
+        "tensors must be K(1), K(2) and so on, floating", lambda: nth.Kernels(tensors)
+    )
+
+
+def test_kernels_by_hand() -> None:
+    rows = (jnp.ones(1), jnp.ones((1, 3)))
+    assert nth.Kernels(rows, complete=False).order == 2
+    expect("complete must be True or False", lambda: nth.Kernels(rows, complete="a"))
+    asymmetric = nth.Kernels((jnp.ones(3), jnp.arange(9.0).reshape(3, 3)))
+    expect("kernels are not symmetric", lambda: nth.spectrum(asymmetric))
+    indefinite = nth.Kernels((jnp.ones(3), jnp.diag(jnp.array([1.0, 0.5, -0.5]))))
+    np.testing.assert_allclose(nth.spectrum(indefinite).eigenvalues, [1, 0.5, -0.5])
+
+
+def test_modes_that_are_none() -> None:
+    for modes in ([[1.0], [1.0, 2.0]], 2.0, None, "a"):
+        expect(
+            "modes must", lambda modes=modes: nth.project(NETWORK, PROBLEM, 2, modes)
+        )
+
+
+def test_scales_that_overflow() -> None:
+    def infinite(**options: Any) -> Any:
+        return nth.infinite.kernels(np.eye(3), depth=2, activation="relu", **options)
+
+    words = "kernels have NaN or infinite entries: rescale x1, x2, sigma_w"
+    expect(words, lambda: infinite(sigma_w=1e200))
+    words = "NNGP kernel has NaN or infinite entries: give smaller sigma_a"
+    expect(words, lambda: nth.nngp(NETWORK, PROBLEM, sigma_a=1e160))
+    words = "vectors are so large that the sum overflows"
+    large = [np.full(4, 1e200)] * 2
+    expect(words, lambda: nth.contract(NETWORK, PROBLEM, 3, large))
+
+
+def test_weight_decay_that_does_not_fit(float32: None) -> None:
+    problem = nth.Problem(np.eye(3), np.ones(3))
+    network = nth.MLP(3, 3, 1, key=jax.random.key(0))
+    for dynamics in (
+        nth.GradientFlow,
+        lambda *a, **k: nth.MatrixFreeHierarchy(*a, 2, **k),
+    ):
+        call = lambda d=dynamics: d(network, problem, weight_decay=1e300)  # noqa: E731
+        expect("weight_decay does not fit float32", call)
+
+
+def test_bounds_that_overflow() -> None:
+    kernels = nth.Kernels(
+        (jnp.ones(6), jnp.concatenate([jnp.eye(4), jnp.ones((2, 4))]))
+    )
+    for power in (0.0, 2.0, 300.0, 1e308):
+        bounds = nth.theory.bounds(kernels, 100, log_power=power, constant=10.0)
+        assert bounds.width_to_converge() > 0
+        assert bounds.kernel_error(12, 1e300) == np.inf
+        expect("order must be at most 12", lambda b=bounds: b.kernel_error(13, 1.0))
+
+
+def test_width_of_a_catapult() -> None:
+    for width in (10**400, 10**50):
+        expect(
+            "width must be at most 1000000000000000000000000000000, which fits float32",
+            lambda width=width: nth.catapult(0.1, 1.0, 0.1, width, 3),
+        )
+
+
+def measure(later: Any) -> Any:
+    """A measure that is good at width 2, and gives `later` at any other."""
+
+    def at(width: int, key: Any) -> Any:
+        return jnp.ones(()) if width == 2 else later(key)
+
+    return lambda: nth.scaling.sweep(at, [2, 3], 2, key=jax.random.key(0))
+
+
+def test_measure_that_differs_between_widths() -> None:
+    expect("measure at width 3", measure(lambda key: {"a": jnp.ones(())}))
+    expect("measure at width 3", measure(lambda key: jnp.ones((), jnp.float32)))
+    expect("measure must give floating scalars", measure(lambda key: jnp.ones(2)))
+    expect("measure failed for the width 3", measure(lambda key: key.nothing))
+
+
+def test_loss_function_that_gives_no_scalar() -> None:
+    for value in ("a", None, jnp.ones(2)):
+        loss = nth.Loss(lambda f, y, value=value: value)
+        expect(
+            "fn must return a scalar", lambda loss=loss: loss(np.ones(2), np.ones(2))
+        )
+    assert nth.Loss(lambda f, y: 2.0)(np.ones(2), np.ones(2)) == 2

@@ -154,3 +154,60 @@ def test_checks_are_not_compiled() -> None:
     jaxpr = str(jax.make_jaxpr(lambda s: dynamics.vector_field(0.0, s, None))(state))
     assert "callback" not in jaxpr
     assert "cond" not in jaxpr
+
+
+class Mine(typed_nth.AbstractDynamics):
+    """A user's own dynamics, of any start and outputs."""
+
+    problem: Any
+    start: Any
+    seen: Any
+    label: str = "mine"
+    truncated = False
+
+    def initial_state(self) -> Any:
+        return self.start
+
+    def vector_field(self, t: Any, state: Any, args: Any) -> Any:
+        return state
+
+    def outputs(self, state: Any) -> Any:
+        return self.seen
+
+    def error_norm(self, scaled: Any) -> Any:
+        return jnp.sqrt(jnp.sum(scaled**2))
+
+
+def mine(start: Any, seen: Any) -> Any:
+    return Mine(problem=PROBLEM, start=start, seen=seen)
+
+
+@pytest.mark.parametrize("start", [None, {}, "a", 1.0, jnp.arange(3)])
+def test_initial_state_of_own_dynamics(start: Any) -> None:
+    own = mine(start, jnp.ones(6))
+    with pytest.raises(
+        ValueError, match=r"^dynamics: initial_state\(\) must be a pytree"
+    ):
+        nth.integrate(own, [1.0])
+
+
+@pytest.mark.parametrize("outputs", [jnp.ones(4), jnp.ones(()), "a", (jnp.ones(6),)])
+def test_outputs_of_own_dynamics(outputs: Any) -> None:
+    own = mine(jnp.ones(3), outputs)
+    with pytest.raises(
+        ValueError, match=r"^dynamics: outputs\(state\) must be an array"
+    ):
+        nth.integrate(own, [1.0])
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_error_norm_of_another_state(name: str) -> None:
+    for scaled in (None, 1.0, (STATES["dense-3"],)):
+        with pytest.raises(ValueError, match=r"^scaled"):
+            DYNAMICS[name].error_norm(scaled)
+
+
+def test_series_state_by_hand() -> None:
+    state = type(STATES["matrix-free-2"])(None, None)
+    with pytest.raises(ValueError, match=r"^state.steps must be a tuple; got None"):
+        DYNAMICS["matrix-free-2"].outputs(state)
