@@ -15,12 +15,14 @@ from ._internal.checkpoint import Checkpoint, fingerprint
 from ._internal.validation import (
     require_bool,
     require_callable,
+    require_concrete,
     require_integer,
     require_key,
     require_path,
     require_positive,
 )
 from ._network.memory import require_memory
+from ._problem.inputs import require_like
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
 
@@ -70,11 +72,14 @@ def sweep(
     require_callable("measure", measure, "measure(width, key)")
     sizes = _checked_widths(widths)
     count = require_integer("initialisations", initialisations, 1)
+    require_concrete("key", key, "scaling.sweep")
     require_key("key", key)
     progress = require_bool("progress", progress)
     most = min(require_integer("batch_size", batch_size, 1), count)
     batch = -(-count // -(-count // most))  # equal sizes: each new size is compiled
-    like = _measured(measure, sizes[0], key)
+    like, *others = (_measured(measure, size, key) for size in sizes)
+    for size, other in zip(sizes[1:], others, strict=True):
+        require_like(f"measure at width {size}", other, like, f"that at {sizes[0]}")
     leaves = jax.tree.leaves(like)
     needed = len(sizes) * count * sum(leaf.dtype.itemsize for leaf in leaves)
     purpose = f"keeping {count} values for each width"
@@ -94,6 +99,7 @@ def sweep(
         bar.set_description(f"width {sizes[i]}")
         numbers = np.arange(first, min(first + batch, count))
         found = _batch(measure, sizes[i], key, jnp.asarray(numbers))
+        require_concrete("measure", found, "scaling.sweep")
         for kept, new in zip(*map(jax.tree.leaves, (values, found)), strict=True):
             kept[i, numbers] = np.asarray(new)
         if file is not None:
@@ -215,6 +221,8 @@ def fit(
     **Raises:** `ValueError` for fewer than three widths, shapes that do not match,
     values that are not finite, or a statistic that is zero.
     """
+    require_concrete("widths", widths, "scaling.fit")
+    require_concrete("values", values, "scaling.fit")
     at, array = _as_floats("widths", widths), _as_floats("values", values)
     proper = np.all((at > 0) & np.isfinite(at))
     if at.ndim != 1 or len(at) < 3 or not proper or len(set(at)) < len(at):
@@ -239,7 +247,11 @@ def fit(
 
     reduced = np.abs(array if array.ndim == 1 else _reduced(statistic, array))
     if np.any(reduced == 0):
-        raise ValueError("values are zero at some width: zero has no logarithm.")
+        name = "values are" if array.ndim == 1 else "statistic is"
+        raise ValueError(
+            f"{name} zero at widths {at[reduced == 0].tolist()}, and zero has no "
+            "logarithm: leave those out."
+        )
     line: Any = stats.linregress(np.log(at), np.log(reduced))
     if array.ndim == 1:
         half = stats.t.ppf((1 + confidence) / 2, len(at) - 2) * line.stderr
@@ -272,18 +284,23 @@ def _reduced(statistic: Callable[..., Any], values: np.ndarray) -> np.ndarray:
     """The statistic of each row, checked to be finite."""
     require_callable("statistic", statistic, "such as numpy.mean")
     try:
-        reduced = np.asarray(statistic(values, axis=-1), float)
+        reduced = np.asarray(statistic(values, axis=-1))
     except Exception as error:
         raise ValueError(
             "statistic must be a function statistic(values, axis=-1), such as "
             f"numpy.mean; it failed: {error}"
         ) from error
-    if reduced.shape != values.shape[:1] or not np.all(np.isfinite(reduced)):
+    real = reduced.dtype.kind in "fiu"
+    if (
+        reduced.shape != values.shape[:1]
+        or not real
+        or not np.all(np.isfinite(reduced))
+    ):
         raise ValueError(
-            f"statistic must give {len(values)} finite numbers, one for each width; "
-            f"got {reduced!r}."
+            f"statistic must give {len(values)} finite real numbers, one for each "
+            f"width; got {reduced!r}."
         )
-    return reduced
+    return reduced.astype(float)
 
 
 def _bootstrapped(
@@ -312,4 +329,10 @@ def _bootstrapped(
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    return found.confidence_interval.low, found.confidence_interval.high
+    low, high = found.confidence_interval
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ValueError(
+            "statistic is 0, or not finite, in some resamples of the initialisations, "
+            "so that no interval can be drawn: measure more, or use another statistic."
+        )
+    return low, high

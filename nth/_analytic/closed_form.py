@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Params
 from .._dynamics.dense import DenseHierarchy
+from .._internal.eigenvalues import require_covariance
 from .._internal.validation import require_instance, require_times
 from .._kernels.kernels import Kernels, kernels as form_kernels
 from .._network.base import TrainableNetwork, trainable
@@ -75,6 +76,7 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     require_squared_error(problem, "closed_form")
     finite = checked_finite("kernels", level.levels, NOT_FINITE)
     level = eqx.tree_at(lambda level: level.levels, level, finite)
+    require_positive_ntk(finite[1], level.problem)
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
     return as_trajectory(_outputs(level, times), level.problem, times)
 
@@ -107,6 +109,15 @@ def as_matrices(
     return start, rows, square, residual
 
 
+def require_positive_ntk(kernel: Float[Array, "m ..."], problem: Problem) -> None:
+    """Raise `ValueError` unless K on the training points is symmetric, with eigenvalues
+    of at least 0, up to rounding error."""
+    size = problem.y_train.size
+    rows = kernel[: problem.n_train].reshape(size, size)
+    cure = "Form them by nth.kernels on the points of problem."
+    require_covariance("kernels", rows, cure)
+
+
 def as_trajectory(
     outputs: Float[Array, "T m *out"], problem: Problem, ts: Float[Array, " T"]
 ) -> Trajectory:
@@ -116,13 +127,17 @@ def as_trajectory(
     return Trajectory(ts, train, test, loss)
 
 
-def require_squared_error(problem: Problem, function: str) -> None:
-    """Nothing, if the loss of `problem` is the squared error."""
+def require_squared_error(
+    problem: Problem,
+    function: str,
+    cure: str = "For other losses integrate: nth.solve(network, problem, ts, "
+    "order=...).",
+) -> None:
+    """Raise `ValueError` unless the loss of `problem` is the squared error."""
     if not isinstance(problem.loss, SquaredError):
         raise ValueError(
             f"problem has the loss {problem.loss!r}: {function} is for "
-            "nth.SquaredError(), whose output gradient is linear. For other losses "
-            "integrate: nth.solve(network, problem, ts, order=...)."
+            f"nth.SquaredError(), whose output gradient is linear. {cure}"
         )
 
 

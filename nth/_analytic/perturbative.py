@@ -17,6 +17,7 @@ from .closed_form import (
     Times,
     as_matrices,
     as_trajectory,
+    require_positive_ntk,
     require_squared_error,
 )
 from .decay_integrals import decay_with_zero, end_of_time, nested_decay, spectrum
@@ -97,6 +98,7 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
     _require_memory(kernels, len(times))
     tensors = checked_finite("kernels", kernels.tensors[:4], NOT_FINITE)
+    require_positive_ntk(tensors[1], level.problem)
     outputs, ntk, singular = _solve(tensors, level.problem, times)
     outputs = require(
         outputs,

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._internal.validation import require_name
+from .._internal.validation import require_concrete, require_name
 from .._problem.losses import SoftmaxCrossEntropy
 from .._problem.problem import Problem
 from .._solution.solution import Solution
@@ -86,6 +87,7 @@ class Comparison(eqx.Module):
         if targets is None:
             return None
         outputs = getattr(solution, points)
+        require_concrete("comparison", targets, "Comparison.accuracy")
         right = _is_right(outputs, targets, self.problem)
         if right is None:
             return None
@@ -109,6 +111,7 @@ class Comparison(eqx.Module):
         """
         from .plot import plot_comparison
 
+        require_concrete("comparison", (self, jnp.zeros(())), "Comparison.plot")
         return plot_comparison(self)
 
     def to_xarray(self) -> "xarray.Dataset":
@@ -119,6 +122,7 @@ class Comparison(eqx.Module):
         """
         import xarray
 
+        require_concrete("comparison", (self, jnp.zeros(())), "Comparison.to_xarray")
         models = {
             "truth": self.truth,
             **{name_of(p, "="): solution for p, solution in self.every.items()},
@@ -145,14 +149,16 @@ def _is_right(
     outputs: Float[Array, "T points *out"], targets: Array, problem: Problem
 ) -> Bool[Array, "T points"] | None:
     """Whether each label is predicted; `None` if the targets are not labels."""
+    with jax.ensure_compile_time_eval():  # of targets: outputs may be traced
+        signs = bool(jnp.all(jnp.abs(targets) == 1))
+        one_hot = bool(jnp.all((targets == 0) | (targets == 1)))
     if jnp.issubdtype(targets.dtype, jnp.integer) and outputs.ndim == 3:
         return jnp.argmax(outputs, axis=2) == targets[None]
     if targets.shape != outputs.shape[1:]:
         return None
-    if targets.ndim == 1 and bool(jnp.all(jnp.abs(targets) == 1)):
+    if targets.ndim == 1 and signs:
         return jnp.sign(outputs) == targets[None]
-    one_hot = (targets == 0) | (targets == 1)
-    classes = isinstance(problem.loss, SoftmaxCrossEntropy) or bool(jnp.all(one_hot))
+    classes = isinstance(problem.loss, SoftmaxCrossEntropy) or one_hot
     if targets.ndim == 2 and targets.shape[1] > 1 and classes:
         return jnp.argmax(outputs, axis=2) == jnp.argmax(targets, axis=1)[None]
     return None

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from tabulate import tabulate
+
+from .._internal.validation import require_concrete
 
 if TYPE_CHECKING:
     from .comparison import Comparison, Points
@@ -35,6 +38,7 @@ def _at(comparison: "Comparison", when: Any) -> str:
 
 def table(comparison: "Comparison") -> str:
     """Errors at a few times, and a line for each window exit and each accuracy."""
+    require_concrete("comparison", (comparison, jnp.zeros(())), "a table")
     orders = list(comparison.every)
     kinds: list["Points"] = ["train"]
     if comparison.problem.n_test:

@@ -13,6 +13,7 @@ from .._internal.validation import (
     as_array,
     is_traced,
     require,
+    require_concrete,
     require_finite,
     require_integer,
 )
@@ -23,6 +24,7 @@ Phase = Literal["lazy", "catapult", "divergent"]
 # Steps in which a map with a target shows its phase: of 3,000 random ones that diverge,
 # all had done so after 20.
 _FOLLOWED = 10_000
+_MOST_WIDTH = 10**30
 # In units of √N/η, in which bounded outputs are of order 1.
 _DIVERGED = 1e6
 
@@ -61,6 +63,7 @@ class Catapult(eqx.Module):
         Needs values, so not under `jax.jit`.
         """
         numbers = (self.outputs[0], self.ntk[0], self.learning_rate, self.target)
+        require_concrete("catapult", (*numbers, self.width), "Catapult.phase")
         f, ntk, rate, y = map(float, numbers)
         if y == 0:
             product = rate * ntk
@@ -114,7 +117,7 @@ def catapult(
     **Raises:** `ValueError` for a width below 1, numbers that are not finite, a
     negative learning rate, or an `ntk` that no network of this width and output has.
     """
-    width = require_integer("width", width, 1)
+    width = require_integer("width", width, 1, _MOST_WIDTH, "which fits float32")
     steps = require_integer("steps", steps, 0)
     require_memory(
         "steps", f"keeping {steps} steps", 48 * steps, "Give a smaller number."

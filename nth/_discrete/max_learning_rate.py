@@ -15,7 +15,7 @@ from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.parameter_dynamics import AbstractDescent
 from .._internal.validation import is_traced, require, require_bool, require_scale
 from .._kernels.jacobian import push_by_points
-from .._network.learning_rates import by_rates
+from .._network.learning_rates import by_rates, overflow_by_rates
 from .._problem.problem import Problem
 from .rule import require_momentum
 
@@ -98,14 +98,20 @@ def critical_rate(
     nesterov: bool,
     tolerance: float,
     iterations: int,
+    constant: Callable[[Any], Any] = _without_derivative,
 ) -> Scalar:
     """The critical rate on the points `x`, `y`: at least that, where κ is not found
-    to the end, for κ is approached from below."""
-    dynamics, x, y = _without_derivative((dynamics, x, y))
-    kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, False)
+    to the end, for κ is approached from below.
+
+    `constant` is the identity, and ends or refuses derivatives.
+    """
+    dynamics, x, y = constant((dynamics, x, y))
+    options = (tolerance, iterations, constant)
+    kappa = _largest_curvature(dynamics, x, y, *options, by_points=False)
     if not is_traced(kappa) and not jnp.isfinite(kappa):
-        kappa = _largest_curvature(dynamics, x, y, tolerance, iterations, True)
-    kappa = require(kappa, jnp.isfinite(kappa), _NOT_FINITE)
+        kappa = _largest_curvature(dynamics, x, y, *options, by_points=True)
+    message = overflow_by_rates(dynamics.rates, 1) or _NOT_FINITE
+    kappa = require(kappa, jnp.isfinite(kappa), message)
     momentum = jnp.asarray(0 if momentum is None else momentum, kappa.dtype)
     factor = 2 * (1 + momentum)
     if nesterov:
@@ -120,6 +126,8 @@ def _largest_curvature(
     y: Shaped[Array, "b ..."],
     tolerance: float,
     iterations: int,
+    constant: Callable[[Any], Any],
+    *,
     by_points: bool,
 ) -> Scalar:
     """κ, from a start in the range of √M Jᵀ; with `by_points` J acts on one point after
@@ -150,7 +158,8 @@ def _largest_curvature(
         if dynamics.weight_decay is not None:
             decay = dynamics.weight_decay
             back = jax.tree.map(lambda b, d: b + decay * d, back, direction)
-        return ravel_pytree(root(back))[0]
+        # What the network closes over is none of the arguments.
+        return constant(ravel_pytree(root(back))[0])
 
     drawn = jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype)
     start = ravel_pytree(root(pull(drawn)[0]))[0]
@@ -172,7 +181,8 @@ def _lanczos(
     dtype = start.dtype
 
     def unit(vector: Vector, norm: Scalar) -> Vector:
-        # A norm that is NaN is not zero: it shows in the result.
+        # A norm that is NaN or overflows is not zero: it shows in the result.
+        norm = jnp.where(jnp.isfinite(norm), norm, jnp.nan)
         return jnp.where(norm == 0, 0, vector / jnp.where(norm == 0, 1, norm))
 
     def unfinished(carry: Any) -> Array:

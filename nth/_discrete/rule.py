@@ -14,6 +14,7 @@ from .._internal.validation import (
     is_traced,
     require,
     require_bool,
+    require_concrete,
     require_instance,
     require_integer,
     require_key,
@@ -148,8 +149,7 @@ def plan(rule: GradientDescent, steps: Any, n_train: int, dtype: Any) -> Plan:
 
 def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
     """The requested steps: 0 … N for a number N, else an increasing sequence."""
-    if is_traced(steps):
-        raise ValueError("steps must be known when the loop is built: no tracer.")
+    require_concrete("steps", steps, "discrete training")
     try:
         array = np.asarray(steps)
     except ValueError:  # a ragged sequence

@@ -59,8 +59,16 @@ def look_at_rate(dynamics: AbstractDescent, plan: Plan) -> None:
         return
     rows = slice(None) if plan.rows is None else plan.rows[0]
     x, y = take(dynamics.problem.x_train, rows), dynamics.problem.y_train[rows]
-    still, x, y = jax.lax.stop_gradient((dynamics, x, y))
-    critical = critical_rate(still, x, y, plan.momentum, plan.nesterov, 1e-2, _LOOK)
+    critical = critical_rate(
+        dynamics,
+        x,
+        y,
+        plan.momentum,
+        plan.nesterov,
+        1e-2,
+        _LOOK,
+        constant=jax.lax.stop_gradient,
+    )
     largest = jnp.max(plan.rates)
     say(_warn_of_rate, critical / largest, largest, critical)
 

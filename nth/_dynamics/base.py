@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._custom_types import Params, Scalar, State
+from .._internal.validation import as_array
+from .._problem.inputs import require_like
 from .._problem.problem import Problem
 
 
@@ -53,12 +55,25 @@ class AbstractDynamics(eqx.Module):
 
     def penalty(self, state: State) -> Scalar:
         """What training lowers beside L: λ/2 ‖θ‖² for a weight decay λ, else 0."""
-        return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+        leaves = jax.tree.leaves(state)
+        if not leaves:
+            raise ValueError(
+                f"state has no array; got {state!r}. Use Solution.state, or the "
+                "initial_state() of this dynamics."
+            )
+        return jnp.zeros((), jnp.result_type(leaves[0]))
 
     def output_gradient(
         self, outputs: Float[Array, "m *out"]
     ) -> Float[Array, "n *out"]:
         """g = ∂L/∂f on the training points, from the outputs on all points."""
+        points = self.problem.n_train + self.problem.n_test
+        outputs = as_array("outputs", outputs)
+        if outputs.shape[:1] != (points,):
+            raise ValueError(
+                f"outputs must have a row for each of the {points} points of problem, "
+                f"as outputs(state) has; got shape {outputs.shape}."
+            )
         train = outputs[: self.problem.n_train]
         return self.problem.loss.gradient(train, self.problem.y_train)
 
@@ -90,6 +105,18 @@ class AbstractKernelDynamics(AbstractDynamics):
         self, state: State, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
         """K̃⁽²⁾ · v at a state, in time linear in n where no kernel is held."""
+
+
+def require_state(state: State, like: State) -> None:
+    """Raise `ValueError` unless `state` has the layout of `like`."""
+    require_like("state", state, like, "the initial_state() of this dynamics")
+
+
+def require_vector(vector: Any, n_train: int, output: Any) -> None:
+    """Raise `ValueError` unless `vector` has an entry for each training slot; `output`
+    has the shape and dtype of one output."""
+    like = jax.ShapeDtypeStruct((n_train, *output.shape), output.dtype)
+    require_like("vector", vector, like, "the outputs on the training points")
 
 
 def two_norm(scaled: Params) -> Scalar:

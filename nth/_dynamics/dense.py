@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from .._custom_types import Scalar
 from .._internal.validation import require_instance, require_order
-from .._kernels.kernels import Kernels
-from .._problem.inputs import floating_dtype
+from .._kernels.kernels import Kernels, require_ntk
+from .._problem.inputs import floating_dtype, require_like
 from .._problem.problem import Problem
-from .base import AbstractKernelDynamics
+from .base import AbstractKernelDynamics, require_state, require_vector
 
 Levels = tuple[Float[Array, "m ..."], ...]
 
@@ -46,6 +46,7 @@ class DenseHierarchy(AbstractKernelDynamics):
 
     def __init__(self, kernels: Kernels, problem: Problem, *, order: int | None = None):
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+        require_ntk(kernels)
         require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
         order = require_order("order", kernels.order if order is None else order)
         if order > kernels.order:
@@ -78,21 +79,27 @@ class DenseHierarchy(AbstractKernelDynamics):
         return self.levels[:-1]
 
     def vector_field(self, t: Scalar, state: Levels, args: Any) -> Levels:
+        require_state(state, self.levels[:-1])
         g = self.output_gradient(state[0])
         return tuple(-_contract(k, g) for k in (*state[1:], self.levels[-1]))
 
     def outputs(self, state: Levels) -> Float[Array, "m *out"]:
+        require_state(state, self.levels[:-1])
         return state[0]
 
     def ntk(self, state: Levels) -> Float[Array, "m ..."]:
+        require_state(state, self.levels[:-1])
         return (*state, self.levels[-1])[1]
 
     def ntk_product(
         self, state: Levels, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
+        one = jax.eval_shape(lambda f: f[0], self.levels[0])
+        require_vector(vector, self.problem.n_train, one)
         return _contract(self.ntk(state), vector)
 
     def error_norm(self, scaled: Levels) -> Scalar:
+        require_like("scaled", scaled, self.levels[:-1], "initial_state()")
         # Level by level: in one mean the many entries of K̃⁽ʳ⁾ would drown those of f̃.
         return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(k**2)) for k in scaled]))
 

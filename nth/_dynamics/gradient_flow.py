@@ -15,8 +15,9 @@ from .._kernels.evaluation import Points
 from .._kernels.hierarchy_operator import along_jacobian, require_forward_mode
 from .._network.base import OutputFunction, trainable
 from .._network.learning_rates import as_decay, by_rates
+from .._problem.inputs import require_like, require_points_like
 from .._problem.problem import Problem
-from .base import two_norm
+from .base import require_state, require_vector, two_norm
 from .parameter_dynamics import AbstractDescent
 
 
@@ -61,6 +62,8 @@ class GradientFlow(AbstractDescent):
 
     def gradient(self, state: Params, x: Inputs, y: Shaped[Array, "b ..."]) -> Params:
         """∇_θ of the mean loss over the points `x`, `y`."""
+        require_state(state, self.params)
+        require_points_like("x", x, "x_train", self.problem.x_train, y)
 
         def loss(params: Params) -> Scalar:
             return self.problem.loss(self.apply.over(params, x), y)
@@ -68,25 +71,32 @@ class GradientFlow(AbstractDescent):
         return jax.grad(loss)(state)
 
     def scaled(self, direction: Params) -> Params:
+        require_like("direction", direction, self.params, "a gradient")
         return by_rates(self.rates, direction)
 
     def parameters(self, state: Params) -> Params:
+        require_state(state, self.params)
         return state
 
     def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
+        require_like("params", params, self.params, "parameters(state)")
+        require_points_like("x", x, "x_train", self.problem.x_train)
         return self.apply.over(params, x)
 
     def penalty(self, state: Params) -> Scalar:
         """λ/2 ‖θ‖²."""
+        require_state(state, self.params)
         leaves = jax.tree.leaves(state)
         if self.weight_decay is None:
             return jnp.zeros((), leaves[0].dtype)
         return self.weight_decay * sum(jnp.sum(leaf**2) for leaf in leaves) / 2
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
+        require_state(state, self.params)
         return self.apply.over(state, self.problem.x)
 
     def ntk(self, state: Params) -> Float[Array, "m ..."]:
+        require_state(state, self.params)
         problem = self.problem
         x = (problem.x_train, problem.x_test)
         points = Points(self.apply, state, *x, with_train=True, rates=self.rates)
@@ -95,9 +105,12 @@ class GradientFlow(AbstractDescent):
     def ntk_product(
         self, state: Params, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
+        require_state(state, self.params)
+        require_vector(vector, self.problem.n_train, self.apply.output)
         x = self.problem.x_train
         require_forward_mode(self.apply, self.params, x, "a product with the kernel")
         return along_jacobian(self.outputs, self.apply, x, vector, self.rates)(state)
 
     def error_norm(self, scaled: Params) -> Scalar:
+        require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)

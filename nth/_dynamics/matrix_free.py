@@ -15,8 +15,16 @@ from .._internal.validation import require_integer, require_scale
 from .._kernels.hierarchy_operator import require_forward_mode
 from .._network.base import OutputFunction, trainable
 from .._network.learning_rates import as_decay, by_rates
-from .._problem.inputs import as_inputs, count, require_same_layout, take
+from .._problem.inputs import (
+    as_inputs,
+    count,
+    require_like,
+    require_points_like,
+    require_same_layout,
+    take,
+)
 from .._problem.problem import Problem
+from .base import require_vector
 from .batching import as_blocks, counted_rows, default_block, in_blocks
 from .parameter_dynamics import AbstractDescent
 from .series import SeriesState, Steps, require_state
@@ -109,7 +117,8 @@ class MatrixFreeHierarchy(AbstractDescent):
         self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> SeriesState:
         """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if present."""
-        base, steps = self._series(state)
+        base, steps = self._series(state, moved=True)
+        require_points_like("x", x, "x_train", self.problem.x_train, y)
         points = count(x)
 
         def add(total: Steps, block: Any) -> tuple[Steps, None]:
@@ -125,6 +134,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         return SeriesState(jax.tree.map(jnp.zeros_like, state.base), pulled)
 
     def scaled(self, direction: SeriesState) -> SeriesState:
+        self._series(direction, "direction", moved=True)
         base = direction.base
         return SeriesState(
             None if base is None else by_rates(self.rates, base),
@@ -138,6 +148,7 @@ class MatrixFreeHierarchy(AbstractDescent):
 
     def penalty(self, state: SeriesState) -> Scalar:
         """λ/2 Σ_{k<p} [‖θ_ε‖²]_k, to the same order as f̃."""
+        self._series(state, moved=True)
         if self.weight_decay is None:
             return super().penalty(state)
         terms = (state.base, *state.steps)
@@ -167,9 +178,10 @@ class MatrixFreeHierarchy(AbstractDescent):
         """
         x = as_inputs("x_new", x_new)
         require_same_layout("x_new", x, "x_train", self.problem.x_train)
-        return self._outputs(require_state(state, self.order, self.params), x)
+        return self._outputs(state, x)
 
     def ntk(self, state: SeriesState) -> Float[Array, "m ..."]:
+        self._series(state)
         like = jax.eval_shape(self.outputs, state)
         shape = (self.problem.n_train, *like.shape[1:])
         units = jnp.eye(math.prod(shape), dtype=like.dtype).reshape(-1, *shape)
@@ -187,6 +199,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         w_k = M [J(θ_ε)ᵀ v]_k; pushed forward as tangents of the u_k, they give the sum.
         """
         base, (*lower, _) = self._series(state)
+        require_vector(vector, self.problem.n_train, self.apply.output)
 
         def series(x: Inputs, terms: list[Params]) -> list[Array]:
             def along(params: Params) -> Array:
@@ -216,6 +229,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         return in_blocks(pushed, self.problem.x, self.block_size)
 
     def error_norm(self, scaled: SeriesState) -> Scalar:
+        self._series(scaled, "scaled", moved=True)
         terms = [step for step in (scaled.base, *scaled.steps) if step is not None]
         squares = [
             sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(step)) for step in terms
@@ -223,8 +237,12 @@ class MatrixFreeHierarchy(AbstractDescent):
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return jnp.sqrt(jnp.max(jnp.stack(squares)) / size)
 
-    def _series(self, state: SeriesState) -> tuple[Params, Steps]:
-        """θ₀ at the current time, and u_1 … u_{p−1}."""
+    def _series(
+        self, state: Any, argument: str = "state", *, moved: bool = False
+    ) -> tuple[Params, Steps]:
+        """θ₀ now, and u_1 … u_{p−1}; a `moved` state has θ₀ where that decays."""
+        decays = self.weight_decay is not None if moved else None
+        require_state(argument, state, self.order, self.params, decays)
         base = self.params if state.base is None else state.base
         return base, state.steps
 
@@ -272,6 +290,8 @@ class MatrixFreeHierarchy(AbstractDescent):
         return in_blocks(block, x, self.block_size)
 
     def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
+        require_like("params", params, self.params, "parameters(state)")
+        require_points_like("x", x, "x_train", self.problem.x_train)
         return in_blocks(partial(self.apply.over, params), x, self.block_size)
 
     def _blocks(self, *rows: Inputs) -> tuple[Any, ...]:

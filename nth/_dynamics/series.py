@@ -26,22 +26,35 @@ class SeriesState(eqx.Module):
         return len(self.steps) + 1
 
 
-def require_state(state: Any, order: int, params: Params) -> SeriesState:
-    """`state`, checked to be of level `order` and of parameters like `params`."""
-    require_instance("state", state, SeriesState, "Solution.state")
+def require_state(
+    argument: str, state: Any, order: int, params: Params, decays: bool | None
+) -> None:
+    """Raise `ValueError` unless `state` is of level `order`, of parameters like
+    `params`, and has θ₀ if that `decays`; for `None` it may have it."""
+    require_instance(argument, state, SeriesState, "Solution.state")
+    if not isinstance(state.steps, tuple):
+        raise ValueError(f"{argument}.steps must be a tuple; got {state.steps!r}.")
     if state.order != order:
         raise ValueError(
-            f"state is of order {state.order}, and this hierarchy of order {order}: "
-            f"use nth.MatrixFreeHierarchy(..., order={state.order})."
+            f"{argument} is of order {state.order}, and this hierarchy of order "
+            f"{order}: use nth.MatrixFreeHierarchy(..., order={state.order})."
         )
-    if any(_layout(step) != _layout(params) for step in state.steps):
+    if decays is not None and (state.base is not None) != decays:
+        given, wanted = ("no ", "") if decays else ("", "no ")
         raise ValueError(
-            "state has other arrays than the parameters of this hierarchy's network: "
-            "take the state of a solution of this network."
+            f"{argument} is of a hierarchy with {given}weight_decay, and this one has "
+            f"{wanted}weight_decay: give both the same."
         )
-    return state
+    terms = (*state.steps, *([] if state.base is None else [state.base]))
+    if any(_layout(term) != _layout(params) for term in terms):
+        raise ValueError(
+            f"{argument} has other arrays than the parameters of this hierarchy's "
+            "network: take the state of a solution of this network."
+        )
 
 
 def _layout(params: Params) -> Any:
     leaves, treedef = jax.tree.flatten(params)
-    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
+    return treedef, [
+        (getattr(leaf, "shape", None), getattr(leaf, "dtype", None)) for leaf in leaves
+    ]

@@ -13,9 +13,9 @@ from .._internal.validation import require_order
 from .._kernels.hierarchy_operator import require_forward_mode
 from .._network.base import OutputFunction, trainable
 from .._network.learning_rates import by_rates
-from .._problem.inputs import take
+from .._problem.inputs import require_like, take
 from .._problem.problem import Problem
-from .base import AbstractDynamics, two_norm
+from .base import AbstractDynamics, require_state, two_norm
 from .taylor_coefficients import Coefficients, best_coefficients
 
 
@@ -85,6 +85,8 @@ class TaylorizedFlow(AbstractDynamics):
         return jax.tree.map(jnp.zeros_like, self.params)
 
     def vector_field(self, t: Scalar, state: Params, args: Any) -> Params:
+        require_state(state, self.params)
+
         def loss(state: Params) -> Scalar:
             outputs = self._polynomial(state, self.problem.x_train)
             return self.problem.loss(outputs, self.problem.y_train)
@@ -92,9 +94,11 @@ class TaylorizedFlow(AbstractDynamics):
         return jax.tree.map(jnp.negative, by_rates(self.rates, jax.grad(loss)(state)))
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
+        require_state(state, self.params)
         return self._polynomial(state, self.problem.x)
 
     def error_norm(self, scaled: Params) -> Scalar:
+        require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)
 
     def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:

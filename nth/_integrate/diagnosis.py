@@ -16,6 +16,7 @@ from .._network.finiteness import (
     name_points,
     rows_not_finite,
 )
+from .._network.learning_rates import overflow_by_rates
 
 
 def cause_at_start(dynamics: AbstractDynamics) -> str | None:
@@ -33,9 +34,11 @@ def cause_at_start(dynamics: AbstractDynamics) -> str | None:
             "the derivative of the loss in the output is NaN or infinite at "
             f"{name_points(bad, n_train)}, at t = 0. Check the loss and y_train there."
         )
+    power = getattr(dynamics, "order", 2) - 1
+    overflow = overflow_by_rates(getattr(dynamics, "rates", None), power)
     if bool(all_finite(*jax.tree.leaves(rate))):
-        return None
-    return (
+        return overflow
+    return overflow or (
         "the outputs are finite at t = 0, and their rate of change is not: a higher or "
         "forward-mode derivative of the network is NaN or infinite at some point, as "
         "those of a norm or a square root are at 0. Remove the points where it is, or "

@@ -105,6 +105,7 @@ def integrate(
     }
     check_options(options)
     state = dynamics.initial_state()
+    _require_state(state)
     times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
     check_step_times(stepsize_controller, times)
     check_save_fn(save_fn, times[0], state)
@@ -145,11 +146,29 @@ def _file(
     )
 
 
+def _require_state(state: State) -> None:
+    """Raise `ValueError` unless `state` is a pytree of floating arrays."""
+    leaves = jax.tree.leaves(state)
+    if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
+        raise ValueError(
+            "dynamics: initial_state() must be a pytree of floating JAX arrays; got "
+            f"{state!r}."
+        )
+
+
 def _require_memory(
     dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], save_fn: Any
 ) -> None:
     """Raise `ValueError` if what is saved, and the state of the solver, do not fit."""
     saved = eqx.filter_eval_shape(_saved, dynamics, ts[0], state, save_fn)
+    points = dynamics.problem.n_train + dynamics.problem.n_test
+    shape = getattr(saved["outputs"], "shape", None)
+    if shape is None or shape[:1] != (points,):
+        raise ValueError(
+            f"dynamics: outputs(state) must be an array with a row for each of the "
+            f"{points} points of problem; got "
+            f"{saved['outputs'] if shape is None else f'shape {shape}'}."
+        )
     require_memory(
         "ts",
         f"a solve of the {dynamics.label} with values saved at {len(ts)} times",

@@ -16,6 +16,8 @@ from .._internal.validation import is_traced
 
 # Seconds before a bar is shown.
 DELAY = 5
+# Seconds between two updates of a bar, at least.
+INTERVAL = 0.1
 # The bars of the solves that are running, by number.
 _BARS: dict[int, tqdm] = {}
 _NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
@@ -59,7 +61,8 @@ def delayed_bar(total: float, label: str, disable: bool = False) -> tqdm:
         total=total,
         desc=label,
         bar_format=form,
-        mininterval=0.1,
+        mininterval=INTERVAL,
+        miniters=0,
         delay=DELAY,
         leave=False,
         disable=disable,

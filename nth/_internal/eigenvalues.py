@@ -7,12 +7,51 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from .._custom_types import Scalar
+from .validation import is_traced
 
 
 def rounding_of(eigenvalues: Float[Array, " n"]) -> Scalar:
     """The size below which an eigenvalue is zero up to rounding error, given all n."""
     eps = jnp.finfo(eigenvalues.dtype).eps
     return len(eigenvalues) * eps * jnp.max(eigenvalues)
+
+
+def _tolerance(matrix: Array) -> float:
+    # A kernel of float64 may have been computed in float32 and cast.
+    return max(1e-5, 10 * float(jnp.finfo(matrix.dtype).eps) ** 0.5)
+
+
+def require_symmetric(argument: str, matrix: Array, cure: str) -> None:
+    """Raise `ValueError` for a `matrix` that is not symmetric up to rounding error.
+
+    A tracer is not checked. `cure` is a sentence.
+    """
+    if is_traced(matrix):
+        return
+    scale = float(jnp.max(jnp.abs(matrix)))
+    asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
+    if asymmetry > _tolerance(matrix) * scale:
+        raise ValueError(
+            f"{argument} are not symmetric: two entries that must be equal differ by "
+            f"{asymmetry:.3g}. {cure}"
+        )
+
+
+def require_covariance(argument: str, matrix: Array, cure: str) -> None:
+    """Raise `ValueError` for a `matrix` that is not symmetric or has eigenvalues below
+    0, by more than rounding error.
+
+    A tracer is not checked. `cure` is a sentence.
+    """
+    require_symmetric(argument, matrix, cure)
+    if is_traced(matrix):
+        return
+    values = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
+    if values[0] < -_tolerance(matrix) * jnp.max(jnp.abs(values)):
+        raise ValueError(
+            f"{argument} have an eigenvalue of {float(values[0]):.3g}, and those of a "
+            f"kernel are at least 0. {cure}"
+        )
 
 
 def leading_modes(

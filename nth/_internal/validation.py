@@ -33,6 +33,18 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
+def require_concrete(argument: str, value: Any, purpose: str) -> None:
+    """Raise `ValueError` if `value` is traced, because `purpose` looks at its numbers.
+
+    Under `jax.jit` also constants are traced once they have been computed with.
+    """
+    if is_traced(value):
+        raise ValueError(
+            f"{argument} has no concrete value under jax.jit, jax.vmap or jax.grad, "
+            f"and {purpose} needs one: compute it outside of them."
+        )
+
+
 def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
     """`array` where every `ok` holds, else an error: now, or at run time if traced."""
     if is_traced(ok):
@@ -46,7 +58,7 @@ def as_array(argument: str, value: Any) -> Array:
     """`value` as an array of real numbers, none of which changes by the conversion.
 
     With `jax_enable_x64` off JAX stores 32 bits: floats are rounded to float32, but
-    numbers that do not fit are refused.
+    numbers that do not fit are refused, and arrays that would become all 0.
     """
     if np.ma.isMaskedArray(value):
         raise ValueError(
@@ -87,8 +99,11 @@ def _refuse_unfit(argument: str, array: np.ndarray) -> None:
         bounds = jnp.iinfo(dtype)
         unfit = (array < bounds.min) | (array > bounds.max)
     else:
-        with np.errstate(over="ignore"):
-            unfit = np.isfinite(array) & ~np.isfinite(array.astype(dtype))
+        with np.errstate(over="ignore", under="ignore"):
+            stored = array.astype(dtype)
+        unfit = np.isfinite(array) & ~np.isfinite(stored)
+        if not np.any(stored):  # a number that is small beside others may round to 0
+            unfit = array != 0
     if np.any(unfit):
         raise ValueError(
             f"{argument} holds {array[unfit].flat[0]}, which does not fit {dtype}, the "
@@ -204,6 +219,7 @@ def require_integer(
     argument: str, value: Any, least: int, most: int | None = None, why: str = ""
 ) -> int:
     """`value` as an `int` from `least` to `most`; `why` there is a greatest one."""
+    require_concrete(argument, value, "this function")
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -249,8 +265,7 @@ def require_scale(argument: str, value: Any) -> Any:
 
 def require_positive(argument: str, value: Any) -> float:
     """`value` as a finite number above zero."""
-    if is_traced(value):
-        raise ValueError(f"{argument} must be known when the function is traced.")
+    require_concrete(argument, value, "this function")
     number = float(require_scale(argument, value))
     if number == 0:
         raise ValueError(f"{argument} must be above 0; got 0.")

@@ -72,7 +72,11 @@ def contract(
     _require_memory(points, checked)
     contracted = _contracted(points, checked)
     at = (points.apply, points.params, points.x, points.n_train)
-    require_finite_result("the contraction", contracted, *at)
+    otherwise = (
+        "a higher derivative of the network is NaN or infinite at some point, or "
+        "vectors are so large that the sum overflows: rescale them."
+    )
+    require_finite_result("the contraction", contracted, *at, otherwise=otherwise)
     return contracted
 
 

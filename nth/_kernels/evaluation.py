@@ -90,7 +90,10 @@ def points_of(network: TrainableNetwork, rows: Any = None) -> Points:
 
 def _checked_rows(rows: Any, m: int) -> np.ndarray:
     if is_traced(rows):
-        raise ValueError("rows must be known when kernels are formed: no tracer.")
+        raise ValueError(
+            "rows has no concrete value under jax.jit, jax.vmap or jax.grad: compute "
+            "it outside of them."
+        )
     indices = np.asarray(rows)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(

@@ -41,11 +41,13 @@ class Kernels(eqx.Module):
     `rows` were given."""
 
     def __check_init__(self):
-        shapes = _shapes_of(self.tensors)
+        require_bool("complete", self.complete)
+        shapes = _shapes_of(self.tensors, self.complete)
         if shapes is None or [kernel.shape for kernel in self.tensors] != shapes:
             raise ValueError(
-                "tensors must be K(1), K(2) and so on, arrays of shape (m, *out), "
-                "(m, *out, n, *out) and so on, as nth.kernels returns them; got "
+                "tensors must be K(1), K(2) and so on, floating arrays of shape "
+                "(m, *out), (m, *out, n, *out) and so on, with 0 < n <= m, as "
+                "nth.kernels returns them; got "
                 f"{jax.tree.map(lambda k: getattr(k, 'shape', k), self.tensors)!r}."
             )
 
@@ -131,16 +133,29 @@ class Kernels(eqx.Module):
         return cls(tuple(map(jnp.asarray, tensors)))
 
 
-def _shapes_of(tensors: Any) -> list[tuple[int, ...]] | None:
+def _shapes_of(tensors: Any, complete: bool) -> list[tuple[int, ...]] | None:
     """The shapes that `tensors` must have by that of the first two."""
     arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
     if not arrays or not tensors or tensors[0].ndim == 0:
+        return None
+    if not all(jnp.issubdtype(k.dtype, jnp.floating) and k.size for k in tensors):
         return None
     first = tensors[0].shape
     later = tensors[1].shape[len(first) :] if len(tensors) > 1 else first
     if len(later) != len(first) or later[1:] != first[1:]:
         return None
+    if complete and later[0] > first[0]:
+        return None
     return [first + later * r for r in range(len(tensors))]
+
+
+def require_ntk(kernels: Kernels) -> None:
+    """Raise `ValueError` unless `kernels` hold K(2)."""
+    if kernels.order < 2:
+        raise ValueError(
+            "kernels hold K(1) alone, and K(2) is needed: form them by "
+            "nth.kernels(network, problem, order=2)."
+        )
 
 
 def _fit(specs: list[ArraySpec], points: Points) -> bool:
@@ -211,7 +226,7 @@ def kernels(
     tensors = form(points, order, block_size, progress)
     n_train = points.n_train if points.with_train else count(points.x)
     at = (points.apply, points.params, points.x, n_train)
-    require_finite_kernels(tensors, *at)
+    require_finite_kernels(tensors, *at, points.rates)
     return Kernels(tensors, rows is None)
 
 

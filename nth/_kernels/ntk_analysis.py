@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._internal.eigenvalues import rounding_of
-from .._internal.validation import require_instance, require_scale
+from .._internal.eigenvalues import require_symmetric, rounding_of
+from .._internal.validation import require_finite, require_instance, require_scale
 from .._network.base import OutputFunction, trainable
 from .._network.finiteness import checked_finite, require_finite_result
 from .._network.memory import require_memory
@@ -18,7 +18,7 @@ from .._network.mlp import MLP
 from .._problem.problem import Problem
 from .assembly import form
 from .evaluation import Points, points_of
-from .kernels import Kernels
+from .kernels import Kernels, require_ntk
 from .mlp_derivatives import forward
 
 
@@ -50,6 +50,7 @@ def spectrum(kernels: Kernels) -> Spectrum:
     contains NaN, or if the eigenvectors would not fit in memory.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
+    require_ntk(kernels)
     if not kernels.complete:
         raise ValueError(
             "kernels were formed with rows=..., and a spectrum takes all training "
@@ -66,7 +67,9 @@ def spectrum(kernels: Kernels) -> Spectrum:
         4 * slots**2 * ntk.dtype.itemsize,
         "Use fewer training points or float32, or nth.project for some eigenvectors.",
     )
-    values, vectors = jnp.linalg.eigh(ntk[:n].reshape(slots, slots))
+    square = ntk[:n].reshape(slots, slots)
+    require_symmetric("kernels", square, "Form them by nth.kernels.")
+    values, vectors = jnp.linalg.eigh(square)
     values, modes = values[::-1], vectors[:, ::-1].T.reshape(slots, n, *out)
     above = values > rounding_of(values)
     times = jnp.where(above, n / jnp.where(above, values, 1.0), jnp.inf)
@@ -157,6 +160,9 @@ def nngp(
     features = forward(layers, points.x)[-1]
     fan_in = features.shape[1]
     paper = isinstance(network, MLP) and network.parameterization == "nth"
-    weight = sigma_a**2 / (1 if paper else fan_in)
-    bias = 0.0 if layers[-1].bias is None else sigma_b**2
-    return weight * (features @ features[: points.n_train].T) + bias
+    # The power of a Python float raises OverflowError, and its product is infinite.
+    weight = sigma_a * sigma_a / (1 if paper else fan_in)
+    bias = 0.0 if layers[-1].bias is None else sigma_b * sigma_b
+    kernel = weight * (features @ features[: points.n_train].T) + bias
+    cure = "give smaller sigma_a and sigma_b, or smaller inputs and parameters."
+    return require_finite("the NNGP kernel", kernel, cure)

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from .._custom_types import Params
 from .._internal.eigenvalues import leading_modes
-from .._internal.validation import is_traced, require_integer, require_order
+from .._internal.validation import as_array, is_traced, require_integer, require_order
 from .._network.base import OutputFunction, trainable
 from .._network.finiteness import require_finite_result
 from .._network.learning_rates import with_unit_rates
@@ -112,7 +112,13 @@ def project(
     if isinstance(modes, int | np.integer):
         vectors = _leading_modes(points, require_integer("modes", modes, 1))
     else:
-        vectors = checked_slots("modes", modes, points, np.shape(modes)[:1])
+        modes = as_array("modes", modes)
+        if modes.ndim == 0:
+            raise ValueError(
+                "modes must be an integer of at least 1, or an array of vectors of "
+                f"shape (q, n, *out); got {modes}."
+            )
+        vectors = checked_slots("modes", modes, points, modes.shape[:1])
         if len(vectors) == 0:
             raise ValueError("modes has no vector: give at least one.")
     _require_memory(points, vectors, order)

@@ -125,3 +125,23 @@ def elementwise_activation(
             f"it maps shape {z.shape}, {z.dtype}, to {value.shape}, {value.dtype}."
         )
     return function
+
+
+def refuse_derivative(function: Callable[[Array], Array], dtype: DTypeLike) -> None:
+    """Raise `ValueError` if `function` closes over a value that is differentiated: now,
+    or, under `jax.jit`, when the computation is."""
+    _without_derivative(function(jnp.ones(1, dtype)))
+
+
+@jax.custom_jvp
+def _without_derivative(values: Array) -> Array:
+    return values
+
+
+@_without_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "activation depends on a value that is differentiated, and "
+        "nth.infinite.kernels has derivatives in its inputs and scales only. Apply "
+        "jax.lax.stop_gradient to that value."
+    )

@@ -190,7 +190,12 @@ def _checked_params(params: Params, problem: Problem) -> Params:
     if is_traced(params):
         return params
     return jax.tree.map(
-        partial(require_finite, "network", cure="draw it again."), params
+        partial(
+            require_finite,
+            "network",
+            cure="draw it again, with scales that fit its dtype.",
+        ),
+        params,
     )
 
 

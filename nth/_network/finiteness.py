@@ -13,6 +13,7 @@ from .._custom_types import Inputs, Params
 from .._internal.validation import is_traced, require
 from .._problem.inputs import count
 from .base import OutputFunction
+from .learning_rates import overflow_by_rates
 
 # Points whose gradients are computed together.
 _BATCH = 64
@@ -66,14 +67,20 @@ def require_finite_kernels(
     params: Params,
     x: Inputs,
     n_train: int,
+    rates: Params | None = None,
 ) -> None:
     """Raise `ValueError` if a kernel, as K⁽¹⁾ … K⁽ᵖ⁾, has a NaN or infinite entry."""
     for r, tensor in enumerate(tensors, 1):
-        otherwise = (
+        otherwise = overflow_by_rates(rates, r - 1) or (
             f"derivatives of order {r - 1} of the network are NaN or infinite at some "
             "of the points, as those of a norm or a power can be at 0. Use a lower "
             "order, or a network that is smooth there."
         )
+        if r == 2:
+            otherwise = overflow_by_rates(rates, 1) or (
+                f"products of gradients overflow {tensor.dtype}. Rescale the inputs or "
+                "the parameters, or use float64."
+            )
         require_finite_result(
             f"K({r})", tensor, apply, params, x, n_train, otherwise=otherwise
         )

@@ -5,15 +5,17 @@ Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the op
 derivative along M ∇f_β.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._custom_types import Params, Scalar
-from .._internal.validation import as_array, require
+from .._internal.validation import as_array, is_traced, require
 from .adapters import as_module
 
 
@@ -91,4 +93,22 @@ def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
     """λ in the dtype of `params`; `None` for 0, which needs no additional state."""
     if isinstance(weight_decay, int | float) and weight_decay == 0:
         return None
-    return jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)
+    with np.errstate(over="ignore"):
+        decay = jnp.asarray(weight_decay, jax.tree.leaves(params)[0].dtype)
+    message = f"weight_decay does not fit {decay.dtype}, the dtype of the parameters."
+    return require(decay, jnp.isfinite(decay), f"{message} Give a smaller number.")
+
+
+def overflow_by_rates(rates: Params | None, power: int) -> str | None:
+    """Words that the rates are too large, if `power` of them come near to overflow."""
+    leaves = jax.tree.leaves(rates)
+    if not leaves or is_traced(leaves):
+        return None
+    largest = max(float(jnp.max(leaf, initial=0)) for leaf in leaves)
+    dtype = leaves[0].dtype
+    if power * math.log(max(largest, 1)) < math.log(float(jnp.finfo(dtype).max)) / 2:
+        return None
+    return (
+        f"learning_rates of {largest:.3g} are too large for {dtype}. Give smaller ones:"
+        " a common factor of all of them only changes the unit of time."
+    )

@@ -105,6 +105,47 @@ def _dtypes(x: Any) -> str:
     return ", ".join(str(leaf.dtype) for leaf in jax.tree.leaves(x))
 
 
+def require_like(argument: str, value: Any, like: Any, source: str) -> None:
+    """Raise `ValueError` unless `value` has the structure, shapes and dtypes of `like`.
+
+    `source` is a phrase that says where such a value comes from. Only static structure
+    is looked at, so compiled code does not contain the check.
+    """
+    expected, structure = jax.tree.flatten(like)
+    if jax.tree.structure(value) != structure:
+        raise ValueError(
+            f"{argument} is a {type(value).__name__} of another structure than "
+            f"{source}: use that."
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(value), expected, strict=True)
+    for (path, leaf), other in pairs:
+        shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+        if (shape, dtype) != (other.shape, other.dtype):
+            got = type(leaf).__name__ if dtype is None else f"shape {shape}, {dtype}"
+            raise ValueError(
+                f"{argument}{jax.tree_util.keystr(path)} must have shape "
+                f"{other.shape} and dtype {other.dtype}, as in {source}; got {got}."
+            )
+
+
+def require_points_like(
+    argument: str, x: Any, name: str, like: Inputs, targets: Any = None
+) -> None:
+    """Raise `ValueError` unless `x` holds points like those of `like`, called `name`,
+    as many as there are `targets`."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
+    (length,) = lengths if len(lengths) == 1 else ((),)
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((*length, *leaf.shape[1:]), leaf.dtype), like
+    )
+    require_like(argument, x, rows, f"{name}, for any number of points")
+    if targets is not None and np.shape(targets)[:1] != length:
+        raise ValueError(
+            f"y has shape {np.shape(targets)} and {argument} {count(x)} points: give "
+            "one target for each point."
+        )
+
+
 def require_same_layout(argument: str, x: Inputs, name: str, like: Inputs) -> None:
     """Raise `ValueError` unless points of `x` are like those of `like`, called `name`.
 

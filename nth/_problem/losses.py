@@ -6,6 +6,7 @@ points, so that 1/n sits inside g and in no other place.
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, DTypeLike, Float, PyTree, Shaped
 
 from .._custom_types import Scalar
 from .._internal.static import Static
-from .._internal.validation import require
+from .._internal.validation import as_array, require
 
 
 class AbstractLoss(eqx.Module):
@@ -40,12 +41,14 @@ class AbstractLoss(eqx.Module):
         self, outputs: Float[Array, "n *out"], targets: Shaped[Array, "n ..."]
     ) -> Scalar:
         """L = (1/n) Σ_i ℓ(f_i, y_i)."""
+        outputs, targets = _checked_pair(outputs, targets)
         return jnp.mean(jax.vmap(self.pointwise)(outputs, targets))
 
     def gradient(
         self, outputs: Float[Array, "n *out"], targets: Shaped[Array, "n ..."]
     ) -> Float[Array, "n *out"]:
         """g_i = ∂L/∂f_i, the 1/n included."""
+        outputs, targets = _checked_pair(outputs, targets)
         return jax.grad(self.__call__)(outputs, targets)
 
 
@@ -56,6 +59,7 @@ class SquaredError(AbstractLoss):
     """
 
     def pointwise(self, output, target):
+        output, target = _of_one_shape(output, target)
         return jnp.sum((output - target) ** 2) / 2
 
     def check_targets(self, targets, dtype):
@@ -72,12 +76,26 @@ class SoftmaxCrossEntropy(AbstractLoss):
     """
 
     def pointwise(self, output, target):
+        output, target = as_array("output", output), as_array("target", target)
+        if output.ndim != 1 or output.size < 2:
+            raise ValueError(
+                "output of one point must have shape (C,) for SoftmaxCrossEntropy, "
+                f"with C >= 2 classes; got {output.shape}."
+            )
+        labelled = jnp.issubdtype(target.dtype, jnp.integer)
+        if target.shape != (() if labelled else output.shape):
+            raise ValueError(
+                "target of one point must be an integer label, or probabilities of "
+                f"shape {output.shape}, that of output; got shape {target.shape} and "
+                f"dtype {target.dtype}."
+            )
         log_probabilities = jax.nn.log_softmax(output)
-        if jnp.issubdtype(target.dtype, jnp.integer):
+        if labelled:
             return -log_probabilities[target]
         return -jnp.sum(target * log_probabilities)
 
     def check_targets(self, targets, dtype):
+        targets = as_array("y_train", targets)
         if jnp.issubdtype(targets.dtype, jnp.integer):
             if targets.ndim != 1:
                 raise ValueError(
@@ -125,6 +143,7 @@ class LogisticLoss(AbstractLoss):
     """
 
     def pointwise(self, output, target):
+        output, target = _of_one_shape(output, target)
         return jnp.sum(jax.nn.softplus(-target * output))
 
     def check_targets(self, targets, dtype):
@@ -161,7 +180,12 @@ class CustomLoss(AbstractLoss):
         return eqx.combine(self.arrays, self.static.tree)
 
     def pointwise(self, output, target):
-        return jnp.asarray(self.fn(output, target))
+        value = self.fn(output, target)
+        shape = getattr(value, "shape", () if _is_number(value) else None)
+        if shape != ():
+            got = repr(value) if shape is None else f"shape {shape}"
+            raise ValueError(f"fn must return a scalar for one point; got {got}.")
+        return jnp.asarray(value)
 
     def check_targets(self, targets, dtype):
         return targets
@@ -184,8 +208,40 @@ class CustomLoss(AbstractLoss):
         return targets
 
 
+def _checked_pair(outputs: Array, targets: Array) -> tuple[Array, Array]:
+    """Both as arrays with one entry for each point. Only shapes are looked at."""
+    outputs, targets = as_array("outputs", outputs), as_array("targets", targets)
+    if outputs.ndim == 0 or not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise ValueError(
+            "outputs must be floating, of shape (n, *out); got shape "
+            f"{outputs.shape} and dtype {outputs.dtype}."
+        )
+    if targets.shape[:1] != outputs.shape[:1]:
+        raise ValueError(
+            f"targets has shape {targets.shape} and outputs {outputs.shape}: give one "
+            "target for each point."
+        )
+    return outputs, targets
+
+
+def _of_one_shape(output: Array, target: Array) -> tuple[Array, Array]:
+    """Both as arrays, of one point."""
+    output, target = as_array("output", output), as_array("target", target)
+    if output.shape != target.shape:
+        raise ValueError(
+            f"target of one point must have shape {output.shape}, that of output; got "
+            f"{target.shape}."
+        )
+    return output, target
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _as_real(targets: Array, dtype: DTypeLike) -> Array:
     """Integer and boolean targets as floats; other floats must already be `dtype`."""
+    targets = as_array("y_train", targets)
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         return targets.astype(dtype)
     if targets.dtype != dtype:

@@ -100,5 +100,10 @@ class Problem(eqx.Module):
 
     def matched_to(self, output: jax.ShapeDtypeStruct) -> "Problem":
         """This problem with its targets checked against one network `output`."""
+        if not (hasattr(output, "shape") and hasattr(output, "dtype")):
+            raise ValueError(
+                "output must be one output of the network or its jax.ShapeDtypeStruct, "
+                f"such as jax.eval_shape(network, x); got {output!r}."
+            )
         targets = self.loss.check_outputs(self.y_train, output)
         return eqx.tree_at(lambda problem: problem.y_train, self, targets)

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._analytic.closed_form import require_squared_error
 from .._analytic.decay_integrals import relax_with, spectrum
+from .._internal.eigenvalues import require_covariance
 from .._internal.validation import (
     as_array,
     require,
@@ -22,7 +23,11 @@ from .._internal.validation import (
     require_supported_dtype,
     require_times,
 )
-from .._network.activations import ACTIVATIONS, elementwise_activation
+from .._network.activations import (
+    ACTIVATIONS,
+    elementwise_activation,
+    refuse_derivative,
+)
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
@@ -141,6 +146,7 @@ def kernels(
         root = left.shape[1] ** 0.5
         left, right = left / root, None if right is None else right / root
     function = elementwise_activation(activation, left.dtype)
+    refuse_derivative(function, left.dtype)
     nngp, ntk, doubt = recursion(left, right, layers, (function, nodes))
     if function is not ACTIVATIONS["relu"]:  # whose moments are in closed form
         doubt = jnp.maximum(doubt, _kink_at_zero(function, left.dtype))
@@ -151,7 +157,8 @@ def kernels(
         '"relu" can be used (nth.softplus is a smooth one).'
     )
     nngp, ntk = (require(k, doubt < tolerance, message) for k in (nngp, ntk))
-    return InfiniteKernels(nngp, ntk)
+    cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
+    return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
 
 
 def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
@@ -237,7 +244,8 @@ def ensemble(
     have NaN, or a covariance that would not fit in memory.
     """
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    require_squared_error(problem, "infinite.ensemble")
+    cure = "Give nth.Problem(x_train, y_train, x_test), whose loss it is."
+    require_squared_error(problem, "infinite.ensemble", cure)
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
@@ -268,9 +276,10 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
                 f"kernels have dtype {array.dtype} and problem has {dtype}: cast one "
                 "of them."
             )
-    return InfiniteKernels(
-        *checked_finite("kernels", arrays, f"form them by {example}.")
-    )
+    arrays = checked_finite("kernels", arrays, f"form them by {example}.")
+    for name, array in zip(InfiniteKernels._fields, arrays, strict=True):
+        require_covariance(f"kernels.{name}", array, f"Form them by {example}.")
+    return InfiniteKernels(*arrays)
 
 
 @eqx.filter_jit

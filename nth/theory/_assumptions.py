@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .._dynamics.taylor_coefficients import Coefficients, best_coefficients, by_jvp
 from .._internal.validation import (
     as_array,
+    require_concrete,
     require_finite,
     require_integer,
     require_order,
@@ -115,6 +116,7 @@ def _derivatives(
     coefficients = _coefficients(function, at, top)
     steps = [jnp.ones_like(at)] + [jnp.zeros_like(at)] * (top - 1)
     found = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(at, steps)
+    require_concrete("activation", found, "theory.check_activation")
     return np.stack([math.factorial(r) * np.asarray(c) for r, c in enumerate(found)])
 
 
@@ -196,6 +198,7 @@ def check_data(
     **Returns:** [`nth.theory.DataCheck`][].
     """
     array = require_finite("x", as_array("x", x))
+    require_concrete("x", array, "theory.check_data")
     require_supported_dtype("x", array.dtype)
     if array.ndim < 2 or 0 in array.shape:
         raise ValueError(
@@ -215,7 +218,7 @@ def check_data(
         looked_at.append(total if exact[-1] else samples)
         sets = combinations(range(n), r) if exact[-1] else _drawn(rng, n, r, samples)
         smallest.append(0.0 if r > d else _smallest(array, sets))
-    norms = np.linalg.norm(array, axis=1)
+    norms = _norms(array)
     floor = float(np.linalg.svd(array, compute_uv=False)[-1]) if n <= d else 0.0
     return DataCheck(
         (float(norms.min()), float(norms.max())),
@@ -224,6 +227,13 @@ def check_data(
         tuple(looked_at),
         floor,
     )
+
+
+def _norms(x: np.ndarray) -> np.ndarray:
+    """The norm of each row in float64, though the squares may not fit the dtype."""
+    largest = np.abs(x).max(axis=1).astype(float)
+    unit = x / np.where(largest > 0, largest, 1)[:, None]
+    return largest * np.linalg.norm(unit, axis=1)
 
 
 def _drawn(

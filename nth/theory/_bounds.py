@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 
 from .._internal.validation import (
+    require_concrete,
     require_instance,
     require_integer,
     require_order,
@@ -15,6 +16,9 @@ from .._internal.validation import (
 )
 from .._kernels.kernels import Kernels
 from .._kernels.ntk_analysis import spectrum
+
+# The logarithm of the largest number of float64, rounded down.
+_MOST_LOG = 709.0
 
 
 class Bounds(eqx.Module):
@@ -47,6 +51,7 @@ class Bounds(eqx.Module):
     def window(self) -> float:
         """Up to when Theorem 2.6 holds (eq. 17):
         min{c √(λm/n), m^{p*/(2(p*+1))}}/(ln m)^C′."""
+        self._require_concrete()
         power = self.largest_order / (2 * (self.largest_order + 1))
         first = self.constant * math.sqrt(
             self.smallest_eigenvalue * self.width / self.n
@@ -71,16 +76,17 @@ class Bounds(eqx.Module):
     def error(self, order: int, t: float) -> float:
         """(Σ_b (f_b − f̃_b)²)^{1/2} at level p and time t (eq. 18):
         (1 + t) t^{p−1} √n min{t, n/λ}/m^{p/2}, proven for even p."""
-        order, t = self._order(order), float(require_scale("t", t))
+        order, t = self._order(order), _time(t)
         growth = (1 + t) * _power(t, order - 1) / _power(self.width, order / 2)
         return self.constant * math.sqrt(self.n) * growth * min(t, self._slowest())
 
     def kernel_error(self, order: int, t: float) -> float:
         """|K⁽²⁾ − K̃⁽²⁾| entry by entry, at level p and time t (eq. 19):
         [1 + (1 + t) t (ln m)^C min{t, n/λ}/m] (1 + t) t^{p−1}/m^{p/2}."""
-        order, t = require_integer("order", order, 2), float(require_scale("t", t))
+        order, t = require_order("order", order), _time(t)
+        self._require_concrete()
         fed_back = (1 + t) * t * self._log(self.width) * min(t, self._slowest())
-        growth = (1 + t) * t ** (order - 1) / self.width ** (order / 2)
+        growth = (1 + t) * _power(t, order - 1) / _power(self.width, order / 2)
         return self.constant * (1 + fed_back / self.width) * growth
 
     def order_for(self, error: float, t: float) -> int:
@@ -90,7 +96,7 @@ class Bounds(eqx.Module):
         **Raises:** `ValueError` beyond the window, where the bound does not hold, or if
         no level up to p* has so small a bound.
         """
-        error, t = require_positive("error", error), float(require_scale("t", t))
+        error, t = require_positive("error", error), _time(t)
         if t > self.window:
             raise ValueError(
                 f"t must be at most {self.window:.4g}, the window in which the bound "
@@ -110,16 +116,22 @@ class Bounds(eqx.Module):
             "width or largest_order to nth.theory.bounds."
         )
 
+    def _require_concrete(self) -> None:
+        require_concrete("bounds", self, "theory.Bounds")
+
     def _order(self, order: int) -> int:
+        self._require_concrete()
         why = "the largest_order of these bounds"
         return require_integer("order", order, 2, self.largest_order, why)
 
     def _log_of_fall(self, epsilon: float) -> float:
         """ln(n/ε), at least 0."""
+        self._require_concrete()
         return max(0.0, math.log(self.n / require_positive("epsilon", epsilon)))
 
     def _slowest(self) -> float:
         """n/λ."""
+        self._require_concrete()
         if self.smallest_eigenvalue <= 0:
             return math.inf
         return self.n / self.smallest_eigenvalue
@@ -139,12 +151,16 @@ class Bounds(eqx.Module):
 
         # m/(ln m)^C rises from ln m = C on.
         least = max(self.log_power, 1.0)
+        if least > _MOST_LOG or excess(_MOST_LOG) < 0:
+            return math.inf
         if excess(least) >= 0:
             return math.exp(least)
-        most = 2 * least
-        while excess(most) < 0:
-            most *= 2
-        return math.exp(float(brentq(excess, least, most)))  # pyright: ignore
+        return math.exp(float(brentq(excess, least, _MOST_LOG)))  # pyright: ignore
+
+
+def _time(t: Any) -> float:
+    require_concrete("t", t, "theory.Bounds")
+    return float(require_scale("t", t))
 
 
 def _power(base: float, exponent: int | float) -> float:
@@ -190,7 +206,11 @@ def bounds(
             f"kernels are of outputs of shape {kernels.out_shape}, and the theorems "
             'of a scalar network: use out_size="scalar".'
         )
+    require_concrete("kernels", kernels, "theory.bounds")
+    require_concrete("width", width, "theory.bounds")
+    require_concrete("log_power", log_power, "theory.bounds")
     found = spectrum(kernels)
+    require_concrete("kernels", found, "theory.bounds")
     smallest = 0.0 if np.isinf(found.time_scales[-1]) else float(found.eigenvalues[-1])
     m = require_positive("width", width)
     if m < 3:

@@ -56,14 +56,16 @@ def laziness(
     - `starts`: the number of random starts, up to 1,000; the largest result is used.
     - `max_steps`: the largest number of iterations, if they do not converge earlier.
 
-    **Returns:** κ, a scalar.
+    **Returns:** κ, a scalar. Its first derivatives are those of the maximum found;
+    higher ones omit the change of u and v.
 
     **Raises:** `ValueError` for another loss or invalid input.
     """
     starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
+    cure = "Give nth.Problem(x_train, y_train), whose loss it is."
+    require_squared_error(problem, "laziness", cure)
     points = points_of(trainable(network, problem, filter_spec, learning_rates))
-    require_squared_error(problem, "laziness")
     require_forward_mode(points.apply, points.params, points.x_train, "laziness")
     ntk = form(points.on_train, 2, None, progress=False)[1]
     largest = jnp.linalg.eigvalsh(ntk.reshape(points.n_slots, -1))[-1]
@@ -87,7 +89,11 @@ def _bend(
     max_steps: int,
 ) -> Scalar:
     """max ‖D²f[u, v]‖ over unit u, v, by alternating between w, u and v in
-    ⟨w, D²f[u, v]⟩, which no step can decrease."""
+    ⟨w, D²f[u, v]⟩, which no step can decrease.
+
+    At a maximum the derivative in θ is that at fixed u, v and w, so no derivative goes
+    through the loop.
+    """
     start, parameters = with_unit_rates(params, rates)
     theta, unravel = ravel_pytree(start)
 
@@ -105,12 +111,13 @@ def _bend(
         return jax.jvp(gradient, (theta,), (v,))[1]
 
     def from_start(key: Array) -> Scalar:
+        # Outputs of the loop body have no derivative, or reverse mode would refuse it.
         def iterate(carry: Any) -> Any:
             step, u, v, now, _ = carry
             w, _ = _unit(twice(u, v))
             u, _ = _unit(hessian(w, v))
             v, value = _unit(hessian(w, u))
-            return step + 1, u, v, value, now
+            return jax.lax.stop_gradient((step + 1, u, v, value, now))
 
         def unsettled(carry: Any) -> Array:
             step, _, _, now, before = carry
@@ -120,7 +127,9 @@ def _bend(
         u, v = jax.random.normal(key, (2, theta.size), theta.dtype)
         first = jnp.ones((), theta.dtype)
         carry = (0, _unit(u)[0], _unit(v)[0], first, 0 * first)
-        return jax.lax.while_loop(unsettled, iterate, carry)[3]
+        _, u, v, *_ = jax.lax.while_loop(unsettled, iterate, carry)
+        bent = twice(u, v)
+        return jnp.vdot(jax.lax.stop_gradient(_unit(bent)[0]), bent)
 
     return jnp.max(jax.vmap(from_start)(jax.random.split(jax.random.key(0), starts)))
 
