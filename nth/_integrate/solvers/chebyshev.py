@@ -11,12 +11,16 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ..._custom_types import Scalar, State
-from .rock4_coefficients import ERROR_SCALE, rock4_coefficients
+from .rock4_coefficients import rock4_coefficients
 from .spectral_radius import SpectralState, first_estimate, refreshed
 
 # The degree is chosen for this multiple of the estimated spectral radius: a power
 # iteration approaches it from below.
 _SAFETY = 1.1
+
+# The error estimate is this multiple of h⁴ y⁗/24. At this size, a tolerance gives about
+# the error that Tsit5 has at the same tolerance.
+_ERROR_SCALE = 0.05
 
 # Accepted steps between two refreshes of the spectral radius.
 _REFRESH = 4
@@ -33,6 +37,12 @@ class Rock4State(eqx.Module):
 
     spectrum: SpectralState
     """The estimate of the spectral radius."""
+
+    before: State
+    """y at the start of the step before, for the error estimate."""
+
+    step: Scalar
+    """The size of the step before; 0 before the first."""
 
     accepted: Int[Array, ""]
     """Accepted steps so far."""
@@ -81,8 +91,8 @@ class ROCK4(diffrax.AbstractAdaptiveSolver):
         vf = _vector_field(terms, t0, y0, args)
         rate = vf(t0, y0, args)
         spectrum = first_estimate(vf, t0, y0, args, rate)
-        zero = jnp.zeros((), int)
-        return Rock4State(rate, spectrum, zero, 1 + spectrum.evaluations)
+        none, zero = jnp.zeros_like(t0), jnp.zeros((), int)
+        return Rock4State(rate, spectrum, y0, none, zero, 1 + spectrum.evaluations)
 
     def step(
         self,
@@ -105,11 +115,14 @@ class ROCK4(diffrax.AbstractAdaptiveSolver):
         fits = index < len(table.degrees)
         index = jnp.minimum(index, len(table.degrees) - 1)
         stages = jnp.where(fits, jnp.asarray(table.degrees)[index] - 4, 0)
-        change = _recurrence((vf, t0, h, y0, args, state.rate), index, stages)
-        y1, rate, error = _last_stages(vf, t0, h, y0, args, change, index, fits)
+        start = _first_stages(vf, t0, h, y0, args, state.rate, index)
+        change = _recurrence((vf, t0, h, y0, args, start), index, stages)
+        y1 = jax.tree.map(jnp.add, y0, change)
+        rate = vf(t1, y1, args)
+        error = _error_estimate(h, y0, y1, rate, state)
         error = jax.tree.map(lambda e: jnp.where(fits, e, jnp.inf), error)
-        evaluations = state.evaluations + due + stages + 4
-        new = Rock4State(rate, spectrum, state.accepted + 1, evaluations)
+        evaluations = state.evaluations + due + jnp.where(fits, stages + 4, 1)
+        new = Rock4State(rate, spectrum, y0, h, state.accepted + 1, evaluations)
         k0, k1 = (jax.tree.map(lambda k: h * k, k) for k in (state.rate, rate))
         dense = {"y0": y0, "y1": y1, "k0": k0, "k1": k1}
         return y1, error, dense, new, diffrax.RESULTS.successful
@@ -140,19 +153,13 @@ def _stage(inputs: Any, index: Array, j: Array, carry: tuple[State, State]) -> A
     return now, new
 
 
-def _first_stage(inputs: Any, index: Array) -> tuple[State, State]:
-    _, _, h, y0, _, rate = inputs
-    mu = _row(rock4_coefficients().mu, index, h.dtype)[0] * h
-    return jax.tree.map(jnp.zeros_like, y0), jax.tree.map(lambda k: mu * k, rate)
-
-
 def _looped(inputs: Any, index: Array, stages: Array) -> State:
     """The change of y over the recurrence, of `stages` stages."""
 
     def stage(j: Array, carry: Any) -> Any:
         return _stage(inputs, index, j, carry)
 
-    return jax.lax.fori_loop(1, stages, stage, _first_stage(inputs, index))[1]
+    return jax.lax.fori_loop(0, stages, stage, (inputs[-1], inputs[-1]))[1]
 
 
 @eqx.filter_custom_jvp
@@ -166,7 +173,7 @@ def _bounded(inputs: Any, index: Array, stages: Array) -> State:
 
     def stage(carry: Any, j: Array) -> tuple[Any, None]:
         new = jax.lax.cond(
-            (j > 0) & (j < stages),
+            j < stages,
             lambda carry: _stage(inputs, index, j, carry),
             lambda carry: carry,
             carry,
@@ -178,7 +185,7 @@ def _bounded(inputs: Any, index: Array, stages: Array) -> State:
         return jax.lax.scan(jax.checkpoint(stage), carry, js)
 
     js = jnp.arange(chunks * _CHUNK).reshape(chunks, _CHUNK)
-    return jax.lax.scan(chunk, _first_stage(inputs, index), js)[0][1]
+    return jax.lax.scan(chunk, (inputs[-1], inputs[-1]), js)[0][1]
 
 
 @_recurrence.def_jvp
@@ -210,37 +217,59 @@ def _recurrence_jvp(primals: Any, tangents: Any) -> tuple[State, State]:
     return change, tangent
 
 
-def _last_stages(
+def _first_stages(
     vf: Any,
     t0: Scalar,
     h: Scalar,
     y0: State,
     args: Any,
-    change: State,
+    rate: State,
     index: Array,
-    fits: Array,
-) -> tuple[State, State, State]:
-    """y₁, f(y₁) and the error estimate.
+) -> State:
+    """The change of y at the start of the recurrence.
 
-    Five sums are accumulated: the changes of the arguments of the stages after the
-    first, that of y₁ the fourth of them, and the error estimate.
+    Four sums are accumulated: the changes of the arguments of k_2, k_3 and k_4, and
+    that at the start of the recurrence.
     """
     table = rock4_coefficients()
-    weights = _row(table.weights, index, h.dtype)
+    weights = _row(table.weights, index, h.dtype) * h
     nodes = _row(table.nodes, index, h.dtype)
-    bases = jax.tree.map(lambda d: jnp.stack([d, d, d, d, ERROR_SCALE * d]), change)
 
-    def stage(carry: Any, i: Array) -> tuple[Any, None]:
-        sums, argument, _ = carry
-        y = jax.tree.map(jnp.add, y0, argument)
+    def stage(sums: State, i: Array) -> tuple[State, None]:
+        y = jax.tree.map(lambda y, total: y + total[i - 1], y0, sums)
         k = vf(t0 + nodes[i] * h, y, args)
-        column = weights[:, i] * h
-        sums = jax.tree.map(
-            lambda total, k: total + jnp.tensordot(column, k, axes=0), sums, k
-        )
-        following = jax.tree.map(lambda total: total[jnp.minimum(i, 3)], sums)
-        return (sums, following, k), None
+        return jax.tree.map(
+            lambda total, k: total + jnp.tensordot(weights[:, i], k, axes=0), sums, k
+        ), None
 
-    (sums, end, rate), _ = jax.lax.scan(stage, (bases, change, change), jnp.arange(5))
-    y1 = jax.tree.map(jnp.add, y0, end)
-    return y1, rate, jax.tree.map(lambda total: total[4], sums)
+    first = jax.tree.map(lambda k: jnp.tensordot(weights[:, 0], k, axes=0), rate)
+    sums, _ = jax.lax.scan(stage, first, jnp.arange(1, 4))
+    return jax.tree.map(lambda total: total[3], sums)
+
+
+def _error_estimate(
+    h: Scalar, y0: State, y1: State, rate: State, state: Rock4State
+) -> State:
+    """A multiple of h⁴ y⁗, from y at three times and y' at the last two of them.
+
+    With q = h₋₁/h, the cubic Hermite interpolant of the step, extended to t₀ − h₋₁,
+    misses y₋₁ by q² (1 + q)² h⁴ y⁗/24. An embedded method of order 3 would have to use
+    the first stages, whose weights no polynomial damps.
+
+    In the first step there is no y₋₁: the estimate then takes y₀ − h y'₀ for it, and is
+    too large, of order h².
+    """
+    first = state.step == 0
+    q = jnp.where(first, 1, state.step / h)
+    factor = _ERROR_SCALE / (q**2 * (1 + q) ** 2)
+
+    def estimate(before: Array, y0: Array, y1: Array, k0: Array, k1: Array) -> Array:
+        k0, k1 = h * k0, h * k1
+        before = jnp.where(first, -k0, before - y0)
+        change = y1 - y0
+        # At s = −q: s k0 + s² (3 change − 2 k0 − k1) + s³ (k0 + k1 − 2 change).
+        square = 3 * change - 2 * k0 - k1
+        cube = k0 + k1 - 2 * change
+        return factor * (before - (-q * k0 + q**2 * square - q**3 * cube))
+
+    return jax.tree.map(estimate, state.before, y0, y1, state.rate, rate)
