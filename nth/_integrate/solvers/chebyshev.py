@@ -22,9 +22,6 @@ _SAFETY = 1.1
 # the error that Tsit5 has at the same tolerance.
 _ERROR_SCALE = 0.05
 
-# Accepted steps between two refreshes of the spectral radius.
-_REFRESH = 4
-
 # For reverse mode the recurrence keeps its state at every sixteenth stage.
 _CHUNK = 16
 
@@ -73,6 +70,9 @@ class ROCK4(diffrax.AbstractAdaptiveSolver):
     of this package: see `rock4_coefficients`.
     """
 
+    refresh: int = eqx.field(static=True, default=4)
+    """Accepted steps from one refresh of the spectral radius to the next."""
+
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[
         Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]
@@ -91,7 +91,7 @@ class ROCK4(diffrax.AbstractAdaptiveSolver):
         vf = _vector_field(terms, t0, y0, args)
         rate = vf(t0, y0, args)
         spectrum = first_estimate(vf, t0, y0, args, rate)
-        none, zero = jnp.zeros_like(t0), jnp.zeros((), int)
+        none, zero = jnp.zeros_like(t0), jnp.zeros((), jnp.int32)
         return Rock4State(rate, spectrum, y0, none, zero, 1 + spectrum.evaluations)
 
     def step(
@@ -107,14 +107,14 @@ class ROCK4(diffrax.AbstractAdaptiveSolver):
         del made_jump  # of a vector field with jumps; here it has none
         state, h = solver_state, t1 - t0
         vf = _vector_field(terms, t0, y0, args)
-        due = (state.accepted % _REFRESH == _REFRESH - 1).astype(int)
+        due = (state.accepted % self.refresh == self.refresh - 1).astype(jnp.int32)
         spectrum = refreshed(vf, t0, y0, args, state.rate, state.spectrum, due)
         table = rock4_coefficients()
         needed = _SAFETY * spectrum.radius * jnp.abs(jax.lax.stop_gradient(h))
         index = jnp.searchsorted(jnp.asarray(table.intervals, needed.dtype), needed)
         fits = index < len(table.degrees)
         index = jnp.minimum(index, len(table.degrees) - 1)
-        stages = jnp.where(fits, jnp.asarray(table.degrees)[index] - 4, 0)
+        stages = jnp.where(fits, jnp.asarray(table.degrees, jnp.int32)[index] - 4, 0)
         start = _first_stages(vf, t0, h, y0, args, state.rate, index)
         change = _recurrence((vf, t0, h, y0, args, start), index, stages)
         y1 = jax.tree.map(jnp.add, y0, change)

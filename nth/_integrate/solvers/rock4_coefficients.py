@@ -75,11 +75,11 @@ _TABLE = """
 200  0.34928639 -0.30597008  3.59152335 -2.50657724  1.32151310
 """
 
-# Nodes of the second and third of the first four stages, in units of their total length:
-# all coefficients are then below 1 for every degree.
+# Nodes of the second and third of the first four stages, in units of their total
+# length: all coefficients are then below 1 for every degree.
 _NODES = (0.4, 0.7)
 
-# 1/γ(τ) for the trees of up to four nodes, in the order 1, c, c², Ac, c³, c·Ac, Ac², AAc.
+# 1/γ(τ) for the trees of up to four nodes: 1, c, c², Ac, c³, c·Ac, Ac², AAc.
 _ORDER_4 = np.array([1, 1 / 2, 1 / 3, 1 / 6, 1 / 4, 1 / 8, 1 / 12, 1 / 24])
 
 

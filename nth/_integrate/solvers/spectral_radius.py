@@ -40,7 +40,7 @@ def first_estimate(
         return new, jnp.where(new.radius > 0, change, 0)
 
     zero = jnp.zeros_like(_norm(rate))
-    state = SpectralState(zero, rate, jnp.zeros((), int))
+    state = SpectralState(zero, rate, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(unfinished, iterate, (state, jnp.ones_like(zero)))[0]
 
 
