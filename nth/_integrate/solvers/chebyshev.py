@@ -184,7 +184,7 @@ def _bounded(inputs: Any, index: Array, stages: Array) -> State:
     def chunk(carry: Any, js: Array) -> tuple[Any, None]:
         return jax.lax.scan(jax.checkpoint(stage), carry, js)
 
-    js = jnp.arange(chunks * _CHUNK).reshape(chunks, _CHUNK)
+    js = jnp.arange(chunks * _CHUNK, dtype=jnp.int32).reshape(chunks, _CHUNK)
     return jax.lax.scan(chunk, (inputs[-1], inputs[-1]), js)[0][1]
 
 
