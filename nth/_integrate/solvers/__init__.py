@@ -1,0 +1,1 @@
+"""Solvers for stiff training dynamics, with the interface of diffrax."""

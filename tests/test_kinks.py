@@ -1,0 +1,115 @@
+"""Kinks: relaxed tolerances where they occur, rest at a kink, no change elsewhere."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nth
+from nth._integrate.kinks import KinkController
+from nth._integrate.solvers.chebyshev import ROCK4
+from nth._problem.averaged_loss import AveragedLoss
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["float64", "float32"])
+def dtype(request):
+    with jax.enable_x64(request.param):
+        yield jnp.float64 if request.param else jnp.float32
+
+
+def controllers(dynamics, dtype, loosest=2e-4):
+    """The default controller, and the same with relaxation at kinks."""
+    rtol, atol = (1e-7, 1e-9) if dtype == jnp.float64 else (1e-5, 1e-6)
+    pid = diffrax.PIDController(rtol=rtol, atol=atol, norm=dynamics.error_norm)
+    return pid, KinkController(pid, loosest)
+
+
+def points(n, dtype):
+    x = jax.random.normal(jax.random.key(0), (n, 4), dtype)
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
+def descend(network, problem, t):
+    """The limit of small steps, to about 1e-4."""
+    rate = 1e-3
+    return nth.gradient_descent(
+        network, problem, [round(t / rate)], nth.GradientDescent(rate)
+    ).train[-1]
+
+
+def test_relu_network(dtype):
+    x = points(20, dtype)
+    problem = nth.Problem(x, jnp.sin(3 * x[:, 0]))
+    network = nth.MLP(
+        4, 32, 1, activation="relu", use_bias=True, dtype=dtype, key=jax.random.key(0)
+    )
+    dynamics = nth.GradientFlow(network, problem)
+    _, controller = controllers(dynamics, dtype)
+    solved = nth.integrate(
+        dynamics, [20.0], stepsize_controller=controller, max_steps=500
+    )
+    expected = descend(network, problem, 20.0)
+    np.testing.assert_allclose(solved.train[-1], expected, atol=1e-3)
+
+
+def test_smooth_problems_take_the_same_steps(dtype):
+    x = points(6, dtype)
+    problem = nth.Problem(x, jnp.sin(3 * x[:, 0]))
+    network = nth.MLP(4, 32, 1, dtype=dtype, key=jax.random.key(0))
+    for dynamics in (
+        nth.GradientFlow(network, problem),
+        nth.MatrixFreeHierarchy(network, problem, 3),
+    ):
+        plain, relaxed = (
+            nth.integrate(dynamics, [0.5, 5.0], stepsize_controller=controller)
+            for controller in controllers(dynamics, dtype)
+        )
+        assert plain.counts["num_steps"] == relaxed.counts["num_steps"]
+        # Up to rounding: the two compile to different code.
+        tolerance = 1e-10 if dtype == jnp.float64 else 1e-5
+        np.testing.assert_allclose(plain.train, relaxed.train, atol=tolerance)
+
+
+def test_absolute_error_comes_to_rest(dtype):
+    """df/dt = 1 up to the target, then rest."""
+    one = jnp.ones(1, dtype)
+    loss = AveragedLoss(nth.Loss(lambda f, y: jnp.abs(f - y)))
+    problem = nth.Problem(one, one, loss=loss)
+    network = nth.from_apply(lambda q, x: q * x, jnp.zeros((), dtype))
+    dynamics = nth.GradientFlow(network, problem)
+    _, controller = controllers(dynamics, dtype, 5e-5)
+    solved = nth.integrate(
+        dynamics,
+        [0.5, 2.0],
+        solver=ROCK4(),
+        stepsize_controller=controller,
+        max_steps=500,
+    )
+    np.testing.assert_allclose(solved.train[:, 0], [0.5, 1], atol=1e-3)
+
+
+def test_hinge_loss(dtype):
+    x = points(12, dtype)
+    loss = nth.Loss(lambda f, y: jnp.maximum(0, 1 - y * f))
+    network = nth.MLP(4, 32, 1, dtype=dtype, key=jax.random.key(0))
+    y = jnp.sign(x[:, 0])
+    problem = nth.Problem(x, y, loss=AveragedLoss(loss))
+    dynamics = nth.GradientFlow(network, problem)
+    _, controller = controllers(dynamics, dtype, 5e-5)
+    solved = nth.integrate(
+        dynamics,
+        [20.0],
+        solver=ROCK4(),
+        stepsize_controller=controller,
+        max_steps=500,
+    )
+    expected = descend(network, nth.Problem(x, y, loss=loss), 20.0)
+    np.testing.assert_allclose(solved.train[-1], expected, atol=1e-3)
+
+
+def test_averaged_loss_is_the_mean_of_the_gradient():
+    loss = AveragedLoss(nth.Loss(lambda f, y: jnp.abs(f - y)), 0.1)
+    f = jnp.array([-0.5, -0.05, 0.0, 0.05, 0.5])
+    expected = jnp.array([-1, -0.5, 0, 0.5, 1]) / 5
+    np.testing.assert_allclose(loss.gradient(f, jnp.zeros(5)), expected, atol=1e-6)
