@@ -1,0 +1,181 @@
+"""Stiff solves of the dense hierarchy to long times, beside SciPy's stiff solvers.
+
+    python benchmarks/stiff_dense.py [--small]
+
+Digits 0 and 1 of scikit-learn with targets ±1, a tanh network of two hidden layers, and
+times from 1 to T. SciPy's solvers get an analytic Jacobian and the smallest state there
+is: f at level 2, (f, ∫g) at level 3, (f, ∫g, ∫g⊗∫g) at level 4. Each row has the number
+of vector-field evaluations, the largest error of the training outputs at the requested
+times against a reference at tolerance 1e-11, and wall seconds after compilation. The
+last column divides the seconds of a method by those of `DenseRosenbrock` at the same
+error, which is found by interpolation between its two tolerances.
+"""
+
+import os
+import sys
+import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.integrate import solve_ivp
+from sklearn.datasets import load_digits
+
+import nth
+from nth._integrate.solvers.rosenbrock import DenseRosenbrock
+
+jax.config.update("jax_enable_x64", True)
+
+SMALL = "--small" in sys.argv
+CASES = ((64, 2), (256, 2), (64, 3), (256, 3), (64, 4))
+ENDS = (1e2, 1e5)
+METHODS = ("LSODA", "BDF", "Radau")
+# SciPy's Jacobian at level 4 has (2n + n²)² entries.
+LARGEST_LEVEL_4 = 16
+
+
+def hierarchy(n, order, width):
+    digits = load_digits()
+    few = np.flatnonzero(np.isin(digits.target, [0, 1]))[:n]
+    x = digits.data[few] / np.linalg.norm(digits.data[few], axis=1, keepdims=True)
+    y = np.where(digits.target[few] == 1, 1.0, -1.0)
+    key = jax.random.key(0)
+    network = nth.MLP(64, width, 2, activation="tanh", key=key)
+    problem = nth.Problem(jnp.asarray(x), jnp.asarray(y))
+    kernels = nth.kernels(network, problem, order, progress=False)
+    return nth.DenseHierarchy(kernels, problem)
+
+
+def controller(dynamics, tolerance):
+    return diffrax.PIDController(
+        rtol=tolerance, atol=tolerance / 100, norm=dynamics.error_norm
+    )
+
+
+def rosenbrock(dynamics, ts, tolerance):
+    """Evaluations, training outputs and seconds."""
+
+    def solve():
+        solution = nth.integrate(
+            dynamics,
+            ts,
+            solver=DenseRosenbrock(dynamics),
+            stepsize_controller=controller(dynamics, tolerance),
+        )
+        return jax.block_until_ready(solution)
+
+    solve()
+    start = time.perf_counter()
+    solution = solve()
+    seconds = time.perf_counter() - start
+    steps = int(solution.stats["num_steps"])
+    return 8 * steps, np.asarray(solution.train), seconds
+
+
+def as_ivp(dynamics):
+    """The vector field and its Jacobian for SciPy, of (f, ∫g, ∫g⊗∫g)."""
+    f0, k2, *more = (np.asarray(k) for k in dynamics.levels)
+    y, n = np.asarray(dynamics.problem.y_train), len(f0)
+    k3 = more[0].reshape(-1, n) if more else None
+    k4 = more[1].reshape(-1, n * n) if len(more) > 1 else None
+
+    def ntk(state):
+        kernel = k2
+        if k3 is not None:
+            kernel = kernel - (k3 @ state[n : 2 * n]).reshape(n, n)
+        if k4 is not None:
+            kernel = kernel + (k4 @ state[2 * n :]).reshape(n, n)
+        return kernel
+
+    def field(t, state):
+        g = (state[:n] - y) / n
+        rate = [-ntk(state) @ g]
+        if k3 is not None:
+            rate.append(g)
+        if k4 is not None:
+            rate.append(np.outer(g, state[n : 2 * n]).ravel())
+        return np.concatenate(rate)
+
+    def jacobian(t, state):
+        g = (state[:n] - y) / n
+        matrix = np.zeros((len(state), len(state)))
+        matrix[:n, :n] = -ntk(state) / n
+        if k3 is not None:  # symmetric in the first two slots
+            matrix[:n, n : 2 * n] = (g @ k3.reshape(n, -1)).reshape(n, n)
+            matrix[n : 2 * n, :n] = np.eye(n) / n
+        if k4 is not None:
+            matrix[:n, 2 * n :] = -(g @ k4.reshape(n, -1)).reshape(n, n * n)
+            matrix[2 * n :, :n] = np.kron(np.eye(n), state[n : 2 * n, None]) / n
+            matrix[2 * n :, n : 2 * n] = np.kron(g[:, None], np.eye(n))
+        return matrix
+
+    sizes = [0] if k3 is None else [0, n] if k4 is None else [0, n, n * n]
+    start = np.concatenate([f0, np.zeros(sum(sizes))])
+    return field, jacobian, start
+
+
+def scipy(dynamics, ts, method, tolerance):
+    """Evaluations, training outputs and seconds."""
+    field, jacobian, start = as_ivp(dynamics)
+    began = time.perf_counter()
+    solution = solve_ivp(
+        field,
+        (0, float(ts[-1])),
+        start,
+        method,
+        np.asarray(ts),
+        jac=jacobian,
+        rtol=tolerance,
+        atol=tolerance / 100,
+    )
+    seconds = time.perf_counter() - began
+    return solution.nfev, solution.y[: len(dynamics.levels[0])].T, seconds
+
+
+def at_error(error, rows):
+    """Seconds of `rows`, of (error, seconds), at an error: a power law between them."""
+    (e1, s1), (e2, s2) = rows
+    slope = np.log(s2 / s1) / np.log(e2 / e1)
+    return s1 * (error / e1) ** slope
+
+
+def compare(n, order, end, width):
+    dynamics = hierarchy(n, order, width)
+    ts = jnp.logspace(0, np.log10(end), 3 if SMALL else 16)
+    reference = rosenbrock(dynamics, ts, 1e-11)[1]
+    rows = []
+    for tolerance in (1e-5, 1e-7):
+        evaluations, train, seconds = rosenbrock(dynamics, ts, tolerance)
+        error = np.abs(train - reference).max()
+        rows.append((error, seconds))
+        show(n, order, end, "Rosenbrock", tolerance, evaluations, error, seconds, 1)
+    if order == 4 and n > LARGEST_LEVEL_4:
+        return
+    for method in METHODS:
+        evaluations, train, seconds = scipy(dynamics, ts, method, 1e-7)
+        error = np.abs(train - reference).max()
+        ratio = seconds / at_error(error, rows)
+        show(n, order, end, method, 1e-7, evaluations, error, seconds, ratio)
+
+
+def show(n, order, end, method, tolerance, evaluations, error, seconds, ratio):
+    print(
+        f"{n:4d}  {order}  {end:7.0e}  {method:10s}  {tolerance:9.0e}  "
+        f"{evaluations:11d}  {error:7.1e}  {seconds:8.3f}  {ratio:6.1f}",
+        flush=True,
+    )
+
+
+def main():
+    print("   n  p        T  method      tolerance  evaluations    error   seconds  ratio")
+    width, cases = (16, ((8, 2), (8, 3), (6, 4))) if SMALL else (512, CASES)
+    for n, order in cases:
+        for end in ENDS[:1] if SMALL else ENDS:
+            compare(n, order, end, width)
+
+
+if __name__ == "__main__":
+    main()
