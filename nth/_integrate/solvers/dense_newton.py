@@ -56,7 +56,7 @@ class NewtonMatrix(eqx.Module):
         matrix = jnp.zeros_like(self.reduced[0])
         for kernel in reversed(self.reduced):  # Horner's rule in −a
             matrix = kernel - a * matrix
-        matrix = a * _times_blocks(matrix, self.hessian)
+        matrix = a * times_blocks(matrix, self.hessian)
         one = jnp.eye(self.slope.size, dtype=matrix.dtype)
         self.factors = jax.scipy.linalg.lu_factor(one + matrix)
 
@@ -81,7 +81,7 @@ class NewtonMatrix(eqx.Module):
 
     def times_hessian(self, vector: Float[Array, " slots"]) -> Float[Array, " slots"]:
         """H · v."""
-        return _times_blocks(vector[None], self.hessian.mT)[0]
+        return times_blocks(vector[None], self.hessian.mT)[0]
 
 
 def output_hessian(
@@ -103,6 +103,14 @@ def flatten(dynamics: DenseHierarchy, levels: Levels) -> Flat:
     """`levels` with one index for each slot."""
     size = dynamics.levels[0][: dynamics.problem.n_train].size
     return tuple(k.reshape(-1, *[size] * r) for r, k in enumerate(levels))
+
+
+def slope_at(
+    dynamics: DenseHierarchy, outputs: Float[Array, " all_slots"]
+) -> Float[Array, " slots"]:
+    """g for flattened outputs."""
+    shaped = outputs.reshape(dynamics.levels[0].shape)
+    return dynamics.output_gradient(shaped).reshape(-1)
 
 
 def unflatten(like: Levels, levels: Flat) -> Any:
@@ -135,7 +143,7 @@ def _reduced(
     return kernel
 
 
-def _times_blocks(rows: Float[Array, "a slots"], blocks: Float[Array, "n C C"]) -> Array:
+def times_blocks(rows: Float[Array, "a slots"], blocks: Float[Array, "n C C"]) -> Array:
     """`rows` times the block-diagonal matrix of `blocks`."""
     if blocks.shape[1] == 1:
         return rows * blocks.reshape(-1)

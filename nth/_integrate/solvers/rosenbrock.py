@@ -7,12 +7,12 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..._custom_types import Scalar
 from ..._dynamics.dense import DenseHierarchy, Levels
 from . import rodas5p
-from .dense_newton import Flat, NewtonMatrix, flatten, times, unflatten
+from .dense_newton import Flat, NewtonMatrix, flatten, slope_at, times, unflatten
 
 
 class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
@@ -102,20 +102,12 @@ def _stages(dynamics: DenseHierarchy, y0: Levels, h: Scalar) -> list[Flat]:
     stages: list[Flat] = []
     for row, coupling in zip(rodas5p.A, rodas5p.C, strict=True):
         y = _sum(row, stages, start)
-        g = _slope(dynamics, y[0])
+        g = slope_at(dynamics, y[0])
         b = _sum([rodas5p.GAMMA * c for c in coupling], stages, zero)
         # Of the vector field, level p−1 is −K⁽ᵖ⁾ · g, which `solve` adds.
         lower = [k - a * times(above, g) for k, above in zip(b[:-1], y[1:], strict=True)]
         stages.append(newton.solve((*lower, b[-1]), g))
     return stages
-
-
-def _slope(
-    dynamics: DenseHierarchy, outputs: Float[Array, " all_slots"]
-) -> Float[Array, " slots"]:
-    """g for flattened outputs."""
-    shaped = outputs.reshape(dynamics.levels[0].shape)
-    return dynamics.output_gradient(shaped).reshape(-1)
 
 
 def _sum(weights: Any, stages: list[Flat], start: Flat) -> Flat:
