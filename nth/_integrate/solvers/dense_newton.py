@@ -23,8 +23,8 @@ class NewtonMatrix(eqx.Module):
         δ_r + a (K̃⁽ʳ⁺¹⁾ · Hδf + δ_{r+1} · g) = b_r,        δ_p = 0.
 
     Substitution from r = p−1 down to 1 leaves an equation for δf on the training points
-    alone, of n·C unknowns: S δf = β₁, where β_{p−1} = b_{p−1}, β_r = b_r − a β_{r+1} · g
-    and
+    alone, of n·C unknowns: S δf = β₁, where β_{p−1} = b_{p−1} and, below,
+    β_r = b_r − a β_{r+1} · g, and
 
         S = I + a Σ_{r=2}^{p} (−a)^{r−2} B_r H,    B_r = K̃⁽ʳ⁾ with g in slots 2 … r−1.
 
@@ -115,9 +115,7 @@ def slope_at(
 
 def unflatten(like: Levels, levels: Flat) -> Any:
     """`levels` in the shapes of `like`."""
-    return tuple(
-        flat.reshape(k.shape) for k, flat in zip(like, levels, strict=True)
-    )
+    return tuple(flat.reshape(k.shape) for k, flat in zip(like, levels, strict=True))
 
 
 def times(kernel: Array, vector: Float[Array, " slots"]) -> Array:

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from ..._analytic.decay_integrals import nested_decay
 from ..._custom_types import Scalar
 
 # Below this size the Taylor series of φ_k converges fast; above it, the recursion
@@ -63,15 +63,34 @@ def _double_integral_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) ->
     value = double_integral(matrix, rates, modes, t, forcing)
     turned = modes.T @ (d_matrix + d_matrix.T) @ modes / 2
     inside = forcing @ modes
-    pair = rates[:, None], rates[None, :]
-    change = jnp.zeros_like(rates)
-    speed = jnp.zeros_like(rates)
-    values = phi(-t * rates, len(forcing))[1:]
-    zero = jnp.zeros_like(pair[0])
+    speeds = phi(-t * rates, len(forcing))[1:]
+    slopes = _divided_differences(-t * rates, len(forcing) + 1)[2:]
+    total = jnp.zeros_like(rates)
     for i, row in enumerate(inside):
-        # t^{i+2} φ_{i+2}(−tλ) is the nested integral of i+2 zero rates and λ.
-        slopes = -nested_decay(*([zero] * (i + 2)), *pair, t=t)
-        change = change + math.factorial(i) * ((slopes * turned) @ row)
-        speed = speed + math.factorial(i) * t ** (i + 1) * values[i] * row
-    d_value = modes @ (change + d_t * speed)
+        change = -(t ** (i + 3)) * ((slopes[i] * turned) @ row)
+        speed = d_t * t ** (i + 1) * speeds[i] * row
+        total = total + math.factorial(i) * (change + speed)
+    d_value = modes @ total
     return value, d_value + double_integral(matrix, rates, modes, t, d_forcing)
+
+
+def _divided_differences(
+    z: Float[Array, " n"], last: int
+) -> Float[Array, "orders n n"]:
+    """(φ_k(z_i) − φ_k(z_j))/(z_i − z_j) for k = 0 … last; φ_k′(z_i) where z_i = z_j."""
+    gap = z[:, None] - z[None, :]
+    far = jnp.abs(gap) > 1
+    values = jnp.stack(phi(z, last))
+    quotient = (values[:, :, None] - values[:, None, :]) / jnp.where(far, gap, 1)
+    # Close together, the mean of φ_k′ = φ_k − k φ_{k+1} between them by Gauss's rule.
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    orders = jnp.arange(last + 1, dtype=z.dtype)[:, None, None]
+
+    def add(total: Array, rule: Array) -> tuple[Array, None]:
+        at = z[None, :] + (1 + rule[0]) / 2 * jnp.where(far, 0, gap)
+        table = jnp.stack(phi(at, last + 1))
+        return total + rule[1] / 2 * (table[:-1] - orders * table[1:]), None
+
+    rule = jnp.asarray(np.stack([nodes, weights], axis=1), z.dtype)
+    mean, _ = jax.lax.scan(add, jnp.zeros_like(quotient), rule)
+    return jnp.where(far, quotient, mean)

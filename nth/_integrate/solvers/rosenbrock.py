@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -21,15 +20,13 @@ class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
     y(t₀ + θh) = (1−θ) y₀ + θ y₁ + θ(1−θ) (d₁ + θ(d₂ + θ d₃)).
     """
 
-    t0: Scalar
-    t1: Scalar
+    t0: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    t1: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     y0: Levels
     y1: Levels
     d: tuple[Levels, Levels, Levels]
 
-    def evaluate(
-        self, t0: Any, t1: Any | None = None, left: bool = True
-    ) -> Levels:
+    def evaluate(self, t0: Any, t1: Any | None = None, left: bool = True) -> Levels:
         del left
         if t1 is not None:
             return jax.tree.map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
@@ -105,7 +102,9 @@ def _stages(dynamics: DenseHierarchy, y0: Levels, h: Scalar) -> list[Flat]:
         g = slope_at(dynamics, y[0])
         b = _sum([rodas5p.GAMMA * c for c in coupling], stages, zero)
         # Of the vector field, level p−1 is −K⁽ᵖ⁾ · g, which `solve` adds.
-        lower = [k - a * times(above, g) for k, above in zip(b[:-1], y[1:], strict=True)]
+        lower = [
+            k - a * times(above, g) for k, above in zip(b[:-1], y[1:], strict=True)
+        ]
         stages.append(newton.solve((*lower, b[-1]), g))
     return stages
 
