@@ -179,7 +179,8 @@ def show(n, order, end, method, tolerance, evaluations, error, seconds, ratio):
 
 def main():
     print(
-        "   n  p        T  method            tolerance  evaluations    error   seconds  ratio"
+        f"{'n':>4s}  p  {'T':>7s}  {'method':16s}  tolerance  evaluations    error"
+        "   seconds   ratio"
     )
     width, cases = (16, ((8, 2), (8, 3), (6, 4))) if SMALL else (512, CASES)
     for n, order in cases:

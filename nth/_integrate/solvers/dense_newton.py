@@ -11,7 +11,7 @@ from ..._custom_types import Scalar
 from ..._dynamics.dense import DenseHierarchy, Levels
 
 # Slots are flattened: a slot is one index over points and output components.
-Flat = tuple[Float[Array, "slots ..."], ...]
+Flat = tuple[Float[Array, "all_slots ..."], ...]
 
 
 class NewtonMatrix(eqx.Module):
@@ -144,6 +144,6 @@ def _reduced(
 def times_blocks(rows: Float[Array, "a slots"], blocks: Float[Array, "n C C"]) -> Array:
     """`rows` times the block-diagonal matrix of `blocks`."""
     if blocks.shape[1] == 1:
-        return rows * blocks.reshape(-1)
+        return rows * blocks.reshape(1, -1)
     split = rows.reshape(len(rows), *blocks.shape[:2])
     return jnp.einsum("ajc,jcd->ajd", split, blocks).reshape(rows.shape)

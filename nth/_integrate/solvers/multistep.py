@@ -81,13 +81,15 @@ def remainder(
 ) -> Remainder:
     """The polynomials through the values at `history`, for a step from t₀."""
     size = linear.rates.size
-    moved = linear.times_hessian(history.outputs[:, :size] - levels[0][:size])
+    moved = linear.times_hessian(history.outputs[:, :size] - levels[0][None, :size])
     k = len(history.ts)
     known = jnp.arange(k) < history.count
     theta = jnp.where(known, (history.ts - t0) / jnp.where(h == 0, 1, h), 0)
     # Unknown values come last: for each, one coefficient of the highest powers is zero.
     powers = jnp.where(
-        known[:, None], theta[:, None] ** jnp.arange(k), jnp.eye(k, dtype=theta.dtype)
+        known[:, None],
+        theta[:, None] ** jnp.arange(k, dtype=theta.dtype)[None],
+        jnp.eye(k, dtype=theta.dtype),
     )
 
     def fit(values: Float[Array, "k ..."]) -> Float[Array, "k ..."]:

@@ -81,7 +81,7 @@ def _divided_differences(
     gap = z[:, None] - z[None, :]
     far = jnp.abs(gap) > 1
     values = jnp.stack(phi(z, last))
-    quotient = (values[:, :, None] - values[:, None, :]) / jnp.where(far, gap, 1)
+    quotient = (values[:, :, None] - values[:, None, :]) / jnp.where(far, gap, 1)[None]
     # Close together, the mean of φ_k′ = φ_k − k φ_{k+1} between them by Gauss's rule.
     nodes, weights = np.polynomial.legendre.leggauss(6)
     orders = jnp.arange(last + 1, dtype=z.dtype)[:, None, None]
@@ -93,4 +93,4 @@ def _divided_differences(
 
     rule = jnp.asarray(np.stack([nodes, weights], axis=1), z.dtype)
     mean, _ = jax.lax.scan(add, jnp.zeros_like(quotient), rule)
-    return jnp.where(far, quotient, mean)
+    return jnp.where(far[None], quotient, mean)
