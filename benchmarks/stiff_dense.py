@@ -71,11 +71,20 @@ def ours(solver, dynamics, ts, tolerance):
         )
 
     jax.block_until_ready(solve(dynamics, ts))
-    start = time.perf_counter()
-    solution = jax.block_until_ready(solve(dynamics, ts))
-    seconds = time.perf_counter() - start
+    solution, seconds = fastest(lambda: jax.block_until_ready(solve(dynamics, ts)))
     evaluations = solver.evaluations_per_step * int(solution.stats["num_steps"])
     return evaluations, np.asarray(solution.train), seconds
+
+
+def fastest(solve):
+    """The result of `solve`, and the least seconds of up to three runs."""
+    seconds = []
+    while True:
+        start = time.perf_counter()
+        solution = solve()
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) == 3 or sum(seconds) > 10:
+            return solution, min(seconds)
 
 
 def as_ivp(dynamics):
@@ -123,18 +132,20 @@ def as_ivp(dynamics):
 def scipy(dynamics, ts, method, tolerance):
     """Evaluations, training outputs and seconds."""
     field, jacobian, start = as_ivp(dynamics)
-    began = time.perf_counter()
-    solution = solve_ivp(
-        field,
-        (0, float(ts[-1])),
-        start,
-        method,
-        np.asarray(ts),
-        jac=jacobian,
-        rtol=tolerance,
-        atol=tolerance / 100,
-    )
-    seconds = time.perf_counter() - began
+
+    def solve():
+        return solve_ivp(
+            field,
+            (0, float(ts[-1])),
+            start,
+            method,
+            np.asarray(ts),
+            jac=jacobian,
+            rtol=tolerance,
+            atol=tolerance / 100,
+        )
+
+    solution, seconds = fastest(solve)
     return solution.nfev, solution.y[: len(dynamics.levels[0])].T, seconds
 
 
