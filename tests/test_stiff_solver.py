@@ -29,7 +29,7 @@ COUPLED = (
 
 def hierarchy(case, order, dtype=jnp.float64, width=16, twice=False):
     loss, y, out_size = case
-    x = jax.random.normal(jax.random.key(1), (6, 3), dtype)
+    x = jax.random.normal(jax.random.key(1), (6, 3)).astype(dtype)
     x = x.at[1].set(x[0]) if twice else x
     y = y.astype(dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y
     network = nth.MLP(

@@ -13,7 +13,16 @@ from jaxtyping import Array, Float
 from ..._custom_types import Scalar
 from ..._dynamics.dense import DenseHierarchy, Levels
 from .dense_newton import Flat, flatten, times, unflatten
-from .multistep import History, LinearPart, Remainder, forget, push, remainder, start
+from .multistep import (
+    History,
+    LinearPart,
+    Remainder,
+    forget,
+    push,
+    remainder,
+    start,
+    with_linear_part,
+)
 
 
 class ExponentialInterpolation(diffrax.AbstractLocalInterpolation):
@@ -64,10 +73,12 @@ class DenseExponential(diffrax.AbstractAdaptiveSolver):
 
     - `dynamics`: the hierarchy that is solved, the same as in the `terms`.
     - `points`: the number of steps that the predictor goes through.
+    - `reuse`: for how many steps a linear part, with its eigendecomposition, serves.
     """
 
     dynamics: DenseHierarchy
     points: int = eqx.field(static=True, default=5)
+    reuse: int = eqx.field(static=True, default=4)
     term_structure: ClassVar[Any] = diffrax.ODETerm
     evaluations_per_step: ClassVar[int] = 1
 
@@ -79,7 +90,8 @@ class DenseExponential(diffrax.AbstractAdaptiveSolver):
         return self.points + 1
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Levels, args: Any) -> History:
-        return start(self.dynamics, flatten(self.dynamics, y0), t0, self.points)
+        levels = flatten(self.dynamics, (*y0, self.dynamics.levels[-1]))
+        return start(self.dynamics, levels, t0, self.points)
 
     def step(
         self,
@@ -95,11 +107,12 @@ class DenseExponential(diffrax.AbstractAdaptiveSolver):
         dynamics, h, pending = self.dynamics, t1 - t0, solver_state.pending
         levels = flatten(dynamics, (*y0, dynamics.levels[-1]))
         one = jnp.ones_like(h)
-        linear = LinearPart(dynamics, y0, levels[1])
-        old = remainder(levels, linear, solver_state, t0, h)
+        state = with_linear_part(dynamics, levels, solver_state, self.reuse)
+        linear = state.linear
+        old = remainder(levels, linear, state, t0, h)
         lower, s = _advance(levels, linear, old, h, one)
         predicted = (*lower, levels[-2] - times(levels[-1], s + pending))
-        history = push(dynamics, solver_state, predicted, t1)
+        history = push(dynamics, state, predicted, t1)
         new = remainder(levels, linear, history, t0, h)
         lower, s_new = _advance(levels, linear, new, h, one)
         oldest = eqx.tree_at(lambda h: h.count, history, history.count - 1)
@@ -157,9 +170,9 @@ def _advance(
     else:  # level 2
         forcing = -remainder.slope @ levels[1][:size].T
     w = linear.integral(forcing, h, theta)
+    rows = zip(levels[:-2], linear.kernels, remainder.rates, strict=True)
     lower = tuple(
-        k + h * _integral(n, theta) - times(above, w)
-        for k, above, n in zip(levels[:-2], levels[1:-1], remainder.rates, strict=True)
+        k + h * _integral(rate, theta) - times(above, w) for k, above, rate in rows
     )
     return lower, w + h * _integral(remainder.slope, theta)
 

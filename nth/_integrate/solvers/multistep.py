@@ -1,33 +1,41 @@
 """The parts of an exponential multistep method for the dense hierarchy."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..._custom_types import Scalar
-from ..._dynamics.dense import DenseHierarchy, Levels
+from ..._dynamics.dense import DenseHierarchy
+from ..._problem.losses import SquaredError
 from .dense_newton import Flat, output_hessian, slope_at, times, times_blocks
 from .phi import double_integral
 
 
 class LinearPart(eqx.Module):
-    """The linear operator of a step: δ ↦ −K̃⁽ʳ⁺¹⁾ · Hδf in row r, at the step's start.
+    """The linear operator of a step: δ ↦ −K̃⁽ʳ⁺¹⁾ · Hδf in row r, at some earlier state.
 
     H is ∂g/∂f without its negative eigenvalues, R its square root, and R K̃⁽²⁾ R on the
     training points has the eigenvalues `rates` and the eigenvectors `modes`.
     """
+
+    kernels: Flat
+    """K̃⁽²⁾, …, K̃⁽ᵖ⁻¹⁾."""
 
     root: Float[Array, "n C C"]
     matrix: Float[Array, "slots slots"]
     rates: Float[Array, " slots"]
     modes: Float[Array, "slots slots"]
 
-    def __init__(self, dynamics: DenseHierarchy, state: Levels, ntk: Array):
-        blocks = output_hessian(dynamics, state[0])
-        self.root = _root(blocks)
+    def __init__(self, dynamics: DenseHierarchy, levels: Flat):
+        outputs = levels[0].reshape(dynamics.levels[0].shape)
+        blocks = output_hessian(dynamics, outputs)
         size = blocks.shape[0] * blocks.shape[1]
-        rows = times_blocks(ntk[:size], self.root)
+        self.kernels = levels[1:-1]
+        self.root = _root(blocks)
+        rows = times_blocks(levels[1][:size], self.root)
         matrix = times_blocks(rows.T, self.root)
         self.matrix = (matrix + matrix.T) / 2
         # `double_integral` has the derivative with respect to the matrix.
@@ -65,6 +73,10 @@ class History(eqx.Module):
     pending: Float[Array, " slots"]
     """What K̃⁽ᵖ⁻¹⁾ lacks is −K⁽ᵖ⁾ · `pending`."""
 
+    linear: LinearPart
+    age: Int[Array, ""]
+    """The number of steps made with `linear`."""
+
 
 class Remainder(eqx.Module):
     """The nonlinear part of a step of size h: coefficients of ((t − t₀)/h)^i."""
@@ -98,7 +110,7 @@ def remainder(
 
     rates = tuple(
         fit(rate + (moved @ above.reshape(-1, size).T).reshape(rate.shape))
-        for rate, above in zip(history.rates, levels[1:-1], strict=True)
+        for rate, above in zip(history.rates, linear.kernels, strict=True)
     )
     return Remainder(rates, fit(history.slopes - moved))
 
@@ -114,9 +126,11 @@ def start(dynamics: DenseHierarchy, levels: Flat, t: Scalar, points: int) -> His
         ts=room(jnp.asarray(t, slope.dtype)),
         outputs=room(levels[0]),
         slopes=room(slope),
-        rates=tuple(room(-times(k, slope)) for k in levels[1:]),
+        rates=tuple(room(-times(k, slope)) for k in levels[1:-1]),
         count=jnp.asarray(1),
         pending=jnp.zeros_like(slope),
+        linear=LinearPart(dynamics, levels),
+        age=jnp.asarray(0),
     )
 
 
@@ -137,15 +151,39 @@ def push(
         rates=tuple(map(add, rates, history.rates)),
         count=history.count + 1,
         pending=history.pending,
+        linear=history.linear,
+        age=history.age + 1,
     )
 
 
 def forget(history: History, pending: Float[Array, " slots"]) -> History:
     """`history` without its oldest evaluation."""
     k = len(history.ts) - 1
-    kept = jax.tree.map(lambda leaf: leaf[:k] if leaf.ndim else leaf, history)
+
+    def rows(history: History) -> Any:
+        return history.ts, history.outputs, history.slopes, history.rates
+
+    kept = jax.tree.map(lambda leaf: leaf[:k], rows(history))
+    history = eqx.tree_at(rows, history, kept)
     known = jnp.minimum(history.count, k)
-    return eqx.tree_at(lambda h: (h.count, h.pending), kept, (known, pending))
+    return eqx.tree_at(lambda h: (h.count, h.pending), history, (known, pending))
+
+
+def with_linear_part(
+    dynamics: DenseHierarchy, levels: Flat, history: History, reuse: int
+) -> History:
+    """`history` with a new linear part, if its own has served for `reuse` steps."""
+    if len(levels) == 2 and isinstance(dynamics.problem.loss, SquaredError):
+        return history  # a constant kernel and a constant H
+    old = history.linear
+
+    def new() -> LinearPart:
+        return LinearPart(dynamics, levels)
+
+    due = history.age >= reuse
+    linear = jax.lax.cond(due, new, lambda: old)
+    age = jnp.where(due, 0, history.age)
+    return eqx.tree_at(lambda h: (h.linear, h.age), history, (linear, age))
 
 
 def _root(blocks: Float[Array, "n C C"]) -> Float[Array, "n C C"]:
