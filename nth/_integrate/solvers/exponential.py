@@ -22,6 +22,7 @@ from .multistep import (
     remainder,
     start,
     with_linear_part,
+    without_close_times,
 )
 
 
@@ -107,7 +108,8 @@ class DenseExponential(diffrax.AbstractAdaptiveSolver):
         dynamics, h, pending = self.dynamics, t1 - t0, solver_state.pending
         levels = flatten(dynamics, (*y0, dynamics.levels[-1]))
         one = jnp.ones_like(h)
-        state = with_linear_part(dynamics, levels, solver_state, self.reuse)
+        state = without_close_times(solver_state, h)
+        state = with_linear_part(dynamics, levels, state, self.reuse)
         linear = state.linear
         old = remainder(levels, linear, state, t0, h)
         lower, s = _advance(levels, linear, old, h, one)

@@ -13,6 +13,10 @@ from ..._problem.losses import SquaredError
 from .dense_newton import Flat, output_hessian, slope_at, times, times_blocks
 from .phi import double_integral
 
+# A polynomial through values at times closer than this, in steps, amplifies their
+# rounding errors.
+_CLOSE = 0.05
+
 
 class LinearPart(eqx.Module):
     """The linear operator of a step: δ ↦ −K̃⁽ʳ⁺¹⁾ · Hδf in row r, at some earlier state.
@@ -167,6 +171,14 @@ def forget(history: History, pending: Float[Array, " slots"]) -> History:
     history = eqx.tree_at(rows, history, kept)
     known = jnp.minimum(history.count, k)
     return eqx.tree_at(lambda h: (h.count, h.pending), history, (known, pending))
+
+
+def without_close_times(history: History, h: Scalar) -> History:
+    """`history` up to the first two times that are close together compared to h."""
+    apart = history.ts[:-1] - history.ts[1:] >= _CLOSE * h
+    usable = 1 + jnp.sum(jnp.cumprod(apart.astype(history.count.dtype)))
+    count = jnp.minimum(history.count, usable)
+    return eqx.tree_at(lambda h: h.count, history, count)
 
 
 def with_linear_part(
