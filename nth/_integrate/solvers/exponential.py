@@ -52,11 +52,13 @@ class ExponentialInterpolation(diffrax.AbstractLocalInterpolation):
 class DenseExponential(diffrax.AbstractAdaptiveSolver):
     """An exponential Adams method for a [`nth.DenseHierarchy`][].
 
-    For stiff equations and long times, at one product with K⁽ᵖ⁾ and one
-    eigendecomposition of n·C rows for each step. With H = ∂g/∂f, and with δ, K̃ and H at
-    the step's start t₀ written δ = f − f₀, K and H₀, the hierarchy reads
+    For stiff equations and long times. A step costs one evaluation of the vector field,
+    with a single product with K⁽ᵖ⁾. Let f₀ be the outputs at the step's start, and K⁽ʳ⁾
+    and H the kernels and ∂g/∂f at an earlier state, renewed every `reuse` steps by an
+    eigendecomposition of n·C rows. The hierarchy reads
 
-        dK̃⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾ · H₀δ + N_r(t),    N_r = dK̃⁽ʳ⁾/dt + K⁽ʳ⁺¹⁾ · H₀δ.
+        dK̃⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾ · H(f̃ − f₀) + N_r,
+        N_r = −K̃⁽ʳ⁺¹⁾ · g + K⁽ʳ⁺¹⁾ · H(f̃ − f₀).
 
     The linear part is solved exactly. N_r, which is small where the kernels move
     slowly, is replaced by a polynomial through its values at the last steps (predictor)
@@ -79,7 +81,7 @@ class DenseExponential(diffrax.AbstractAdaptiveSolver):
 
     dynamics: DenseHierarchy
     points: int = eqx.field(static=True, default=5)
-    reuse: int = eqx.field(static=True, default=4)
+    reuse: int = eqx.field(static=True, default=8)
     term_structure: ClassVar[Any] = diffrax.ODETerm
     evaluations_per_step: ClassVar[int] = 1
 

@@ -1,7 +1,5 @@
 """The parts of an exponential multistep method for the dense hierarchy."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -61,7 +59,7 @@ class LinearPart(eqx.Module):
 
 
 class History(eqx.Module):
-    """Evaluations at the last steps, newest first."""
+    """Evaluations at the last steps, newest first; between steps the last is free."""
 
     ts: Float[Array, " k"]
     outputs: Float[Array, "k all_slots"]
@@ -120,11 +118,11 @@ def remainder(
 
 
 def start(dynamics: DenseHierarchy, levels: Flat, t: Scalar, points: int) -> History:
-    """A history of one evaluation, with room for as many as `points`."""
+    """A history of one evaluation, with room for `points` and one more."""
     slope = slope_at(dynamics, levels[0])
 
     def room(first: Array) -> Array:
-        return jnp.zeros((points, *first.shape), first.dtype).at[0].set(first)
+        return jnp.zeros((points + 1, *first.shape), first.dtype).at[0].set(first)
 
     return History(
         ts=room(jnp.asarray(t, slope.dtype)),
@@ -146,7 +144,7 @@ def push(
     rates = tuple(-times(k, slope) for k in levels[1:])
 
     def add(first: Array, later: Array) -> Array:
-        return jnp.concatenate([first[None].astype(later.dtype), later])
+        return jnp.concatenate([first[None].astype(later.dtype), later[:-1]])
 
     return History(
         ts=add(jnp.asarray(t), history.ts),
@@ -161,16 +159,9 @@ def push(
 
 
 def forget(history: History, pending: Float[Array, " slots"]) -> History:
-    """`history` without its oldest evaluation."""
-    k = len(history.ts) - 1
-
-    def rows(history: History) -> Any:
-        return history.ts, history.outputs, history.slopes, history.rates
-
-    kept = jax.tree.map(lambda leaf: leaf[:k], rows(history))
-    history = eqx.tree_at(rows, history, kept)
-    known = jnp.minimum(history.count, k)
-    return eqx.tree_at(lambda h: (h.count, h.pending), history, (known, pending))
+    """`history` with room for one more evaluation."""
+    count = jnp.minimum(history.count, len(history.ts) - 1)
+    return eqx.tree_at(lambda h: (h.count, h.pending), history, (count, pending))
 
 
 def without_close_times(history: History, h: Scalar) -> History:
