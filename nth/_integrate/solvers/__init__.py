@@ -1,1 +1,2 @@
-"""Solvers for stiff training dynamics, with the interface of diffrax."""
+"""Solvers for stiff and long training: `DenseExponential` and `DenseRosenbrock` for
+the dense hierarchy, `ROCK4` for the matrix-free one and the trained network."""
