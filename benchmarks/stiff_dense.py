@@ -49,7 +49,7 @@ def hierarchy(n, order, width):
     key = jax.random.key(0)
     network = nth.MLP(64, width, 2, activation="tanh", key=key)
     problem = nth.Problem(jnp.asarray(x), jnp.asarray(y))
-    kernels = nth.kernels(network, problem, order, progress=False)
+    kernels = nth.kernels(network, problem, order=order, progress=False)
     return nth.DenseHierarchy(kernels, problem)
 
 

@@ -31,7 +31,7 @@ def dynamics_of(n, width, order):
     problem = nth.Problem(x, y)
     if order is None:
         return nth.GradientFlow(network, problem)
-    return nth.MatrixFreeHierarchy(network, problem, order)
+    return nth.MatrixFreeHierarchy(network, problem, order=order)
 
 
 @eqx.filter_jit

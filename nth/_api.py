@@ -45,6 +45,9 @@ from ._dynamics.taylorized import TaylorizedFlow as TaylorizedFlow
 from ._internal.validation import WindowWarning as WindowWarning
 from ._solution.results import RESULTS as RESULTS
 from ._solution.solution import Solution as Solution
+from ._integrate.solvers.chebyshev import ROCK4 as ROCK4
+from ._integrate.solvers.exponential import DenseExponential as DenseExponential
+from ._integrate.solvers.rosenbrock import DenseRosenbrock as DenseRosenbrock
 from ._integrate.integrate import integrate as integrate
 from ._integrate.kernel_trajectory import (
     KernelPath as KernelPath,

@@ -184,7 +184,7 @@ def training(width=64):
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_hierarchy_agrees_with_tsit5(order):
     network, problem = training()
-    dynamics = nth.MatrixFreeHierarchy(network, problem, order)
+    dynamics = nth.MatrixFreeHierarchy(network, problem, order=order)
     ts = [0.3, 2.0, 4.0]
     solved = nth.integrate(dynamics, ts, solver=ROCK4())
     tsit5 = nth.integrate(dynamics, ts, solver=diffrax.Tsit5())
@@ -203,9 +203,9 @@ def test_gradient_flow_agrees_with_tsit5():
 def test_level_2_agrees_with_the_closed_form_at_long_times():
     network, problem = training()
     ts = [1.0, 100.0, 3000.0]
-    dynamics = nth.MatrixFreeHierarchy(network, problem, 2)
+    dynamics = nth.MatrixFreeHierarchy(network, problem, order=2)
     solved = nth.integrate(dynamics, ts, solver=ROCK4())
-    exact = nth.closed_form(nth.kernels(network, problem, 2), problem, ts)
+    exact = nth.closed_form(nth.kernels(network, problem, order=2), problem, ts)
     np.testing.assert_allclose(solved.train, exact.train, atol=1e-6)
     np.testing.assert_allclose(solved.test, exact.test, atol=1e-6)
 
@@ -216,9 +216,11 @@ def test_float32():
         lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf,
         (network, problem),
     )
-    dynamics = nth.MatrixFreeHierarchy(network, problem, 2)
+    dynamics = nth.MatrixFreeHierarchy(network, problem, order=2)
     solved = nth.integrate(dynamics, [1.0, 1000.0], solver=ROCK4())
-    exact = nth.closed_form(nth.kernels(network, problem, 2), problem, [1.0, 1000.0])
+    exact = nth.closed_form(
+        nth.kernels(network, problem, order=2), problem, [1.0, 1000.0]
+    )
     np.testing.assert_allclose(solved.train, exact.train, atol=1e-4)
 
 

@@ -8,8 +8,6 @@ import pytest
 
 import nth
 from nth._integrate.kinks import KinkController
-from nth._integrate.solvers.chebyshev import ROCK4
-from nth._problem.averaged_loss import AveragedLoss
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["float64", "float32"])
@@ -59,7 +57,7 @@ def test_smooth_problems_take_the_same_steps(dtype):
     network = nth.MLP(4, 32, 1, dtype=dtype, key=jax.random.key(0))
     for dynamics in (
         nth.GradientFlow(network, problem),
-        nth.MatrixFreeHierarchy(network, problem, 3),
+        nth.MatrixFreeHierarchy(network, problem, order=3),
     ):
         plain, relaxed = (
             nth.integrate(dynamics, [0.5, 5.0], stepsize_controller=controller)
@@ -69,47 +67,3 @@ def test_smooth_problems_take_the_same_steps(dtype):
         # Up to rounding: the two compile to different code.
         tolerance = 1e-10 if dtype == jnp.float64 else 1e-5
         np.testing.assert_allclose(plain.train, relaxed.train, atol=tolerance)
-
-
-def test_absolute_error_comes_to_rest(dtype):
-    """df/dt = 1 up to the target, then rest."""
-    one = jnp.ones(1, dtype)
-    loss = AveragedLoss(nth.Loss(lambda f, y: jnp.abs(f - y)))
-    problem = nth.Problem(one, one, loss=loss)
-    network = nth.from_apply(lambda q, x: q * x, jnp.zeros((), dtype))
-    dynamics = nth.GradientFlow(network, problem)
-    _, controller = controllers(dynamics, dtype, 5e-5)
-    solved = nth.integrate(
-        dynamics,
-        [0.5, 2.0],
-        solver=ROCK4(),
-        stepsize_controller=controller,
-        max_steps=500,
-    )
-    np.testing.assert_allclose(solved.train[:, 0], [0.5, 1], atol=1e-3)
-
-
-def test_hinge_loss(dtype):
-    x = points(12, dtype)
-    loss = nth.Loss(lambda f, y: jnp.maximum(0, 1 - y * f))
-    network = nth.MLP(4, 32, 1, dtype=dtype, key=jax.random.key(0))
-    y = jnp.sign(x[:, 0])
-    problem = nth.Problem(x, y, loss=AveragedLoss(loss))
-    dynamics = nth.GradientFlow(network, problem)
-    _, controller = controllers(dynamics, dtype, 5e-5)
-    solved = nth.integrate(
-        dynamics,
-        [20.0],
-        solver=ROCK4(),
-        stepsize_controller=controller,
-        max_steps=500,
-    )
-    expected = descend(network, nth.Problem(x, y, loss=loss), 20.0)
-    np.testing.assert_allclose(solved.train[-1], expected, atol=1e-3)
-
-
-def test_averaged_loss_is_the_mean_of_the_gradient():
-    loss = AveragedLoss(nth.Loss(lambda f, y: jnp.abs(f - y)), 0.1)
-    f = jnp.array([-0.5, -0.05, 0.0, 0.05, 0.5])
-    expected = jnp.array([-1, -0.5, 0, 0.5, 1]) / 5
-    np.testing.assert_allclose(loss.gradient(f, jnp.zeros(5)), expected, atol=1e-6)

@@ -21,7 +21,7 @@ SOLVERS = (DenseRosenbrock, DenseExponential)
 SQUARED = (nth.SquaredError(), jnp.array([1.0, -1.0, 0.5, -0.5]), "scalar")
 SOFTMAX = (nth.SoftmaxCrossEntropy(), jnp.array([0, 1, 2, 1]), 3)
 COUPLED = (
-    nth.Loss(lambda f, y: jnp.sum(jnp.cosh(f - y)) / 3 + 0.3 * f[0] * f[1]),
+    nth.CustomLoss(lambda f, y: jnp.sum(jnp.cosh(f - y)) / 3 + 0.3 * f[0] * f[1]),
     jnp.full((4, 3), 0.5),
     3,
 )
@@ -39,7 +39,7 @@ def hierarchy(case, order, dtype=jnp.float64, width=16, twice=False):
         lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, network
     )
     problem = nth.Problem(x[:4], y, x[4:], loss=loss)
-    kernels = nth.kernels(network, problem, order, progress=False)
+    kernels = nth.kernels(network, problem, order=order, progress=False)
     return nth.DenseHierarchy(kernels, problem)
 
 

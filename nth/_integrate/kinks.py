@@ -77,7 +77,7 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
         t1, inner = self.controller.init(
             terms, t0, t1, y0, dt0, args, func, error_order
         )
-        one = jnp.ones_like(inner[0])
+        one = jnp.ones_like(t1)
         return t1, KinkState(inner, one, jnp.asarray(False), t1 - t0, one)
 
     def adapt_step_size(
