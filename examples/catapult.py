@@ -54,9 +54,9 @@ for (top, bottom), share in zip(panels.T, (0.8, 1.5, 2.1), strict=True):
     numbers = np.arange(steps + 1)
     top.semilogy(numbers, exact.loss, color="black", lw=1.2, label="map")
     top.semilogy(truth.ts, truth.loss, "k.", ms=5, label="network")
-    for p, colour in orders.items():
+    for p, color in orders.items():
         top.semilogy(
-            numbers, levels[p].loss, "--", color=colour, lw=1.2, label=f"$p = {p}$"
+            numbers, levels[p].loss, "--", color=color, lw=1.2, label=f"$p = {p}$"
         )
     top.set_ylim(1e-9, 1e7)
     top.set_title(f"{exact.phase}: rate {2 * share:.1f}/$\\lambda_0$", fontsize=10)

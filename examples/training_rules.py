@@ -5,7 +5,7 @@
 
 Softmax cross-entropy, 3 outputs, tanh, 2 hidden layers, 6 training points, 16 steps of
 rate 0.5: the largest error of each level against the network really trained by the same
-rule, the median over initialisations. Prints the errors at width 256 and the exponents
+rule, the median over initializations. Prints the errors at width 256 and the exponents
 with which they fall with the width, and writes training_rules.png.
 """
 

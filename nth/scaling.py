@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
 def sweep(
     measure: Measure,
     widths: Sequence[int],
-    initialisations: int,
+    initializations: int,
     *,
     key: PRNGKeyArray,
     batch_size: int = 16,
@@ -57,7 +57,7 @@ def sweep(
     - `measure`: `measure(width, key)` initializes a network and returns a scalar, or a
         pytree of scalars. It must be compatible with `jax.jit` and `jax.vmap`.
     - `widths`: distinct integers.
-    - `initialisations`: the number of keys at each width. No two widths share a key.
+    - `initializations`: the number of keys at each width. No two widths share a key.
     - `key`: a `jax.random.key`. The keys at a width do not depend on the other widths.
     - `batch_size`: the largest number of keys evaluated together under `jax.vmap`.
     - `path`: a file to save to after each batch. An interrupted sweep that is run again
@@ -71,7 +71,7 @@ def sweep(
     """
     require_callable("measure", measure, "measure(width, key)")
     sizes = _checked_widths(widths)
-    count = require_integer("initialisations", initialisations, 1)
+    count = require_integer("initializations", initializations, 1)
     require_concrete("key", key, "scaling.sweep")
     require_key("key", key)
     progress = require_bool("progress", progress)
@@ -83,7 +83,7 @@ def sweep(
     leaves = jax.tree.leaves(like)
     needed = len(sizes) * count * sum(leaf.dtype.itemsize for leaf in leaves)
     purpose = f"keeping {count} values for each width"
-    require_memory("initialisations", purpose, needed, "Give a smaller number.")
+    require_memory("initializations", purpose, needed, "Give a smaller number.")
     values = jax.tree.map(lambda s: np.full((len(sizes), count), np.nan, s.dtype), like)
     done, file = np.zeros((), int), None
     starts = [(i, k) for i in range(len(sizes)) for k in range(0, count, batch)]
@@ -166,7 +166,7 @@ def _file(
         path,
         fingerprint(what, jax.random.key_data(key)),
         argument="path",
-        foreign="belongs to another sweep: its measure, widths, initialisations, "
+        foreign="belongs to another sweep: its measure, widths, initializations, "
         "batch_size or key differ",
     )
 
@@ -232,7 +232,7 @@ def fit(
         )
     if array.ndim not in (1, 2) or len(array) != len(at) or array.size == 0:
         raise ValueError(
-            f"values must have shape ({len(at)},) or ({len(at)}, initialisations), a "
+            f"values must have shape ({len(at)},) or ({len(at)}, initializations), a "
             f"row for each width; got {array.shape}."
         )
     if require_positive("confidence", confidence) >= 1:
@@ -308,7 +308,7 @@ def _bootstrapped(
 ) -> tuple[float, float]:
     if values.shape[1] < 2:
         raise ValueError(
-            "values have one initialisation a width, from which no interval can be "
+            "values have one initialization a width, from which no interval can be "
             "drawn: measure more, or give shape (W,)."
         )
     from scipy import stats
@@ -332,7 +332,7 @@ def _bootstrapped(
     low, high = found.confidence_interval
     if not np.isfinite(low) or not np.isfinite(high):
         raise ValueError(
-            "statistic is 0, or not finite, in some resamples of the initialisations, "
+            "statistic is 0, or not finite, in some resamples of the initializations, "
             "so that no interval can be drawn: measure more, or use another statistic."
         )
     return low, high

@@ -85,7 +85,7 @@ def tampered(file: Path, **changes: np.ndarray) -> bytes:
 
 
 class Shared(eqx.Module):
-    """A network that uses one weight twice, normalises, and attends: no MLP."""
+    """A network that uses one weight twice, normalizes, and attends: no MLP."""
 
     w: jax.Array
     v: jax.Array

@@ -391,7 +391,7 @@ def test_theory(argument: str, call: Call) -> None:
 
 
 def sweep(measure: Any = lambda w, key: jnp.ones(()), **options: Any) -> Any:
-    given = {"widths": [2], "initialisations": 2, "key": KEY, **options}
+    given = {"widths": [2], "initializations": 2, "key": KEY, **options}
     return nth.scaling.sweep(measure, **given)
 
 
@@ -408,7 +408,7 @@ def fit(widths: Any = (1, 2, 4), values: Any = (1.0, 2.0, 3.0), **options: Any) 
     ("widths", lambda: sweep(widths=[])),
     ("widths", lambda: sweep(widths=3)),
     ("widths", lambda: sweep(widths=[2, 2])),
-    ("initialisations", lambda: sweep(initialisations=HUGE)),
+    ("initializations", lambda: sweep(initializations=HUGE)),
     ("batch_size", lambda: sweep(batch_size=0)),
     ("key", lambda: sweep(key=0)),
     ("path", lambda: sweep(path=3)),

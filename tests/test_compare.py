@@ -23,7 +23,7 @@ def scalar():
 
 
 @pytest.fixture(scope="module")
-def labelled():
+def labeled():
     problem = make_problem(4, 3, outputs=2, loss=nth.SoftmaxCrossEntropy())
     network = make_network(4, 1, outputs=2)
     labels = np.array([0, 1, 1])
@@ -39,8 +39,8 @@ def test_members_are_the_solutions(scalar):
     np.testing.assert_array_equal(scalar.ts, TS)
 
 
-def test_error_is_root_mean_square(scalar, labelled):
-    for comparison in (scalar, labelled):
+def test_error_is_root_mean_square(scalar, labeled):
+    for comparison in (scalar, labeled):
         for points in ("train", "test"):
             level = np.asarray(getattr(comparison.solutions[2], points))
             truth = np.asarray(getattr(comparison.truth, points))
@@ -55,11 +55,11 @@ def test_accuracy_of_signs(scalar):
     np.testing.assert_allclose(scalar.accuracy("truth"), expected)
 
 
-def test_accuracy_of_classes(labelled):
+def test_accuracy_of_classes(labeled):
     for points, labels in (("train", [0, 1, 0, 1]), ("test", [0, 1, 1])):
-        outputs = np.asarray(getattr(labelled.solutions[2], points))
+        outputs = np.asarray(getattr(labeled.solutions[2], points))
         expected = np.mean(outputs.argmax(axis=2) == labels, axis=1)
-        np.testing.assert_allclose(labelled.accuracy(2, points), expected)
+        np.testing.assert_allclose(labeled.accuracy(2, points), expected)
 
 
 def test_targets_that_are_no_labels_have_no_accuracy():
@@ -103,7 +103,7 @@ def test_figure_shows_every_curve(scalar):
     assert all(axis.get_xlabel() for axis in axes)
 
 
-def test_data_set_is_labelled(scalar, labelled):
+def test_data_set_is_labeled(scalar, labeled):
     data = scalar.to_xarray()
     level = data.test.sel(model="p=3", time=2.0)
     np.testing.assert_array_equal(level, scalar.solutions[3].test[-1])
@@ -112,7 +112,7 @@ def test_data_set_is_labelled(scalar, labelled):
     np.testing.assert_array_equal(
         data.test_accuracy.sel(model="truth"), scalar.accuracy("truth")
     )
-    assert labelled.to_xarray().train.dims[-1] == "output_0"
+    assert labeled.to_xarray().train.dims[-1] == "output_0"
 
 
 # ---------------------------------------------------------------- what is compared

@@ -209,7 +209,7 @@ def test_the_mean_ntk_tends_to_it_as_one_over_the_width():
         ("standard", 1, "erf", 40, 20_000),
     ],
 )
-def test_finite_networks_in_each_parameterisation(
+def test_finite_networks_in_each_parameterization(
     parameterization, depth, activation, width, draws
 ):
     """Means over draws, biases and every σ ≠ 1 included, to 4 standard errors.

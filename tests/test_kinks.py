@@ -1,4 +1,4 @@
-"""Kinks: relaxed tolerances where they occur, rest at a kink, no change elsewhere."""
+"""Kinks: relaxed tolerances where they occur, and no change elsewhere."""
 
 import diffrax
 import jax

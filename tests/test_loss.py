@@ -54,8 +54,8 @@ def test_integer_targets_become_the_data_s_floats():
     x = jnp.ones((2, 1), jnp.float32)
     problem = nth.Problem(x, np.array([1, -1]))
     assert problem.y_train.dtype == jnp.float32
-    labelled = nth.Problem(x, np.array([1, 0]), loss=nth.SoftmaxCrossEntropy())
-    assert jnp.issubdtype(labelled.y_train.dtype, jnp.integer)
+    labeled = nth.Problem(x, np.array([1, 0]), loss=nth.SoftmaxCrossEntropy())
+    assert jnp.issubdtype(labeled.y_train.dtype, jnp.integer)
 
 
 def test_problem_orders_points():

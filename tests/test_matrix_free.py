@@ -212,7 +212,7 @@ KINDS: dict[str, tuple[Any, int, Any]] = {
     "relu": (make_network(4, 1, 4, activation="relu", use_bias=True), 3, by_jvp),
     "convolution": (convolution(), 3, by_jet),
     "scan": (Scanned(jax.random.normal(KEY, (2, 4, 4)), jnp.ones(4)), 3, by_jvp),
-    "attention, normalised, shared": (Shared(4, KEY), 3, by_jet),
+    "attention, normalized, shared": (Shared(4, KEY), 3, by_jet),
     "from_apply": (from_apply(), 3, by_jet),
 }
 

@@ -1,4 +1,4 @@
-"""Networks: parameterisations written out by hand, draws, activations."""
+"""Networks: parameterizations written out by hand, draws, activations."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ X = np.array([0.3, -0.8, 0.5])
 
 
 def written_out(network, parameterization, sigma_w, sigma_a, sigma_b):
-    """f(θ, x) in NumPy, as the sources define each parameterisation."""
+    """f(θ, x) in NumPy, as the sources define each parameterization."""
     (w1, w2, a), (b1, b2, c) = network.weights, network.biases
     if parameterization == "nth":
         x1 = np.tanh(w1 @ X + b1) / np.sqrt(w1.shape[0])

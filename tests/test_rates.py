@@ -27,7 +27,7 @@ WIDTH, SIZE, SIGMA, SIGMA_B = 4, 3, 1.3, 0.4
 # ---------------------------------------------------------------- rates of each layer
 
 
-def two_parameterisations():
+def two_parameterizations():
     """One function as "standard" and as "ntk", and the rates that make them train
     alike: W = σ V/√fan in and b = σ_b c, so dW/dt = −(σ²/fan in) ∂L/∂W."""
     options: dict[str, Any] = {
@@ -55,7 +55,7 @@ def two_parameterisations():
 
 def test_standard_with_rescaled_rates_is_ntk():
     """Kernels, both forms of the flow, and both clocks' truth: equal, to rounding."""
-    ntk, standard, rates = two_parameterisations()
+    ntk, standard, rates = two_parameterizations()
     theirs = nth.kernels(ntk, LABELS, order=3)
     ours = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
     for r in (1, 2, 3):
@@ -214,7 +214,7 @@ def test_critical_rate_is_that_of_the_ntk():
     ],
 )
 def test_training_grows_beyond_the_critical_rate_and_not_below(options):
-    """A linear network is its own linearisation: just below it settles, above not."""
+    """A linear network is its own linearization: just below it settles, above not."""
     network = eqx.nn.Linear(3, "scalar", use_bias=False, key=KEY)
     critical = nth.max_learning_rate(network, SCALAR, **options)
     ends = []

@@ -104,7 +104,7 @@ def test_bad_input_is_told():
         scaling.fit(WIDTHS, [1.0, np.nan, 1.0, 1.0])
     with pytest.raises(ValueError, match="zero has no logarithm"):
         scaling.fit(WIDTHS, [1.0, 0.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match="one initialisation a width"):
+    with pytest.raises(ValueError, match="one initialization a width"):
         scaling.fit(WIDTHS, np.ones((4, 1)))
     with pytest.raises(ValueError, match="confidence must be below 1"):
         scaling.fit(WIDTHS, np.ones(4), confidence=1.0)

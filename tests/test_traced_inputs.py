@@ -45,7 +45,7 @@ def sweep(key: Any = KEY, factor: Any = 1.0, **options: Any) -> Any:
     def measure(width: int, key: Any) -> Any:
         return jnp.asarray(factor)
 
-    given = {"widths": [2], "initialisations": 2, "key": key, **options}
+    given = {"widths": [2], "initializations": 2, "key": key, **options}
     return nth.scaling.sweep(measure, **given).values
 
 

@@ -43,12 +43,12 @@ def draw(
     sizes: np.ndarray,
     law: nth.scaling.Exponent,
     label: str,
-    colour: str,
+    color: str,
 ) -> None:
     """Sizes as points over the width, or the time, and their law as a line."""
     line = np.asarray(at, float)
-    axis.plot(line, law.prefactor * line**law.slope, color=colour, lw=0.9, ls="--")
-    axis.plot(line, sizes, "o", color=colour, ms=4, label=f"{label}: {law.slope:.2f}")
+    axis.plot(line, law.prefactor * line**law.slope, color=color, lw=0.9, ls="--")
+    axis.plot(line, sizes, "o", color=color, ms=4, label=f"{label}: {law.slope:.2f}")
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
     over_widths(axis, at, fontsize=7, **below)
     low, high = np.log10(axis.dataLim.intervaly)
@@ -59,12 +59,12 @@ def draw(
 def medians(
     axis: Axes, found: nth.scaling.Sweep, published: dict[str, str]
 ) -> list[Row]:
-    """The law of each median over initialisations, beside what was published."""
+    """The law of each median over initializations, beside what was published."""
     rows = []
-    for (name, words), colour in zip(published.items(), COLOURS, strict=False):
+    for (name, words), color in zip(published.items(), COLOURS, strict=False):
         values = found.values[name]
         law = nth.scaling.fit(found.widths, values, statistic=np.median)
-        draw(axis, found.widths, np.median(values, axis=1), law, name, colour)
+        draw(axis, found.widths, np.median(values, axis=1), law, name, color)
         rows.append((name, law, words))
     return rows
 

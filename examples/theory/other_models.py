@@ -1,4 +1,4 @@
-"""Levels of the hierarchy beside the linearised and the Taylorised network.
+"""Levels of the hierarchy beside the linearized and the Taylorized network.
 
     python examples/theory/other_models.py            # about a minute on 2 cores
     python examples/theory/other_models.py --small    # seconds: what the checks run
@@ -25,7 +25,7 @@ def main(small: bool) -> None:
     problem = nth.Problem(x[:n], rng.choice([-1.0, 1.0], n), x[n:])
     network = nth.MLP(10, width, 2, key=jax.random.key(0))
     models = {
-        f"Taylorised {d}": nth.TaylorizedFlow(network, problem, degree=d)
+        f"Taylorized {d}": nth.TaylorizedFlow(network, problem, degree=d)
         for d in ((2,) if small else (1, 2, 3))
     }
     orders = (2, 3) if small else (2, 3, 4)

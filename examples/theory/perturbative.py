@@ -69,11 +69,9 @@ def main(small: bool) -> None:
     print("exponents of the width:", ", ".join(f"{slope:.2f}" for slope in slopes))
     figure = Figure(figsize=(4.8, 3.3), layout="constrained", dpi=150)
     axis = figure.subplots()
-    for name, colour, column, slope in zip(
-        NAMES, COLOURS, table.T, slopes, strict=True
-    ):
+    for name, color, column, slope in zip(NAMES, COLOURS, table.T, slopes, strict=True):
         label = f"{name}: $w^{{{slope:.2f}}}$"
-        axis.plot(widths, column, "o-", color=colour, lw=1.2, ms=4, label=label)
+        axis.plot(widths, column, "o-", color=color, lw=1.2, ms=4, label=label)
     axis.set_title("root-mean-square difference, test points", fontsize=9)
     over_widths(axis, widths, fontsize=8)
     axis.set_xlabel("width $w$")

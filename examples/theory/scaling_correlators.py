@@ -1,4 +1,4 @@
-"""Averages of derivatives over initialisations: Table 1 of Dyer & Gur-Ari (2020).
+"""Averages of derivatives over initializations: Table 1 of Dyer & Gur-Ari (2020).
 
     python examples/theory/scaling_correlators.py           # ten minutes on 2 cores
     python examples/theory/scaling_correlators.py --small   # seconds
@@ -84,7 +84,7 @@ def main(small: bool) -> None:
             batch_size=20,
             progress=not small,
         )
-        for (name, (predicted, fitted, label)), colour in zip(
+        for (name, (predicted, fitted, label)), color in zip(
             PUBLISHED.items(), COLOURS, strict=True
         ):
             spread = name.startswith("variance")
@@ -94,9 +94,9 @@ def main(small: bool) -> None:
             words = f"{predicted} predicted, {fitted[which]} fitted"
             rows.append((f"{name}, {activation}", law, words))
             sizes = np.abs(statistic(values, axis=-1))
-            draw(panels[which], widths, sizes, law, label, colour)
+            draw(panels[which], widths, sizes, law, label, color)
         panels[which].set_title(activation, fontsize=9)
-    panels[0].set_ylabel("average over initialisations")
+    panels[0].set_ylabel("average over initializations")
     report("average", rows)
     figure.savefig("scaling_correlators.png")
 

@@ -63,10 +63,10 @@ def main(small: bool) -> None:
     published = {f"p = {p}": words for p, words in LEVELS.items()}
     rows = medians(left, found, published)
     left.set_title(f"error at $t = {LATE:g}$, median", fontsize=9)
-    for p, colour in zip(LEVELS, COLOURS, strict=False):
+    for p, color in zip(LEVELS, COLOURS, strict=False):
         over = np.stack([found.values[f"p = {p}, t = {t}"][-1] for t in EARLY])
         law = nth.scaling.fit(EARLY, over, statistic=np.median)
-        draw(right, EARLY, np.median(over, axis=1), law, f"p = {p}", colour)
+        draw(right, EARLY, np.median(over, axis=1), law, f"p = {p}", color)
         words = f"{p} (Theorem 2.6)" if p % 2 == 0 else "none for odd levels"
         rows.append((f"p = {p}, in the time", law, words))
     right.set(xlabel="time")

@@ -49,7 +49,7 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     """The level p = 2 at any times, for the squared error.
 
     With K the NTK on the training points and k its rows at a point x, both at
-    initialisation, the outputs are
+    initialization, the outputs are
 
         f(t) = y + e^{−K t/n} (f₀ − y),
         f(t, x) = f₀(x) − k K⁻¹ (1 − e^{−K t/n}) (f₀ − y)

@@ -115,7 +115,7 @@ class Comparison(eqx.Module):
         return plot_comparison(self)
 
     def to_xarray(self) -> "xarray.Dataset":
-        """A labelled data set, with dimensions `model`, `time`, `point` and `output`.
+        """A labeled data set, with dimensions `model`, `time`, `point` and `output`.
 
         `model` is `"truth"`, `"p=2"` and so on, or another model's name. Needs
         xarray: `pip install 'neural-tangent-hierarchy[examples]'`.

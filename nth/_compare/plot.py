@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, Points
 
 # The palette of Okabe & Ito, suitable for print and color-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -50,7 +50,7 @@ def plot_comparison(comparison: "Comparison") -> Figure:
 
 def _levels(comparison: "Comparison") -> list[tuple[int | str, Any, str]]:
     return [
-        (p, solution, _COLOURS[i % len(_COLOURS)])
+        (p, solution, _COLORS[i % len(_COLORS)])
         for i, (p, solution) in enumerate(comparison.every.items())
     ]
 
@@ -60,9 +60,9 @@ def _plot_loss(axis: Any, comparison: "Comparison") -> None:
     axis.plot(
         ts, comparison.truth.loss, color="black", lw=2.5, alpha=0.5, label="network"
     )
-    for p, solution, colour in _levels(comparison):
+    for p, solution, color in _levels(comparison):
         label = p if isinstance(p, str) else f"$p = {p}$"
-        axis.plot(ts, solution.loss, color=colour, lw=1.2, label=label)
+        axis.plot(ts, solution.loss, color=color, lw=1.2, label=label)
     axis.set_title("training loss")
     truth = np.asarray(comparison.truth.loss)
     if truth.max() > 10 * truth.min() > 0:
@@ -74,10 +74,10 @@ def _plot_loss(axis: Any, comparison: "Comparison") -> None:
 
 def _plot_error(axis: Any, comparison: "Comparison", kind: "Points") -> None:
     ts = np.asarray(comparison.ts)
-    for p, _, colour in _levels(comparison):
+    for p, _, color in _levels(comparison):
         error = np.asarray(comparison.error(p, kind))
         shown = (error > 0) & (ts > 0)
-        axis.plot(ts[shown], error[shown], color=colour, lw=1.5)
+        axis.plot(ts[shown], error[shown], color=color, lw=1.5)
     axis.set_yscale("log")
     axis.set_title(f"RMS error, {kind} points")
 
@@ -86,16 +86,16 @@ def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
     ts = np.asarray(comparison.ts)
     truth = comparison.accuracy("truth", kind)
     axis.plot(ts, 100 * np.asarray(truth), color="black", lw=2.5, alpha=0.5)
-    for p, _, colour in _levels(comparison):
+    for p, _, color in _levels(comparison):
         share = comparison.accuracy(p, kind)
-        axis.plot(ts, 100 * np.asarray(share), color=colour, lw=1.2)
+        axis.plot(ts, 100 * np.asarray(share), color=color, lw=1.2)
     axis.set_title(f"accuracy (%), {kind} points")
 
 
 def _mark_windows(axis: Any, comparison: "Comparison") -> None:
-    for _, solution, colour in _levels(comparison):
+    for _, solution, color in _levels(comparison):
         if np.isfinite(solution.valid_until):
-            axis.axvline(float(solution.valid_until), color=colour, lw=0.8, ls=":")
+            axis.axvline(float(solution.valid_until), color=color, lw=0.8, ls=":")
 
 
 def _log_time(axis: Any, comparison: "Comparison") -> None:

@@ -40,9 +40,9 @@ def max_learning_rate(
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
 ) -> Scalar:
-    """The critical learning rate of gradient descent at initialisation.
+    """The critical learning rate of gradient descent at initialization.
 
-    Linearised training, p = 2, grows without end beyond
+    Linearized training, p = 2, grows without end beyond
 
         η = 2 (1 + μ)/κ,        with Nesterov's momentum 2 (1 + μ)/((1 + 2μ) κ),
 

@@ -77,7 +77,7 @@ def _warn_of_rate(note: str, ratio: Any, largest: Any, critical: Any) -> None:
     if ratio < 1:
         warn(
             f"rule: the learning rate {largest:.4g} is beyond {critical:.4g}, the "
-            "critical rate at initialisation: linearised training grows there, and no "
+            "critical rate at initialization: linearized training grows there, and no "
             "truncation follows the network through it; see nth.max_learning_rate."
             f"{note}"
         )

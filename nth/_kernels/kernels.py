@@ -32,7 +32,7 @@ class Kernels(eqx.Module):
 
     `kernels[r]` is K⁽ʳ⁾, r = 1 … order as the paper counts, of shape
     `(m, *out, n, *out, …)`: the first slot over all points, r − 1 later ones over the
-    training points. `kernels[1]` is f at initialisation, `kernels[2]` the NTK.
+    training points. `kernels[1]` is f at initialization, `kernels[2]` the NTK.
     """
 
     tensors: tuple[Float[Array, "m ..."], ...]

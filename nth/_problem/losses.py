@@ -82,15 +82,15 @@ class SoftmaxCrossEntropy(AbstractLoss):
                 "output of one point must have shape (C,) for SoftmaxCrossEntropy, "
                 f"with C >= 2 classes; got {output.shape}."
             )
-        labelled = jnp.issubdtype(target.dtype, jnp.integer)
-        if target.shape != (() if labelled else output.shape):
+        labeled = jnp.issubdtype(target.dtype, jnp.integer)
+        if target.shape != (() if labeled else output.shape):
             raise ValueError(
                 "target of one point must be an integer label, or probabilities of "
                 f"shape {output.shape}, that of output; got shape {target.shape} and "
                 f"dtype {target.dtype}."
             )
         log_probabilities = jax.nn.log_softmax(output)
-        if labelled:
+        if labeled:
             return -log_probabilities[target]
         return -jnp.sum(target * log_probabilities)
 

@@ -48,15 +48,15 @@ class InfiniteKernels(NamedTuple):
     """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
 
     With several outputs they are of each output alone: two outputs are independent at
-    initialisation, and neither moves the other. The NTK on slots `(n1, C, n2, C)` is
+    initialization, and neither moves the other. The NTK on slots `(n1, C, n2, C)` is
     `ntk` times the identity on the outputs.
     """
 
     nngp: Float[Array, "n1 n2"]
-    """E f(x) f(x′) over initialisations: f is a Gaussian process of this covariance."""
+    """E f(x) f(x′) over initializations: f is a Gaussian process of this covariance."""
 
     ntk: Float[Array, "n1 n2"]
-    """K⁽²⁾, the same for every initialisation and constant in time."""
+    """K⁽²⁾, the same for every initialization and constant in time."""
 
 
 def kernels(
@@ -197,7 +197,7 @@ def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
 
 
 class Ensemble(eqx.Module):
-    """Mean and covariance over initialisations: see [`nth.infinite.ensemble`][]."""
+    """Mean and covariance over initializations: see [`nth.infinite.ensemble`][]."""
 
     ts: Float[Array, " T"]
     """The requested times; the last may be ∞."""

@@ -181,7 +181,7 @@ def bounds(
 ) -> Bounds:
     """What Corollary 2.5 and Theorem 2.6 ask for, on these points.
 
-    The theorems are for squared error, scalar networks of the parameterisation `"nth"`,
+    The theorems are for squared error, scalar networks of the parameterization `"nth"`,
     and hold with a probability that tends to one as m grows. They leave free: the
     constant c of eq. 17, the C′ of eq. 14, the powers C and C′ of ln m, and the factors
     hidden in ≲ of eqs. 18 and 19, which depend on depth, activation and data. So what

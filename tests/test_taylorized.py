@@ -1,4 +1,4 @@
-"""Taylorised networks: where they are the network, where level 2, and where neither."""
+"""Taylorized networks: where they are the network, where level 2, and where neither."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ def test_degree_1_is_level_2_on_outputs():
     level = nth.solve(network, problem, TS, order=2, method="dense")
     np.testing.assert_allclose(linear.train, level.train, atol=1e-6)
     np.testing.assert_allclose(linear.test, level.test, atol=1e-6)
-    assert linear.label == "linearised network"
+    assert linear.label == "linearized network"
 
 
 def test_a_polynomial_network_is_its_own_polynomial(problem):
@@ -48,17 +48,17 @@ def test_degree_d_is_exact_to_order_d_and_is_not_level_d_plus_1():
 
 def test_compared_beside_the_levels(problem):
     network = make_network(4, 1)
-    models = {"Taylorised 2": nth.TaylorizedFlow(network, problem, degree=2)}
+    models = {"Taylorized 2": nth.TaylorizedFlow(network, problem, degree=2)}
     comparison = nth.compare(network, problem, TS, [2], models=models, method="dense")
-    alone = nth.integrate(models["Taylorised 2"], TS)
+    alone = nth.integrate(models["Taylorized 2"], TS)
     difference = np.asarray(alone.test - comparison.truth.test)
     expected = np.sqrt(np.mean(difference**2, axis=1))
-    actual = comparison.error("Taylorised 2", "test")
+    actual = comparison.error("Taylorized 2", "test")
     np.testing.assert_allclose(actual, expected, atol=1e-12)
-    assert list(comparison.every) == [2, "Taylorised 2"]
-    assert "Taylorised 2" in str(comparison)
+    assert list(comparison.every) == [2, "Taylorized 2"]
+    assert "Taylorized 2" in str(comparison)
     data = comparison.to_xarray()
-    assert list(data.model.values) == ["truth", "p=2", "Taylorised 2"]
+    assert list(data.model.values) == ["truth", "p=2", "Taylorized 2"]
     assert len(comparison.plot().axes[0].lines) == 3
 
 
