@@ -146,7 +146,9 @@ def test_a_checkpoint_changes_no_answer(
 
     undisturbed = run(checkpoint=file.with_name("undisturbed.npz"))
     monkeypatch.setattr(progress, "DELAY", 0)
-    equal(run(progress=True), run(progress=False))
+    # Up to rounding: the two compile to different code.
+    shown, hidden = (run(progress=option).train for option in (True, False))
+    np.testing.assert_allclose(shown, hidden, rtol=1e-12)
     assert f"{LABELS[method]}: " in capsys.readouterr().err
     interrupted(monkeypatch, file, 2, run)
     resumed = run(checkpoint=file)

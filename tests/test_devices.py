@@ -71,7 +71,7 @@ told["matrix-free"] = distance(one, many)
 told["devices of outputs"] = len(many.train.sharding.device_set)
 parts = many.train.addressable_shards
 told["points on each"] = sorted({part.data.shape[1] for part in parts})
-dynamics = nth.MatrixFreeHierarchy(shared_network, shared, 2, block_size=4)
+dynamics = nth.MatrixFreeHierarchy(shared_network, shared, order=2, block_size=4)
 blocks = nth.integrate(dynamics, ts)
 told["in blocks"] = distance(one, blocks)
 predicted = dynamics.predict(blocks.state, shared.x_test)
@@ -85,7 +85,7 @@ told["devices, explicit axes"] = len(many.train.sharding.device_set)
 
 WORK = """
 def compiled(network, problem, block_size):
-    d = nth.MatrixFreeHierarchy(network, problem, 3, block_size=block_size)
+    d = nth.MatrixFreeHierarchy(network, problem, order=3, block_size=block_size)
     field = jax.jit(lambda d, state: d.vector_field(0.0, state, None))
     return field.lower(d, d.initial_state()).compile()
 

@@ -366,8 +366,8 @@ def test_kernels_up_to_order(kernels: Any) -> None:
 
 
 def test_hierarchy(kernels: Any) -> None:
-    def dense(*arguments: Any) -> Call:
-        return lambda: nth.DenseHierarchy(kernels, *arguments)
+    def dense(problem: Any, order: Any = None) -> Call:
+        return lambda: nth.DenseHierarchy(kernels, problem, order=order)
 
     fewer = nth.Problem(X[:2], Y[:2], X[3:])
     expect("(4, 3) for K(2), and problem has m = 3 points of which n = 2", dense(fewer))

@@ -377,7 +377,11 @@ def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "state_of", "words"),
     [
-        ({}, {"order": 2}, r"state is of order 2.*order 3.*Hierarchy\(\.\.\., 2\)"),
+        (
+            {},
+            {"order": 2},
+            r"state is of order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
+        ),
         ({}, {"order": 2, "weight_decay": 0.1}, "state is of order 2"),
         ({}, {"network": make_network(3, 2)}, "state has other arrays"),
     ],
