@@ -67,3 +67,26 @@ def test_smooth_problems_take_the_same_steps(dtype):
         # Up to rounding: the two compile to different code.
         tolerance = 1e-10 if dtype == jnp.float64 else 1e-5
         np.testing.assert_allclose(plain.train, relaxed.train, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", ["DenseExponential", "DenseRosenbrock", "ROCK4"])
+def test_other_solvers_keep_their_tolerances(method, dtype):
+    """The error estimate of a multistep method starts with a lower order: no kink."""
+    x = points(6, dtype)
+    problem = nth.Problem(x, jnp.sin(3 * x[:, 0]))
+    network = nth.MLP(4, 32, 1, dtype=dtype, key=jax.random.key(0))
+    if method == "ROCK4":
+        dynamics = nth.MatrixFreeHierarchy(network, problem, order=3)
+        solver = nth.ROCK4()
+    else:
+        kernels = nth.kernels(network, problem, order=4)
+        dynamics = nth.DenseHierarchy(kernels, problem)
+        solver = getattr(nth, method)(dynamics)
+    plain, _ = controllers(dynamics, dtype)
+    by_default, by_hand = (
+        nth.integrate(dynamics, [2.0, 5.0], solver=solver, stepsize_controller=given)
+        for given in (None, plain)
+    )
+    assert by_default.counts["num_steps"] == by_hand.counts["num_steps"]
+    tolerance = 1e-10 if dtype == jnp.float64 else 1e-5  # compiled to different code
+    np.testing.assert_allclose(by_default.train, by_hand.train, atol=tolerance)

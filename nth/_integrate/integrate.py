@@ -60,8 +60,8 @@ def integrate(
         implicit.
     - `stepsize_controller`: diffrax's; by default a `PIDController` with
         `dynamics.error_norm` and tolerances rtol, atol of 1e-7, 1e-9 in float64 and
-        1e-5, 1e-6 in float32. At kinks, as of ReLU networks, the default relaxes
-        the tolerances up to a relative one of 2e-4.
+        1e-5, 1e-6 in float32. With Runge–Kutta methods the default relaxes the
+        tolerances at kinks, as of ReLU networks, up to a relative one of 2e-4.
     - `dt0`: the first step, chosen by the controller if left out; with
         `diffrax.ConstantStepSize()` every step, and then it must be given.
     - `adjoint`: diffrax's. The default serves `jax.grad`; `jax.jvp` and `jax.jacfwd`
@@ -113,7 +113,7 @@ def integrate(
     check_save_fn(save_fn, times[0], state)
     _require_memory(dynamics, state, times, save_fn)
     if stepsize_controller is None:
-        stepsize_controller = _default_controller(dynamics, times)
+        stepsize_controller = _default_controller(solver, dynamics, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
     steps = (solver, stepsize_controller, dt0)
     how = (*steps, adjoint, max_steps, save_fn)
@@ -180,8 +180,8 @@ def _require_memory(
 
 
 def _default_controller(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"]
-) -> KinkController:
+    solver: diffrax.AbstractSolver, dynamics: AbstractDynamics, ts: Float[Array, " T"]
+) -> diffrax.PIDController | KinkController:
     eps = float(jnp.finfo(ts.dtype).eps)
     rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
     # A solution that diverges in finite time takes ever smaller steps: dtmin ends them.
@@ -192,7 +192,10 @@ def _default_controller(
         force_dtmin=False,
         norm=dynamics.error_norm,
     )
-    return KinkController(controller)
+    # A kink is detected by the order of the error estimate, which for multistep methods
+    # is lower in the first steps.
+    one_step = isinstance(solver, diffrax.AbstractRungeKutta)
+    return KinkController(controller) if one_step else controller
 
 
 @eqx.filter_jit
