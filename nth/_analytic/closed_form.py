@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Params
 from .._dynamics.dense import DenseHierarchy
-from .._internal.eigenvalues import require_covariance
+from .._internal.eigenvalues import require_nonnegative, require_symmetric
 from .._internal.validation import require_instance, require_times
 from .._kernels.kernels import Kernels, kernels as form_kernels
 from .._network.base import TrainableNetwork, trainable
@@ -19,9 +19,11 @@ from .._network.learning_rates import by_rates
 from .._network.memory import require_memory, tree_bytes
 from .._problem.losses import SquaredError
 from .._problem.problem import Problem
-from .decay_integrals import relax
+from .decay_integrals import relax, relax_with, spectrum
 
 Times = ArrayLike | Sequence[float]
+
+FORM_THEM = "Form them by nth.kernels on the points of problem."
 
 NOT_FINITE = (
     "form them by nth.kernels, at points and parameters where the network is finite "
@@ -76,23 +78,30 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     require_squared_error(problem, "closed_form")
     finite = checked_finite("kernels", level.levels, NOT_FINITE)
     level = eqx.tree_at(lambda level: level.levels, level, finite)
-    require_positive_ntk(finite[1], level.problem)
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
-    return as_trajectory(_outputs(level, times), level.problem, times)
+    require_symmetric_ntk(finite[1], level.problem)
+    outputs, eigenvalues = _outputs(level, times)
+    require_nonnegative("kernels", eigenvalues, FORM_THEM)
+    return as_trajectory(outputs, level.problem, times)
 
 
 @eqx.filter_jit
-def _outputs(level: DenseHierarchy, ts: Float[Array, " T"]) -> Float[Array, "T m *out"]:
+def _outputs(
+    level: DenseHierarchy, ts: Float[Array, " T"]
+) -> tuple[Float[Array, "T m *out"], Float[Array, " slots"]]:
+    """The outputs, and the eigenvalues of K on the training points."""
     outputs, kernel = level.levels
     start, rows, square, residual = as_matrices(outputs, kernel, level.problem)
     times = ts / level.problem.n_train
+    eigen = spectrum(square)
     decayed, integral = (
-        part[..., 0] for part in relax(square, times, residual[:, None])
+        part[..., 0] for part in relax_with(square, eigen, times, residual[:, None])
     )
     # By e^{−Kt/n} itself on the training points: no difference of nearly equal numbers.
     train = start[None, : len(residual)] - residual[None] + decayed
     test = start[None, len(residual) :] - integral @ rows[len(residual) :].T
-    return jnp.concatenate([train, test], axis=1).reshape(-1, *outputs.shape)
+    path = jnp.concatenate([train, test], axis=1).reshape(-1, *outputs.shape)
+    return path, eigen.values
 
 
 def as_matrices(
@@ -109,13 +118,11 @@ def as_matrices(
     return start, rows, square, residual
 
 
-def require_positive_ntk(kernel: Float[Array, "m ..."], problem: Problem) -> None:
-    """Raise `ValueError` unless K on the training points is symmetric, with eigenvalues
-    of at least 0, up to rounding error."""
+def require_symmetric_ntk(kernel: Float[Array, "m ..."], problem: Problem) -> None:
+    """Raise `ValueError` unless K on the training points is symmetric."""
     size = problem.y_train.size
     rows = kernel[: problem.n_train].reshape(size, size)
-    cure = "Form them by nth.kernels on the points of problem."
-    require_covariance("kernels", rows, cure)
+    require_symmetric("kernels", rows, FORM_THEM)
 
 
 def as_trajectory(

@@ -6,7 +6,7 @@ coincide; here no subtraction is of nearly equal numbers.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,18 @@ def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
     return jnp.exp(-t * nodes[-1]) * t**power * total
 
 
-_Eigen = tuple[Float[Array, " n"], Float[Array, "n n"], Bool[Array, " n"]]
+class Eigen(NamedTuple):
+    """A symmetric kernel without its negative eigenvalues: see `spectrum`."""
+
+    rates: Float[Array, " n"]
+    """The eigenvalues, 0 where they are negative."""
+
+    modes: Float[Array, "n n"]
+    null: Bool[Array, " n"]
+    """Which rates are zero up to rounding error."""
+
+    values: Float[Array, " n"]
+    """The eigenvalues, in increasing order."""
 
 
 def relax(
@@ -116,12 +127,12 @@ def relax(
 @jax.custom_jvp
 def relax_with(
     kernel: Float[Array, "n n"],
-    eigen: _Eigen,
+    eigen: Eigen,
     ts: Float[Array, " T"],
     start: Float[Array, "n c"],
 ) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
     """`relax`, given `spectrum(kernel)`: several calls then need it once."""
-    rates, modes, null = eigen
+    rates, modes, null, _ = eigen
     inside = modes.T @ start
 
     def at(t: Scalar) -> tuple[Array, Array]:
@@ -133,7 +144,7 @@ def relax_with(
 
 @relax_with.defjvp
 def _relax_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
-    _, (rates, modes, null), ts, start = primals
+    _, (rates, modes, null, _), ts, start = primals
     d_kernel, _, d_ts, d_start = tangents
     turned = modes.T @ (d_kernel + d_kernel.T) @ modes / 2
     inside, d_inside = modes.T @ start, modes.T @ d_start
@@ -164,13 +175,11 @@ def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
     return decay, jnp.where(forever, end, integral)
 
 
-def spectrum(
-    kernel: Float[Array, "n n"],
-) -> _Eigen:
-    """Eigenvalues ≥ 0, eigenvectors, and which are zero up to rounding error."""
-    rates, modes = jnp.linalg.eigh(kernel)
-    rates = jnp.maximum(rates, 0)
-    return rates, modes, rates <= rounding_of(rates)
+def spectrum(kernel: Float[Array, "n n"]) -> Eigen:
+    """The eigendecomposition of a symmetric `kernel`."""
+    values, modes = jnp.linalg.eigh(kernel)
+    rates = jnp.maximum(values, 0)
+    return Eigen(rates, modes, rates <= rounding_of(rates), values)
 
 
 def end_of_time(rates: Float[Array, " n"], null: Array) -> Scalar:

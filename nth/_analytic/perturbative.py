@@ -7,20 +7,22 @@ from jaxtyping import Array, Float
 
 from .._custom_types import Scalar
 from .._dynamics.dense import DenseHierarchy
+from .._internal.eigenvalues import require_nonnegative
 from .._internal.validation import require, require_times
 from .._kernels.kernels import Kernels
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory, tree_bytes
 from .._problem.problem import Problem
 from .closed_form import (
+    FORM_THEM,
     NOT_FINITE,
     Times,
     as_matrices,
     as_trajectory,
-    require_positive_ntk,
     require_squared_error,
+    require_symmetric_ntk,
 )
-from .decay_integrals import decay_with_zero, end_of_time, nested_decay, spectrum
+from .decay_integrals import Eigen, decay_with_zero, end_of_time, nested_decay, spectrum
 
 # Number of blocks of first slots: the memory besides K⁽⁴⁾ is a few times K⁽⁴⁾ over this
 # number, and each block reads all of K⁽⁴⁾ once.
@@ -98,11 +100,12 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     times = require_times(ts, kernels[1].dtype, with_infinity=True)
     _require_memory(kernels, len(times))
     tensors = checked_finite("kernels", kernels.tensors[:4], NOT_FINITE)
-    require_positive_ntk(tensors[1], level.problem)
-    outputs, ntk, singular = _solve(tensors, level.problem, times)
+    require_symmetric_ntk(tensors[1], level.problem)
+    outputs, ntk, eigen = _solve(tensors, level.problem, times)
+    require_nonnegative("kernels", eigen.values, FORM_THEM)
     outputs = require(
         outputs,
-        ~(singular & jnp.isinf(times)),
+        ~(jnp.any(eigen.null) & jnp.isinf(times)),
         "ts has inf, and the NTK on the training points is singular: along its null "
         "vectors the correction grows without bound. Give finite times.",
     )
@@ -126,13 +129,14 @@ def _require_memory(kernels: Kernels, times: int) -> None:
 @eqx.filter_jit
 def _solve(
     tensors: tuple[Array, ...], problem: Problem, ts: Float[Array, " T"]
-) -> tuple[Float[Array, "T m *out"], Float[Array, "T m ..."], Array]:
-    """Outputs and NTK at each time, and whether the NTK is singular."""
+) -> tuple[Float[Array, "T m *out"], Float[Array, "T m ..."], Eigen]:
+    """Outputs and NTK at each time, and the spectrum of the NTK at t = 0."""
     f, kernel, third, fourth = tensors
     start, rows, square, residual = as_matrices(f, kernel, problem)
     size = len(residual)
     higher = (third.reshape(-1, size, size), fourth.reshape(-1, size, size, size))
-    rates, vectors, null = spectrum(square)
+    eigen = spectrum(square)
+    rates, vectors, null, _ = eigen
     delta = vectors.T @ residual
     times = jnp.where(jnp.isinf(ts), end_of_time(rates, null), ts / problem.n_train)
     test_rows = rows[size:] @ vectors
@@ -150,7 +154,7 @@ def _solve(
         return outputs, kernel + motion.reshape(kernel.shape)
 
     outputs, ntk = jax.lax.map(at, (times, fed, gathered, motions))
-    return outputs, ntk, jnp.any(null)
+    return outputs, ntk, eigen
 
 
 class _Modes(eqx.Module):

@@ -44,13 +44,23 @@ def require_covariance(argument: str, matrix: Array, cure: str) -> None:
     A tracer is not checked. `cure` is a sentence.
     """
     require_symmetric(argument, matrix, cure)
-    if is_traced(matrix):
+    if not is_traced(matrix):
+        values = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
+        require_nonnegative(argument, values, cure)
+
+
+def require_nonnegative(
+    argument: str, eigenvalues: Float[Array, " n"], cure: str
+) -> None:
+    """Raise `ValueError` if one of the increasing `eigenvalues` is below 0 by more
+    than rounding error. Tracers are not checked."""
+    if is_traced(eigenvalues):
         return
-    values = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
-    if values[0] < -_tolerance(matrix) * jnp.max(jnp.abs(values)):
+    largest = jnp.max(jnp.abs(eigenvalues))
+    if eigenvalues[0] < -_tolerance(eigenvalues) * largest:
         raise ValueError(
-            f"{argument} have an eigenvalue of {float(values[0]):.3g}, and those of a "
-            f"kernel are at least 0. {cure}"
+            f"{argument} have an eigenvalue of {float(eigenvalues[0]):.3g}, and those "
+            f"of a kernel are at least 0. {cure}"
         )
 
 
