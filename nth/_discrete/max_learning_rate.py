@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from .._custom_types import Inputs, Params, Scalar
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.parameter_dynamics import AbstractDescent
+from .._internal.derivatives import refusing_derivatives
 from .._internal.validation import is_traced, require, require_bool, require_scale
 from .._kernels.jacobian import push_by_points
 from .._network.learning_rates import by_rates, overflow_by_rates
@@ -76,18 +77,10 @@ def max_learning_rate(
     )
 
 
-@jax.custom_jvp
-def _without_derivative(tree: Any) -> Any:
-    return tree
-
-
-@_without_derivative.defjvp
-def _refuse_derivative(primals: Any, tangents: Any) -> Any:
-    raise ValueError(
-        "nth.max_learning_rate has no derivative, as it is found by iteration. Where "
-        "it is used as a constant, give it jax.lax.stop_gradient of what it is "
-        "computed from."
-    )
+_without_derivative = refusing_derivatives(
+    "nth.max_learning_rate has no derivative, as it is found by iteration. Where it is "
+    "used as a constant, give it jax.lax.stop_gradient of what it is computed from."
+)
 
 
 def critical_rate(

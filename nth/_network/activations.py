@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
+from .._internal.derivatives import refusing_derivatives
 from .._internal.validation import require_name
 
 
@@ -133,15 +134,8 @@ def refuse_derivative(function: Callable[[Array], Array], dtype: DTypeLike) -> N
     _without_derivative(function(jnp.ones(1, dtype)))
 
 
-@jax.custom_jvp
-def _without_derivative(values: Array) -> Array:
-    return values
-
-
-@_without_derivative.defjvp
-def _refuse(primals: Any, tangents: Any) -> Any:
-    raise ValueError(
-        "activation depends on a value that is differentiated, and "
-        "nth.infinite.kernels has derivatives in its inputs and scales only. Apply "
-        "jax.lax.stop_gradient to that value."
-    )
+_without_derivative = refusing_derivatives(
+    "activation depends on a value that is differentiated, and nth.infinite.kernels "
+    "has derivatives in its inputs and scales only. Apply jax.lax.stop_gradient to "
+    "that value."
+)
