@@ -89,16 +89,8 @@ def compare(
     flow = GradientFlow(own, own.problem, weight_decay=weight_decay)
     known = None if y_test is None else _check_y_test(y_test, flow)
     if rule is not None:
-        what = (filter_spec, learning_rates)
-        solutions = levels_by_steps(network, problem, ts, levels, rule, *what)
-        truth = gradient_descent(
-            network,
-            problem,
-            ts,
-            rule,
-            filter_spec=filter_spec,
-            learning_rates=learning_rates,
-        )
+        solutions = levels_by_steps(own, ts, levels, rule)
+        truth = gradient_descent(own, own.problem, ts, rule)
         return Comparison(truth, solutions, problem, known)
     _check_models(models, flow)
     require_times(ts, own.dtype)

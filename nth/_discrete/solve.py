@@ -11,6 +11,7 @@ from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._dynamics.parameter_dynamics import AbstractDescent
 from .._internal.validation import require_order
+from .._network.base import TrainableNetwork, trainable
 from .._problem.problem import Problem
 from .._solution.solution import Solution
 from .rule import GradientDescent, Plan, plan, require_rule
@@ -59,24 +60,24 @@ def solve_discrete(
     **Raises:** `ValueError` for bad input.
     """
     order = require_order("order", order)
-    options = (filter_spec, learning_rates)
-    return levels_by_steps(network, problem, steps, [order], rule, *options)[order]
+    require_rule(rule)
+    own = trainable(network, problem, filter_spec, learning_rates)
+    return levels_by_steps(own, steps, [order], rule)[order]
 
 
 def levels_by_steps(
-    network: Callable[..., Any],
-    problem: Problem,
+    network: TrainableNetwork,
     steps: Any,
     orders: Sequence[int],
     rule: GradientDescent,
-    filter_spec: PyTree,
-    learning_rates: PyTree,
 ) -> dict[int, Solution]:
     """The prediction at each of `orders`; the rate is looked at once."""
-    options = _options(rule, filter_spec, learning_rates)
+    decay = require_rule(rule).weight_decay
     solutions = {}
     for p in orders:
-        dynamics = MatrixFreeHierarchy(network, problem, order=p, **options)
+        dynamics = MatrixFreeHierarchy(
+            network, network.problem, order=p, weight_decay=decay
+        )
         planned = _plan(rule, steps, dynamics)
         if not solutions:
             look_at_rate(dynamics, planned)
@@ -99,20 +100,14 @@ def gradient_descent(
     `valid_until` is ∞, also where training diverges: outputs are NaN from there on,
     and a `RuntimeWarning` says so.
     """
-    options = _options(rule, filter_spec, learning_rates)
-    dynamics = GradientFlow(network, problem, **options)
+    dynamics = GradientFlow(
+        network,
+        problem,
+        filter_spec=filter_spec,
+        learning_rates=learning_rates,
+        weight_decay=require_rule(rule).weight_decay,
+    )
     return descend(dynamics, _plan(rule, steps, dynamics))
-
-
-def _options(
-    rule: GradientDescent, filter_spec: PyTree, learning_rates: PyTree
-) -> dict[str, Any]:
-    """What dynamics take of a rule; the rest is of the loop."""
-    return {
-        "filter_spec": filter_spec,
-        "learning_rates": learning_rates,
-        "weight_decay": require_rule(rule).weight_decay,
-    }
 
 
 def _plan(rule: GradientDescent, steps: Any, dynamics: AbstractDescent) -> Plan:
