@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from tqdm.auto import tqdm
 
 from ._internal.checkpoint import Checkpoint, fingerprint
+from ._internal.progress import delayed_bar
 from ._internal.validation import (
     require_bool,
     require_callable,
@@ -93,7 +93,7 @@ def sweep(
         done, values = file.read((done, values)) or (done, values)
         if not 0 <= int(done) <= len(starts):
             raise file.damaged(f"it has {done} of {len(starts)} batches")
-    bar = tqdm(total=len(starts), initial=int(done), delay=5, disable=not progress)
+    bar = delayed_bar(total=len(starts), initial=int(done), disable=not progress)
     for step in range(int(done), len(starts)):
         i, first = starts[step]
         bar.set_description(f"width {sizes[i]}")

@@ -145,7 +145,7 @@ def test_a_checkpoint_changes_no_answer(
         return nth.integrate(dynamics, TS, **options)
 
     undisturbed = run(checkpoint=file.with_name("undisturbed.npz"))
-    monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr("nth._internal.progress.DELAY", 0)
     # Up to rounding: the two compile to different code.
     shown, hidden = (run(progress=option).train for option in (True, False))
     np.testing.assert_allclose(shown, hidden, rtol=1e-12)
@@ -523,7 +523,7 @@ def test_progress_says_what_how_far_and_how_much(
 ) -> None:
     nth.integrate(relaxation(), TS)  # the work is short: no bar
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr("nth._internal.progress.DELAY", 0)
     monkeypatch.setattr(progress, "INTERVAL", 0)
     solution = nth.integrate(relaxation(), TS, checkpoint=file)
     first = capsys.readouterr()

@@ -118,7 +118,7 @@ def integrate(
     steps = (solver, stepsize_controller, dt0)
     how = (*steps, adjoint, max_steps, save_fn)
     if checkpoint is None:
-        meter = as_meter(progress, dynamics.label, (dynamics, state), times[-1])
+        meter = as_meter(progress, dynamics.label, (dynamics, state, times))
         piece = _solve(dynamics, state, jnp.zeros_like(times[0]), times, (*how, meter))
     elif is_traced(dynamics, times, state, jnp.zeros(())):
         raise ValueError("checkpoint cannot be used under jax.jit.")
@@ -286,6 +286,7 @@ def _what_is_solved(
     return dynamics.vector_field(t, state, None), _saved(dynamics, t, state, save_fn)
 
 
+@eqx.filter_jit
 def _as_solution(
     dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece
 ) -> Solution:

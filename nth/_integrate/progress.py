@@ -11,23 +11,20 @@ from jax.experimental import io_callback
 from jaxtyping import Array, Int
 from tqdm.auto import tqdm
 
-from .._custom_types import Scalar
+from .._internal.progress import delayed_bar
 from .._internal.validation import is_traced
 
-# Seconds before a bar is shown.
-DELAY = 5
 # Seconds between two updates of a bar, at least.
 INTERVAL = 0.1
 # The bars of the solves that are running, by number.
 _BARS: dict[int, tqdm] = {}
 _NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
 
-Progress = bool | diffrax.AbstractProgressMeter
 _State = tuple[Int[Array, ""], Int[Array, ""]]
 
 
 class DelayedProgressMeter(diffrax.AbstractProgressMeter[_State]):
-    """A bar with the share of the time reached, shown once `DELAY` seconds are over."""
+    """A bar with the share of the time reached, shown after a delay."""
 
     label: str = eqx.field(static=True)
     refresh_steps: int = eqx.field(static=True, default=50)
@@ -50,20 +47,19 @@ class DelayedProgressMeter(diffrax.AbstractProgressMeter[_State]):
 
     def _open(self) -> np.ndarray:
         number = max(_BARS, default=0) + 1
-        _BARS[number] = delayed_bar(1.0, self.label)
+        _BARS[number] = fraction_bar(1.0, self.label)
         return np.asarray(number, np.int32)
 
 
-def delayed_bar(total: float, label: str, disable: bool = False) -> tqdm:
-    """A bar that shows a fraction of `total`, once `DELAY` seconds are over."""
+def fraction_bar(total: float, label: str, disable: bool = False) -> tqdm:
+    """A bar that shows a fraction of `total`."""
     form = "{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    return tqdm(
+    return delayed_bar(
         total=total,
         desc=label,
         bar_format=form,
         mininterval=INTERVAL,
         miniters=0,
-        delay=DELAY,
         leave=False,
         disable=disable,
     )
@@ -84,7 +80,7 @@ def _close(number: Any) -> None:
 
 
 def as_meter(
-    progress: Progress, label: str, arrays: Any, start: Scalar
+    progress: bool | diffrax.AbstractProgressMeter, label: str, arrays: Any
 ) -> diffrax.AbstractProgressMeter:
     """The diffrax meter for the option `progress`; `arrays` are those of the solve."""
     if isinstance(progress, diffrax.AbstractProgressMeter):
@@ -96,6 +92,6 @@ def as_meter(
         for device in leaf.sharding.device_set
     }
     # A bar under a transformation, or on several devices, would be drawn several times.
-    if not progress or len(devices) > 1 or is_traced(arrays, start, jnp.zeros(())):
+    if not progress or len(devices) > 1 or is_traced(arrays, jnp.zeros(())):
         return diffrax.NoProgressMeter()
     return DelayedProgressMeter(label)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.checkpoint import Checkpoint, is_spread, on_host
-from .progress import delayed_bar
+from .progress import fraction_bar
 
 
 class Piece(NamedTuple):
@@ -52,7 +52,7 @@ def from_time_to_time(
     leads = not spread or jax.process_index() == 0
     known = _so_far(run, dynamics, ts, file, spread)
     hidden = not (progress and leads)
-    bar = delayed_bar(float(ts[-1]), dynamics.label, hidden)
+    bar = fraction_bar(float(ts[-1]), dynamics.label, hidden)
     _show(bar, known.counts)
     result = successful
     for i in range(int(known.done), len(ts)):

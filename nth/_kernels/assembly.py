@@ -13,9 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from tqdm.auto import tqdm
 
 from .._custom_types import Params
+from .._internal.progress import delayed_bar
 from .._internal.validation import is_traced
 from .._network.dense_layers import Layer
 from .._network.memory import activation_bytes, tree_bytes
@@ -221,7 +221,8 @@ def _fill(
             return _fill_block((columns, data, row, i * size), out, size)
 
         return jax.lax.fori_loop(0, len(starts), step, out)
-    bar = tqdm(starts, f"K({out.ndim})", delay=5, leave=False, disable=not progress)
+    options: Any = {"iterable": starts, "leave": False, "disable": not progress}
+    bar = delayed_bar(desc=f"K({out.ndim})", **options)
     for start in bar:
         inputs = (columns, data, jnp.asarray(row), jnp.asarray(start))
         out = _fill_block_in_place(inputs, out, size)
