@@ -140,7 +140,8 @@ def require_squared_error(
     cure: str = "For other losses integrate: nth.solve(network, problem, ts, "
     "order=...).",
 ) -> None:
-    """Raise `ValueError` unless the loss of `problem` is the squared error."""
+    """Raise `ValueError` unless `problem` is a problem with the squared error."""
+    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     if not isinstance(problem.loss, SquaredError):
         raise ValueError(
             f"problem has the loss {problem.loss!r}: {function} is for "
@@ -172,7 +173,6 @@ def displacement(
 
     **Raises:** `ValueError` as [`nth.closed_form`][] and [`nth.kernels`][].
     """
-    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_squared_error(problem, "displacement")
     train = Problem(problem.x_train, problem.y_train)
     own = trainable(network, train, filter_spec, learning_rates)

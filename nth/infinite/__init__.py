@@ -243,7 +243,6 @@ def ensemble(
     **Raises:** `ValueError` for another loss, bad times, kernels that do not fit or
     have NaN, or a covariance that would not fit in memory.
     """
-    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     cure = "Give nth.Problem(x_train, y_train, x_test), whose loss it is."
     require_squared_error(problem, "infinite.ensemble", cure)
     kernels = _checked(kernels, problem)

@@ -63,7 +63,6 @@ def laziness(
     """
     starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
-    require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     cure = "Give nth.Problem(x_train, y_train), whose loss it is."
     require_squared_error(problem, "laziness", cure)
     points = points_of(trainable(network, problem, filter_spec, learning_rates))

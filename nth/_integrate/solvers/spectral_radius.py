@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ..._custom_types import Scalar, State
+from ..._dynamics.base import two_norm
 
 _MOST_ITERATIONS = 30
 
@@ -39,7 +40,7 @@ def first_estimate(
         change = jnp.abs(new.radius - state.radius) / new.radius
         return new, jnp.where(new.radius > 0, change, 0)
 
-    zero = jnp.zeros_like(_norm(rate))
+    zero = jnp.zeros_like(two_norm(rate))
     state = SpectralState(zero, rate, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(unfinished, iterate, (state, jnp.ones_like(zero)))[0]
 
@@ -66,14 +67,14 @@ def _iterate(
     vf: Any, t: Scalar, y: State, args: Any, rate: State, state: SpectralState
 ) -> SpectralState:
     """ρ ≈ ‖f(y + δ) − f(y)‖/‖δ‖, and f(y + δ) − f(y) the next vector."""
-    norm = _norm(state.vector)
+    norm = two_norm(state.vector)
     # The size of δ: small beside y, or, where y = 0, beside what f changes it by in
     # unit time, but above its rounding errors.
-    size = jnp.sqrt(jnp.finfo(norm.dtype).eps) * (_norm(y) + _norm(rate))
+    size = jnp.sqrt(jnp.finfo(norm.dtype).eps) * (two_norm(y) + two_norm(rate))
     scale = jnp.where(norm > 0, size / jnp.where(norm > 0, norm, 1), 0)
     moved = jax.tree.map(lambda y, v: y + scale * v, y, state.vector)
     vector = jax.tree.map(jnp.subtract, vf(t, moved, args), rate)
-    radius = jnp.where(size > 0, _norm(vector) / jnp.where(size > 0, size, 1), 0)
+    radius = jnp.where(size > 0, two_norm(vector) / jnp.where(size > 0, size, 1), 0)
     usable = (radius > 0) & jnp.isfinite(radius)
     vector = jax.tree.map(
         lambda new, old: jnp.where(usable, new, old), vector, state.vector
@@ -81,10 +82,6 @@ def _iterate(
     return SpectralState(
         jnp.where(usable, radius, state.radius), vector, state.evaluations + 1
     )
-
-
-def _norm(state: State) -> Scalar:
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(state)))
 
 
 def _stopped(tree: Any) -> Any:
