@@ -72,6 +72,10 @@ class DenseExponential(diffrax.AbstractAdaptiveSolver):
     At levels above 2 the entries of the highest kernel in the state, K̃⁽ᵖ⁻¹⁾, are those
     of the predictor; the correction enters with the product of the next step.
 
+    Kernels are taken to be symmetric in their first two slots, as those of a network
+    are. Derivatives are right along changes that keep that symmetry, as all changes of
+    parameters and inputs do, but not with respect to a single entry of a kernel.
+
     **Arguments:**
 
     - `dynamics`: the hierarchy that is solved, the same as in the `terms`.

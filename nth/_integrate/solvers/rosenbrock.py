@@ -49,6 +49,10 @@ class DenseRosenbrock(diffrax.AbstractAdaptiveSolver):
     [`NewtonMatrix`][nth._integrate.solvers.dense_newton.NewtonMatrix]. The Jacobian is
     exact, for any loss.
 
+    Kernels are taken to be symmetric in their first two slots, as those of a network
+    are. Derivatives are right along changes that keep that symmetry, as all changes of
+    parameters and inputs do, but not with respect to a single entry of a kernel.
+
     **Arguments:**
 
     - `dynamics`: the hierarchy that is solved, the same as in the `terms`.
