@@ -21,13 +21,19 @@ NAMES = (
 class RESULTS(eqx.Enumeration):
     """How a solve ended: the type of [`nth.Solution`][]`.result`.
 
+    - `successful`: the last time was reached, inside the window of validity.
+    - `left_window`: the last time was reached, and the truncation left its window at
+        `valid_until`.
+    - `diverged`: the outputs exceeded a million times their initial scale, or became
+        infinite.
+    - `max_steps_reached`, `step_too_small`, `max_steps_rejected`,
+        `implicit_step_failed`, `not_finite` and `failed`: the solver failed.
+
     Compare with `==`; `RESULTS[result]` is the description. Results are JAX arrays
     inside, so that a solve under `jax.jit` or `jax.vmap` can return one.
     """
 
     successful = ""
-    """The last time was reached, inside the window of validity."""
-
     left_window = (
         "The last time was reached, and the truncation left its window at "
         "`valid_until`: later values are no predictions."
