@@ -372,7 +372,7 @@ def test_hierarchy(kernels: Any) -> None:
     fewer = nth.Problem(X[:2], Y[:2], X[3:])
     expect("(4, 3) for K(2), and problem has m = 3 points of which n = 2", dense(fewer))
     none = nth.Problem(X[:3], Y)
-    expect("m = 3 points of which n = 3 train: form them on its points", dense(none))
+    expect("m = 3 points, n = 3 for training: form them on its points", dense(none))
     expect("order must be at most 3, the order of kernels; got 4", dense(points(), 4))
     expect("order must be at least 2; got 1", dense(points(), 1))
     expect("order must be an integer of at least 2; got 2.0", dense(points(), 2.0))
