@@ -420,6 +420,7 @@ class IteratedIntegrals(nth.AbstractDynamics):
     problem: nth.Problem
     formed: nth.Kernels
     label: str = "series of iterated integrals"
+    method: ClassVar[str] = "iterated integrals"
     truncated: ClassVar[bool] = True
 
     def initial_state(self):
@@ -433,6 +434,9 @@ class IteratedIntegrals(nth.AbstractDynamics):
 
     def outputs(self, state):
         return read_out(self.formed, state)
+
+    def penalty(self, state):
+        return jnp.zeros(())
 
     def error_norm(self, scaled):
         return jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for one in scaled]))

@@ -1,7 +1,7 @@
 """What can be integrated: an initial state, its vector field, and the outputs."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,11 +26,11 @@ class AbstractDynamics(eqx.Module):
     label: eqx.AbstractVar[str]
     """What a message or a legend calls it."""
 
-    method: ClassVar[str] = "custom"
-    """How it predicts, as `Solution.stats` has it."""
+    method: eqx.AbstractClassVar[str]
+    """The method of prediction, for `Solution.stats`."""
 
-    truncated: ClassVar[bool]
-    """Whether it holds inside a window only, so that `valid_until` is looked for."""
+    truncated: eqx.AbstractClassVar[bool]
+    """Whether the model holds inside a window only, whose end is `valid_until`."""
 
     @abc.abstractmethod
     def initial_state(self) -> State:
@@ -48,20 +48,14 @@ class AbstractDynamics(eqx.Module):
     def error_norm(self, scaled: State) -> Scalar:
         """The norm by which a step's error is judged, each entry over its tolerance."""
 
+    @abc.abstractmethod
+    def penalty(self, state: State) -> Scalar:
+        """The term added to L in training: λ/2 ‖θ‖² for a weight decay λ, else 0."""
+
     def loss(self, state: State) -> Scalar:
         """The predicted training loss L."""
         train = self.outputs(state)[: self.problem.n_train]
         return self.problem.loss(train, self.problem.y_train)
-
-    def penalty(self, state: State) -> Scalar:
-        """What training lowers beside L: λ/2 ‖θ‖² for a weight decay λ, else 0."""
-        leaves = jax.tree.leaves(state)
-        if not leaves:
-            raise ValueError(
-                f"state has no array; got {state!r}. Use Solution.state, or the "
-                "initial_state() of this dynamics."
-            )
-        return jnp.zeros((), jnp.result_type(leaves[0]))
 
     def output_gradient(
         self, outputs: Float[Array, "m *out"]
