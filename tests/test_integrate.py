@@ -78,6 +78,7 @@ def test_dynamics_of_the_users_own():
     class Relaxation(nth.AbstractDynamics):
         problem: nth.Problem
         label: str = "relaxation"
+        method = "custom"
         truncated = False
 
         def initial_state(self):
@@ -88,6 +89,9 @@ def test_dynamics_of_the_users_own():
 
         def outputs(self, state):
             return state
+
+        def penalty(self, state):
+            return jnp.zeros(())
 
         def error_norm(self, scaled):
             return jnp.max(jnp.abs(scaled))

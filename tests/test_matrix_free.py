@@ -424,6 +424,7 @@ class IteratedIntegrals(nth.AbstractDynamics):
     problem: nth.Problem
     formed: nth.Kernels
     label: str = "series of iterated integrals"
+    method: ClassVar[str] = "iterated integrals"
     truncated: ClassVar[bool] = True
 
     def initial_state(self):
@@ -437,6 +438,9 @@ class IteratedIntegrals(nth.AbstractDynamics):
 
     def outputs(self, state):
         return read_out(self.formed, state)
+
+    def penalty(self, state):
+        return jnp.zeros(())
 
     def error_norm(self, scaled):
         return jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for one in scaled]))

@@ -1,7 +1,7 @@
 """The interface of dynamics: initial state, vector field and outputs."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,11 +26,11 @@ class AbstractDynamics(eqx.Module):
     label: eqx.AbstractVar[str]
     """The name used in messages and legends."""
 
-    method: ClassVar[str] = "custom"
-    """The value of `Solution.stats["method"]`."""
+    method: eqx.AbstractClassVar[str]
+    """The method of prediction, for `Solution.stats`."""
 
-    truncated: ClassVar[bool]
-    """Whether it is valid inside a window only, so that `valid_until` is determined."""
+    truncated: eqx.AbstractClassVar[bool]
+    """Whether the model holds inside a window only, whose end is `valid_until`."""
 
     @abc.abstractmethod
     def initial_state(self) -> State:
@@ -48,20 +48,14 @@ class AbstractDynamics(eqx.Module):
     def error_norm(self, scaled: State) -> Scalar:
         """The norm of a step's error estimate, with each entry over its tolerance."""
 
+    @abc.abstractmethod
+    def penalty(self, state: State) -> Scalar:
+        """The term added to L in training: λ/2 ‖θ‖² for a weight decay λ, else 0."""
+
     def loss(self, state: State) -> Scalar:
         """The predicted training loss L."""
         train = self.outputs(state)[: self.problem.n_train]
         return self.problem.loss(train, self.problem.y_train)
-
-    def penalty(self, state: State) -> Scalar:
-        """The term added to L in training: λ/2 ‖θ‖² for a weight decay λ, else 0."""
-        leaves = jax.tree.leaves(state)
-        if not leaves:
-            raise ValueError(
-                f"state must contain arrays; got {state!r}. Use Solution.state or the "
-                "initial_state() of this dynamics."
-            )
-        return jnp.zeros((), jnp.result_type(leaves[0]))
 
     def output_gradient(
         self, outputs: Float[Array, "m *out"]

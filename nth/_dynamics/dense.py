@@ -98,6 +98,11 @@ class DenseHierarchy(AbstractKernelDynamics):
         require_vector(vector, self.problem.n_train, output)
         return _contract(self.ntk(state), vector)
 
+    def penalty(self, state: Levels) -> Scalar:
+        """0: kernels are formed at θ₀, which a weight decay would change."""
+        require_state(state, self.levels[:-1])
+        return jnp.zeros((), state[0].dtype)
+
     def error_norm(self, scaled: Levels) -> Scalar:
         require_like("scaled", scaled, self.levels[:-1], "initial_state()")
         # The maximum over r: in a single mean the many entries of K̃⁽ʳ⁾ would dominate.

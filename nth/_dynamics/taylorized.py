@@ -101,6 +101,11 @@ class TaylorizedFlow(AbstractDynamics):
         require_state(state, self.params)
         return self._polynomial(state, self.problem.x)
 
+    def penalty(self, state: Params) -> Scalar:
+        """0: there is no weight decay."""
+        require_state(state, self.params)
+        return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+
     def error_norm(self, scaled: Params) -> Scalar:
         require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)
