@@ -30,7 +30,7 @@ def name_of(order: int | str, equals: str = " = ") -> str:
     return order if isinstance(order, str) else f"p{equals}{order}"
 
 
-def _at(comparison: "Comparison", when: Any) -> str:
+def _at(comparison: "Comparison", t: Any) -> str:
     """A time, such as `t = 0.25`, or a step, such as `step 12`."""
     sign = "t = " if comparison.clock == "time" else "step "
     return f"{sign}{float(t):.4g}"
