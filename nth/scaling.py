@@ -98,9 +98,9 @@ def sweep(
         i, first = starts[step]
         bar.set_description(f"width {sizes[i]}")
         numbers = np.arange(first, min(first + batch, count))
-        found = _batch(measure, sizes[i], key, jnp.asarray(numbers))
-        require_concrete("measure", found, "scaling.sweep")
-        for kept, new in zip(*map(jax.tree.leaves, (values, found)), strict=True):
+        results = _batch(measure, sizes[i], key, jnp.asarray(numbers))
+        require_concrete("measure", results, "scaling.sweep")
+        for kept, new in zip(*map(jax.tree.leaves, (values, results)), strict=True):
             kept[i, numbers] = np.asarray(new)
         if file is not None:
             file.write((step + 1, values))
@@ -113,10 +113,10 @@ def sweep(
 def _batch(measure: Measure, width: int, key: PRNGKeyArray, numbers: Array) -> Any:
     at_width = jax.random.fold_in(key, width)
 
-    def one(number: Array) -> Any:
+    def measure_one(number: Array) -> Any:
         return measure(width, jax.random.fold_in(at_width, number))
 
-    return jax.vmap(one)(numbers)
+    return jax.vmap(measure_one)(numbers)
 
 
 def _measured(measure: Measure, width: int, key: PRNGKeyArray) -> PyTree:
@@ -126,14 +126,14 @@ def _measured(measure: Measure, width: int, key: PRNGKeyArray) -> PyTree:
     except Exception as error:
         raise ValueError(
             f"measure failed for the width {width} and a key; it must be a function "
-            f"measure(width, key) that goes under jax.jit: {error}"
+            f"measure(width, key) that works under jax.jit: {error}"
         ) from error
     leaves = jax.tree.leaves(like)
     kinds = [(getattr(s, "shape", None), getattr(s, "dtype", type(s))) for s in leaves]
     for shape, dtype in kinds or [(None, None)]:
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                "measure must give floating scalars, as JAX arrays in a pytree; got "
+                "measure must return floating scalars, as JAX arrays in a pytree; got "
                 f"shape {shape} and dtype {dtype}."
             )
     return like
@@ -161,10 +161,10 @@ def _file(
 ) -> Checkpoint:
     # A function is identified by what it computes: its name is not reliable.
     traced = eqx.filter_make_jaxpr(measure)(sizes[0], key)
-    what = (str(traced[0]), traced[0].consts, sizes, count, batch)
+    identity = (str(traced[0]), traced[0].consts, sizes, count, batch)
     return Checkpoint(
         path,
-        fingerprint(what, jax.random.key_data(key)),
+        fingerprint(identity, jax.random.key_data(key)),
         argument="path",
         foreign="belongs to another sweep: its measure, widths, initializations, "
         "batch_size or key differ",
@@ -232,7 +232,7 @@ def fit(
         )
     if array.ndim not in (1, 2) or len(array) != len(at) or array.size == 0:
         raise ValueError(
-            f"values must have shape ({len(at)},) or ({len(at)}, initializations), a "
+            f"values must have shape ({len(at)},) or ({len(at)}, initializations), one "
             f"row for each width; got {array.shape}."
         )
     if require_positive("confidence", confidence) >= 1:
@@ -241,7 +241,7 @@ def fit(
         rows = np.flatnonzero(~np.isfinite(array.reshape(len(at), -1)).all(axis=1))
         raise ValueError(
             f"values are NaN or infinite at widths {at[rows].tolist()}: leave those "
-            "out, or see why the measure failed."
+            "out, or find out why the measure failed."
         )
     from scipy import stats  # slow to import
 
@@ -297,7 +297,7 @@ def _reduced(statistic: Callable[..., Any], values: np.ndarray) -> np.ndarray:
         or not np.all(np.isfinite(reduced))
     ):
         raise ValueError(
-            f"statistic must give {len(values)} finite real numbers, one for each "
+            f"statistic must return {len(values)} finite real numbers, one for each "
             f"width; got {reduced!r}."
         )
     return reduced.astype(float)
@@ -308,18 +308,18 @@ def _bootstrapped(
 ) -> tuple[float, float]:
     if values.shape[1] < 2:
         raise ValueError(
-            "values have one initialization a width, from which no interval can be "
-            "drawn: measure more, or give shape (W,)."
+            "values have one initialization for each width, which is too few for an "
+            "interval: measure more, or give shape (W,)."
         )
     from scipy import stats
 
-    centred = logs - logs.mean()
+    centered = logs - logs.mean()
 
     def slope(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         sizes = np.stack([np.abs(statistic(s, axis=axis)) for s in samples], axis=-1)
-        return np.log(sizes) @ centred / (centred @ centred)
+        return np.log(sizes) @ centered / (centered @ centered)
 
-    found = stats.bootstrap(
+    results = stats.bootstrap(
         tuple(values),
         slope,
         n_resamples=_RESAMPLES,
@@ -329,10 +329,10 @@ def _bootstrapped(
         method="percentile",
         rng=np.random.default_rng(0),
     )
-    low, high = found.confidence_interval
+    low, high = results.confidence_interval
     if not np.isfinite(low) or not np.isfinite(high):
         raise ValueError(
             "statistic is 0, or not finite, in some resamples of the initializations, "
-            "so that no interval can be drawn: measure more, or use another statistic."
+            "so there is no interval: measure more, or use another statistic."
         )
     return low, high

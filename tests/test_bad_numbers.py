@@ -142,7 +142,9 @@ def test_statistic_of_a_sweep() -> None:
     def fit(statistic: Any, values: Any = np.ones((3, 4))) -> Any:
         return nth.scaling.fit([1, 2, 4], values, statistic=statistic)
 
-    words = "statistic must give 3 finite real numbers, one for each width; got array("
+    words = (
+        "statistic must return 3 finite real numbers, one for each width; got array("
+    )
     expect(words, lambda: fit(lambda v, axis: 1j * np.mean(v, axis)))
     expect(words, lambda: fit(lambda v, axis: ["a"] * 3))
     expect("statistic is zero at widths [1.0, 2.0, 4.0]", lambda: fit(np.var))
@@ -305,7 +307,7 @@ def measure(later: Any) -> Any:
 def test_measure_that_differs_between_widths() -> None:
     expect("measure at width 3", measure(lambda key: {"a": jnp.ones(())}))
     expect("measure at width 3", measure(lambda key: jnp.ones((), jnp.float32)))
-    expect("measure must give floating scalars", measure(lambda key: jnp.ones(2)))
+    expect("measure must return floating scalars", measure(lambda key: jnp.ones(2)))
     expect("measure failed for the width 3", measure(lambda key: key.nothing))
 
 

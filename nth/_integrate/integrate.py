@@ -86,8 +86,8 @@ def integrate(
 
     A truncation that leaves its window is integrated up to the last time if possible,
     and gives one warning, [`nth.WindowWarning`][]; `valid_until` is the time. If that
-    is not possible, because its outputs exceed a million times their initial scale or the
-    steps become too small, later values are NaN, and no error is raised.
+    is not possible, because its outputs exceed a million times their initial scale or
+    the steps become too small, later values are NaN, and no error is raised.
 
     **Raises:** `ValueError` for invalid times, incompatible options, or a
     checkpoint that is damaged, belongs to another solve or cannot be written;

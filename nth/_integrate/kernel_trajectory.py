@@ -68,8 +68,8 @@ def kernel_along(
     - `options`: those of [`nth.integrate`][], without `save_fn`.
 
     **Returns:** [`nth.KernelPath`][], with T·m·n·C² entries; NaN at times that the
-    solve did not reach. Except for the dense hierarchy the state is also kept at each time.
-    For many points see [`nth.spectrum_along`][].
+    solve did not reach. Except for the dense hierarchy the state is also kept at each
+    time. For many points see [`nth.spectrum_along`][].
 
     **Raises:** as [`nth.integrate`][]; `ValueError` for kernels that would not fit in
     memory.

@@ -38,7 +38,8 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
     controller reduces h until the kink contributes less than the tolerance: with many
     kinks, most of the steps are spent on this. Here two rejections in a row whose
     errors do not fall as fast as for a smooth vector field count as a kink. The
-    tolerances are then multiplied by 10, up to `loosest` in relative tolerance, and return slowly.
+    tolerances are then multiplied by 10, up to `loosest` in relative tolerance, and
+    return slowly.
 
     While no kink is detected, the steps are those of the inner controller.
 
