@@ -209,7 +209,7 @@ def test_bad_input_is_told(problem):
         theory.check_data(np.ones(3))
     vector = make_problem(2, 0, outputs=2)
     formed = nth.kernels(make_network(4, 1, outputs=2), vector, order=2)
-    with pytest.raises(ValueError, match="the theorems of a scalar network"):
+    with pytest.raises(ValueError, match="the theorems are for scalar networks"):
         theory.bounds(formed, 100)
     scalar = nth.kernels(make_network(4, 1), problem, order=2)
     with pytest.raises(ValueError, match="width must be at least 3"):
