@@ -291,8 +291,11 @@ def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -
             "b": two,
             "c": two,
         },
-        r"and the structure shape \(3,\) and dtype float64": {"a": one, "b": one},
-        r"and the structure shape \(2, 3\) and dtype bool": {"a": one, "b": two > 0},
+        r"and the structure has shape \(3,\) and dtype float64": {"a": one, "b": one},
+        r"and the structure has shape \(2, 3\) and dtype bool": {
+            "a": one,
+            "b": two > 0,
+        },
     }
     for message, like in wrong.items():
         with pytest.raises(
