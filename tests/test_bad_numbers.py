@@ -62,7 +62,9 @@ def test_ntk_that_is_none(solve: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("name", ["nngp", "ntk"])
 def test_kernels_of_no_infinite_network(name: str) -> None:
     def solve(gram: Any) -> Any:
-        kernels = nth.infinite.InfiniteKernels(GRAM, GRAM)._replace(**{name: gram})
+        kernels = nth.infinite.InfiniteKernels(
+            **{"nngp": GRAM, "ntk": GRAM, name: gram}
+        )
         return nth.infinite.ensemble(kernels, PROBLEM, [1.0])
 
     expect(f"kernels.{name} have an eigenvalue of -", lambda: solve(-GRAM))

@@ -19,6 +19,7 @@ from .._network.learning_rates import by_rates
 from .._network.memory import require_memory, tree_bytes
 from .._problem.losses import SquaredError
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction, summary
 from .decay_integrals import relax, relax_with, spectrum
 
 Times = ArrayLike | Sequence[float]
@@ -31,7 +32,7 @@ NOT_FINITE = (
 )
 
 
-class Trajectory(eqx.Module):
+class Trajectory(AbstractPrediction):
     """Outputs over time in closed form: see [`nth.closed_form`][]."""
 
     ts: Float[Array, " T"]
@@ -45,6 +46,9 @@ class Trajectory(eqx.Module):
 
     loss: Float[Array, " T"]
     """The training loss L of those outputs."""
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:

@@ -13,6 +13,7 @@ from .._kernels.kernels import Kernels
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory, tree_bytes
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction, summary
 from .closed_form import (
     FORM_THEM,
     NOT_FINITE,
@@ -35,7 +36,7 @@ _ENTRIES_AT_ONCE = 2**17
 _SPARE = 40
 
 
-class Perturbation(eqx.Module):
+class Perturbation(AbstractPrediction):
     """Outputs and NTK up to order 1/width: see [`nth.perturbative`][]."""
 
     ts: Float[Array, " T"]
@@ -52,6 +53,9 @@ class Perturbation(eqx.Module):
 
     ntk: Float[Array, "T m ..."]
     """The NTK at each time, Θ₀ + Θ¹(t), of shape `(T, m, *out, n, *out)`."""
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:

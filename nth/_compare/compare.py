@@ -36,8 +36,12 @@ from .._internal.validation import (
 )
 from .._network.base import trainable
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction
+from .._solution.solution import Solution
 from .._solve import METHODS, Method, hierarchies
 from .comparison import Comparison
+
+Model = AbstractDynamics | AbstractPrediction
 
 
 def compare(
@@ -46,7 +50,7 @@ def compare(
     ts: ArrayLike | Sequence[float],
     orders: Sequence[int] = (2, 3, 4),
     *,
-    models: Mapping[str, AbstractDynamics] = MappingProxyType({}),
+    models: Mapping[str, Model] = MappingProxyType({}),
     y_test: Any = None,
     method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
@@ -65,9 +69,11 @@ def compare(
         `run-p2.npz` and so on.
     - `orders`: the levels p, each from 2 to 12. Kernels are formed once for all levels
         that are solved in their dense form.
-    - `models`: other models of training by name, each a dynamics of the same problem
-        and loss, with the same trained parameters, learning rates and weight decay,
-        such as [`nth.TaylorizedFlow`][].
+    - `models`: other models of training by name, compared as the levels are: each a
+        dynamics of the same problem and loss, with the same trained parameters,
+        learning rates and weight decay, such as [`nth.TaylorizedFlow`][]; or a
+        prediction at the same times, such as that of [`nth.closed_form`][] or
+        [`nth.perturbative`][].
     - `y_test`: test targets, in the form of `problem.y_train`; used for the accuracy.
     - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
         of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
@@ -100,16 +106,19 @@ def compare(
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
     }
     others = {
-        name: integrate(dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
-        for name, dynamics in models.items()
+        name: model
+        if isinstance(model, AbstractPrediction)
+        else integrate(model, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
+        for name, model in models.items()
     }
+    _check_predictions(others, truth)
     return Comparison(truth, solutions, problem, known, others)
 
 
 def _refuse_with_rule(
     method: Method,
     weight_decay: Any,
-    models: Mapping[str, AbstractDynamics],
+    models: Mapping[str, Model],
     options: IntegrateOptions,
 ) -> None:
     """Nothing, if no option of the flow is given beside a rule."""
@@ -162,7 +171,7 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
 _TAKEN = re.compile(r"truth|p\W*\d+")
 
 
-def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
+def _check_names(models: Mapping[str, Model]) -> None:
     example = 'models={"linear": nth.TaylorizedFlow(network, problem, degree=1)}'
     if not isinstance(models, Mapping):
         raise ValueError(
@@ -175,16 +184,43 @@ def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
                 'models must have strings as names, other than "truth" and names '
                 f'of levels such as "p=2"; got {name!r}.'
             )
-        example = "nth.TaylorizedFlow(network, problem, degree=2)"
-        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+        if not isinstance(dynamics, AbstractPrediction):
+            example = "nth.TaylorizedFlow(network, problem, degree=2)"
+            require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
-def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) -> None:
+def _check_predictions(
+    models: Mapping[str, AbstractPrediction], truth: Solution
+) -> None:
+    """Raise if a model predicts other outputs, or at other times, than `truth` has."""
+    for name, model in models.items():
+        for part in ("ts", "train", "test"):
+            theirs, ours = getattr(model, part), getattr(truth, part)
+            if theirs.shape != ours.shape:
+                raise ValueError(
+                    f"models[{name!r}].{part} has shape {theirs.shape}, and that of "
+                    f"the trained network {ours.shape}: predict at the same times, on "
+                    "the points of problem."
+                )
+        same = np.allclose if not is_traced(model.ts, truth.ts) else None
+        if same and not same(model.ts, truth.ts, rtol=1e-5, equal_nan=True):
+            raise ValueError(
+                f"models[{name!r}] has the times {model.ts}, and compare {truth.ts}: "
+                "give both the same ts."
+            )
+
+
+def _check_models(models: Mapping[str, Model], flow: GradientFlow) -> None:
     """Raise `ValueError` if a model is trained differently from `flow`."""
-    if not models:
+    dynamics_of = {
+        name: model
+        for name, model in models.items()
+        if isinstance(model, AbstractDynamics)
+    }
+    if not dynamics_of:
         return
     start = flow.outputs(flow.initial_state())
-    for name, dynamics in models.items():
+    for name, dynamics in dynamics_of.items():
         for points in ("x_train", "y_train", "x_test"):
             ours = getattr(flow.problem, points)
             theirs = getattr(dynamics.problem, points)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._internal.validation import require_concrete, require_name
+from .._internal.validation import is_traced, require_concrete, require_name
 from .._problem.losses import SoftmaxCrossEntropy
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction
 from .._solution.solution import Solution
 from .table import name_of, table
 
@@ -40,7 +41,7 @@ class Comparison(eqx.Module):
     y_test: Array | None
     """Test targets, used for the test accuracy only."""
 
-    models: dict[str, Solution] = eqx.field(default_factory=dict)
+    models: dict[str, AbstractPrediction] = eqx.field(default_factory=dict)
     """Other models of training, by name."""
 
     @property
@@ -55,7 +56,7 @@ class Comparison(eqx.Module):
         return "step" if discrete else "time"
 
     @property
-    def every(self) -> dict[int | str, Solution]:
+    def every(self) -> dict[int | str, AbstractPrediction]:
         """`solutions` followed by `models`."""
         return {**self.solutions, **self.models}
 
@@ -93,7 +94,7 @@ class Comparison(eqx.Module):
             return None
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
 
-    def _solution(self, order: int | str) -> Solution:
+    def _solution(self, order: int | str) -> AbstractPrediction:
         if not isinstance(order, int | str) or order not in self.every:
             raise ValueError(
                 f"order must be one of the compared levels, {list(self.every)}; "
@@ -101,8 +102,28 @@ class Comparison(eqx.Module):
             )
         return self.every[order]
 
+    def valid_until(self, order: int | str) -> float:
+        """When level `order`, or the model of that name, left its window; ∞ if it did
+        not, or has none."""
+        prediction = self._solution(order)
+        known = prediction.valid_until if isinstance(prediction, Solution) else np.inf
+        require_concrete("comparison", known, "Comparison.valid_until")
+        return float(known)
+
     def __str__(self) -> str:
         return table(self)
+
+    def __repr__(self) -> str:
+        if is_traced(self, jnp.zeros(())) or self.ts.ndim != 1 or self.ts.size == 0:
+            return eqx.tree_pformat(self)
+        points: Points = "test" if self.problem.n_test else "train"
+        errors = [
+            f"{name_of(p)}: {float(self.error(p, points)[-1]):.1e}" for p in self.every
+        ]
+        return (
+            f"Comparison({len(self.ts)} {self.clock}s from {self.ts[0]:.4g} to "
+            f"{self.ts[-1]:.4g}, last {points} errors {', '.join(errors)})"
+        )
 
     def plot(self) -> "Figure":
         """A figure: loss, errors and, for labels, accuracy over time.
@@ -129,12 +150,13 @@ class Comparison(eqx.Module):
             **{name_of(p, "="): solution for p, solution in self.every.items()},
         }
         every = list(models.values())
+        ends = [self.valid_until(p) for p in self.every]
         out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
         data: dict[str, Any] = {
             "train": (("model", "time", "train_point", *out), _stack(every, "train")),
             "test": (("model", "time", "test_point", *out), _stack(every, "test")),
             "loss": (("model", "time"), _stack(every, "loss")),
-            "valid_until": ("model", _stack(every, "valid_until")),
+            "valid_until": ("model", np.stack([self.truth.valid_until, *ends])),
         }
         for points in ("train", "test"):
             scores = [self.accuracy("truth", points)]
@@ -165,5 +187,5 @@ def _is_right(
     return None
 
 
-def _stack(solutions: Sequence[Solution], name: str) -> np.ndarray:
+def _stack(solutions: Sequence[AbstractPrediction], name: str) -> np.ndarray:
     return np.stack([np.asarray(getattr(solution, name)) for solution in solutions])

@@ -98,9 +98,9 @@ def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
 
 
 def _mark_windows(axis: Any, comparison: "Comparison") -> None:
-    for _, solution, color in _levels(comparison):
-        if np.isfinite(solution.valid_until):
-            axis.axvline(float(solution.valid_until), color=color, lw=0.8, ls=":")
+    for p, _, color in _levels(comparison):
+        if np.isfinite(until := comparison.valid_until(p)):
+            axis.axvline(until, color=color, lw=0.8, ls=":")
 
 
 def _log_time(axis: Any, comparison: "Comparison") -> None:

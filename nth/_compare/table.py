@@ -65,9 +65,9 @@ def table(comparison: "Comparison") -> str:
 
 def _window_lines(comparison: "Comparison") -> list[str]:
     return [
-        f"{name_of(p)} left its window at {_at(comparison, s.valid_until)}."
-        for p, s in comparison.every.items()
-        if np.isfinite(s.valid_until)
+        f"{name_of(p)} left its window at {_at(comparison, until)}."
+        for p, until in ((p, comparison.valid_until(p)) for p in comparison.every)
+        if np.isfinite(until)
     ]
 
 

@@ -7,10 +7,11 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
-from .results import RESULTS
+from .prediction import AbstractPrediction, summary
+from .results import RESULTS, name_of_result as name
 
 
-class Solution(eqx.Module):
+class Solution(AbstractPrediction):
     """Outputs over time, on training and test points.
 
     Values at times that the solver did not reach are NaN.
@@ -61,6 +62,10 @@ class Solution(eqx.Module):
         number of stages is known, or of the gradient in discrete time; `last_time`, the
         last time that the solver reached, or the last requested step with outputs."""
         return {"method": self.method, **self.counts}
+
+    def __repr__(self) -> str:
+        method = f"method {self.method}"
+        return summary(self, self.label, method, ended=lambda: name(self.result))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution to a file, atomically.

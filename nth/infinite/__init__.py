@@ -1,7 +1,7 @@
 """Fully connected networks at infinite width: NNGP kernel, NTK and training."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -45,7 +45,7 @@ _MOST_LAYERS = 1000
 _SPARE = 8
 
 
-class InfiniteKernels(NamedTuple):
+class InfiniteKernels(eqx.Module):
     """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
 
     With several outputs they are the kernels of one output: two outputs are independent
@@ -230,7 +230,7 @@ def ensemble(
     where P selects the training points (Lee et al. 2019, eqs. 13 and 14). Components
     along eigenvectors of Θ of eigenvalue zero do not change.
 
-    With `kernels._replace(ntk=kernels.nngp)` and t = ∞ it is the posterior of Bayesian
+    With `InfiniteKernels(nngp, ntk=nngp)` and t = ∞ it is the posterior of Bayesian
     inference, which is also the distribution if only the last layer is trained.
 
     **Arguments:**
@@ -265,7 +265,7 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
     example = "nth.infinite.kernels(problem.x, ...)"
     require_instance("kernels", kernels, InfiniteKernels, example)
     m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
-    arrays = [as_array("kernels", kernel) for kernel in kernels]
+    arrays = [as_array("kernels", part) for part in (kernels.nngp, kernels.ntk)]
     for array in arrays:
         if array.shape != (m, m):
             raise ValueError(
@@ -278,7 +278,7 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
                 "of them."
             )
     arrays = checked_finite("kernels", arrays, f"form them by {example}.")
-    for name, array in zip(InfiniteKernels._fields, arrays, strict=True):
+    for name, array in zip(("nngp", "ntk"), arrays, strict=True):
         require_covariance(f"kernels.{name}", array, f"Form them by {example}.")
     return InfiniteKernels(*arrays)
 
@@ -288,7 +288,7 @@ def _law(
     kernels: InfiniteKernels, problem: Problem, ts: Float[Array, " T"]
 ) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
     n, y = problem.n_train, problem.y_train
-    nngp, ntk = kernels
+    nngp, ntk = kernels.nngp, kernels.ntk
     train = ntk[:n, :n]
     eigen = spectrum(train)
     identity = jnp.eye(len(ntk), dtype=ntk.dtype)

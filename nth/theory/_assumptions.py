@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -40,7 +40,7 @@ _MOST_SAMPLES = 10_000_000
 _AT_ONCE = 4096
 
 
-class ActivationCheck(NamedTuple):
+class ActivationCheck(eqx.Module):
     """The result of [`nth.theory.check_activation`][], for r = 1 … 2p*+1."""
 
     bounds: Float[np.ndarray, " r"]
@@ -149,7 +149,7 @@ def _coefficients(
     return coefficients
 
 
-class DataCheck(NamedTuple):
+class DataCheck(eqx.Module):
     """The result of [`nth.theory.check_data`][], for r = 1 … min(2p*+1, n)."""
 
     norms: tuple[float, float]
