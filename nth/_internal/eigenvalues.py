@@ -26,15 +26,19 @@ def require_symmetric(argument: str, matrix: Array, cure: str) -> None:
 
     A tracer is not checked. `cure` is a sentence.
     """
-    if is_traced(matrix):
-        return
-    scale = float(jnp.max(jnp.abs(matrix)))
-    asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
-    if asymmetry > _tolerance(matrix) * scale:
+    if not is_traced(matrix) and not is_symmetric(matrix):
+        asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
         raise ValueError(
             f"{argument} are not symmetric: two entries that must be equal differ by "
             f"{asymmetry:.3g}. {cure}"
         )
+
+
+def is_symmetric(matrix: Array) -> bool:
+    """Whether a concrete `matrix` is symmetric up to rounding error; so is NaN."""
+    scale = float(jnp.max(jnp.abs(matrix)))
+    asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
+    return not asymmetry > _tolerance(matrix) * scale
 
 
 def require_covariance(argument: str, matrix: Array, cure: str) -> None:
