@@ -289,7 +289,7 @@ def never(leaf: Any) -> bool:
     ),
     ("filter_spec must be", lambda: formed(network(), filter_spec=(True, False))),
     (
-        "filter_spec chooses a leaf of type int64 for training: only real floating",
+        "filter_spec selects a leaf of type int64 for training, but only real floating",
         lambda: applied(
             lambda p, x: p[0] @ x,
             (jnp.ones(2), jnp.array(3)),
