@@ -370,7 +370,7 @@ def test_hierarchy(kernels: Any) -> None:
         return lambda: nth.DenseHierarchy(kernels, problem, order=order)
 
     fewer = nth.Problem(X[:2], Y[:2], X[3:])
-    expect("(4, 3) for K(2), and problem has m = 3 points of which n = 2", dense(fewer))
+    expect("(4, 3) for K(2), and problem has m = 3 points, n = 2", dense(fewer))
     none = nth.Problem(X[:3], Y)
     expect("m = 3 points, n = 3 for training: form them on its points", dense(none))
     expect("order must be at most 3, the order of kernels; got 4", dense(points(), 4))
