@@ -32,7 +32,7 @@ def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(*cases: tuple[str, Call]) -> pytest.MarkDecorator:
-    """Parametrise a test over calls, and the words that each is refused with."""
+    """Parametrize a test over calls and the messages of their errors."""
     named = [pytest.param(*case, id=" ".join(case[0].split()[:4])) for case in cases]
     return pytest.mark.parametrize(("words", "call"), named)
 
@@ -510,7 +510,7 @@ def far(seed: int) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def comparison() -> Any:
-    """The truth and level 2 of the first problem of `far`."""
+    """The trained network and level 2 of the first problem of `far`."""
     return nth.compare(*far(0), TIMES, (2,), method="dense")
 
 
@@ -556,7 +556,7 @@ def test_window(seed: int) -> None:
 
 
 def test_window_of_other_times() -> None:
-    """The window belongs to the dynamics, whatever times are asked for."""
+    """The window belongs to the dynamics, whatever times are requested."""
     with pytest.warns(typed_nth.WindowWarning):
         many = nth.solve(*far(0), TIMES, order=3)
     with pytest.warns(typed_nth.WindowWarning):
