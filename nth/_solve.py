@@ -79,9 +79,9 @@ def solve(
     require_name("method", method, METHODS)
     check_options(options)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    own = trainable(network, problem, filter_spec, learning_rates)
-    require_times(ts, own.dtype)  # before kernels are formed
-    levels = hierarchies(own, [order], method, weight_decay)
+    trained = trainable(network, problem, filter_spec, learning_rates)
+    require_times(ts, trained.dtype)  # before kernels are formed
+    levels = hierarchies(trained, [order], method, weight_decay)
     return integrate(levels[order], ts, **options)
 
 

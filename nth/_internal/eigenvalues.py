@@ -74,9 +74,9 @@ def leading_modes(
     dtype: DTypeLike,
     count: int,
 ) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, "count ..."]]:
-    """The largest eigenvalues, in decreasing order, and their vectors of `shape`.
+    """The largest eigenvalues, in decreasing order, and eigenvectors of `shape`.
 
-    By Lanczos' method, SciPy's `eigsh` (ARPACK): it takes products v ↦ K v alone.
+    By the Lanczos method, SciPy's `eigsh` (ARPACK), which needs only products v ↦ K v.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
 
