@@ -13,6 +13,7 @@ from .._network.base import OutputFunction
 from .._network.learning_rates import by_rates
 from .._problem.inputs import take
 from .._problem.losses import AbstractLoss
+from .._problem.problem import Problem
 from .base import AbstractDynamics, AbstractKernelDynamics
 from .parameter_dynamics import AbstractDescent
 from .taylorized import TaylorizedFlow
@@ -32,16 +33,22 @@ def fastest_rate(dynamics: AbstractDynamics) -> Scalar | None:
     dynamics that have no kernel.
     """
     if isinstance(dynamics, AbstractDescent | TaylorizedFlow):
-        problem = dynamics.problem
-        points = slice(None, None, -(-problem.n_train // _MOST_POINTS))
-        x, y = take(problem.x_train, points), problem.y_train[points]
         network = (dynamics.apply, dynamics.params, dynamics.rates)
-        rate = _of_network(*network, problem.loss, x, y)
+        rate = rate_of_network(*network, dynamics.problem)
         decay = dynamics.weight_decay if isinstance(dynamics, AbstractDescent) else None
         return rate if decay is None else rate + decay
     if isinstance(dynamics, AbstractKernelDynamics):
         return _of_kernel(dynamics)
     return None
+
+
+def rate_of_network(
+    apply: OutputFunction, params: Params, rates: Params | None, problem: Problem
+) -> Scalar:
+    """The same for a network at θ₀, by products with J M Jᵀ."""
+    points = slice(None, None, -(-problem.n_train // _MOST_POINTS))
+    x, y = take(problem.x_train, points), problem.y_train[points]
+    return _of_network(apply, params, rates, problem.loss, x, y)
 
 
 @eqx.filter_jit
@@ -53,7 +60,6 @@ def _of_network(
     x: Inputs,
     y: Shaped[Array, "b ..."],
 ) -> Scalar:
-    """ρ at θ₀, by products with J M Jᵀ: compiled once for all levels of a network."""
     outputs, pull = jax.vjp(lambda params: apply.over(params, x), params)
     # The transpose of reverse mode: a function may have no forward mode (custom_vjp).
     push = jax.linear_transpose(pull, outputs)
@@ -87,7 +93,7 @@ def _power_iteration(
         return loss.gradient(outputs, y)
 
     def iterate(carry: tuple[Array, Scalar], _: None) -> Any:
-        vector, _ = carry
+        vector = carry[0]
         new = jax.jvp(gradient, (outputs,), (product(vector),))[1]
         size = jnp.linalg.norm(new.ravel())
         return (new / jnp.where(size > 0, size, 1), size), None

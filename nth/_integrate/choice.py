@@ -20,6 +20,7 @@ from .._internal.validation import is_traced
 from .._problem.averaged_loss import AveragedLoss
 from .._problem.inputs import take
 from .._problem.losses import (
+    AbstractLoss,
     LogisticLoss,
     SoftmaxCrossEntropy,
     SquaredError,
@@ -32,7 +33,7 @@ SolverOption: TypeAlias = diffrax.AbstractSolver | Literal["auto"]
 
 # Up to this multiple of 1/ρ the accuracy and not the stability of Tsit5 limits its
 # steps, and it takes the fewest evaluations (benchmarks/stiff_matrix_free.py).
-_NOT_STIFF = 100.0
+NOT_STIFF = 100.0
 
 # Of networks with kinks, Tsit5 follows more: the error estimate of ROCK4 spans two
 # steps, and does not tell where a kink is. Beyond, Tsit5 would fail.
@@ -50,7 +51,7 @@ _SMOOTH_LOSSES = (SquaredError, SoftmaxCrossEntropy, LogisticLoss)
 # Costs in multiplications. Reading a number of K⁽ᵖ⁾ takes the time of 20; of n·C rows,
 # an eigendecomposition takes about 125 (n·C)³ and serves 8 steps, an LU factorization
 # 2 (n·C)³.
-_READING, _EIGEN, _FACTORS = 20, 125 / 8, 2
+READING, _EIGEN, _FACTORS = 20, 125 / 8, 2
 
 
 class Choice(NamedTuple):
@@ -101,7 +102,7 @@ def choose(
         return Choice(dynamics, tsit5, None, averaged=False)
     rate = float(estimate)
     stiffness = rate * float(ts[-1])
-    most = _NOT_STIFF_WITH_KINKS if network_has_kinks(dynamics) else _NOT_STIFF
+    most = _NOT_STIFF_WITH_KINKS if network_has_kinks(dynamics) else NOT_STIFF
     if not stiffness > most:  # also where the estimate is NaN
         return Choice(dynamics, tsit5, rate, averaged=False)
     stiff = ROCK4()
@@ -120,23 +121,29 @@ def _for_tensors(
     square = kernel[: problem.n_train].reshape(slots, slots)
     if not is_symmetric(square):  # of no network: the eigenvalues may be complex
         return diffrax.Tsit5()
-    evaluation = _READING * dynamics.levels[-1].size
-    rock4 = explicit_evaluations(stiffness) * evaluation
-    exact = isinstance(problem.loss, SquaredError)
-    if order > 2 or exact:
-        steps = 80 if order > 2 else 15
-        own = steps * (evaluation + _EIGEN * slots**3)
-        solver = DenseExponential(dynamics)
-    else:
-        own = 80 * (8 * evaluation + _FACTORS * slots**3)
-        solver = DenseRosenbrock(dynamics)
-    return solver if own < rock4 else ROCK4()
+    size = dynamics.levels[-1].size
+    explicit = explicit_evaluations(stiffness) * READING * size
+    if implicit_cost(size, slots, order, problem.loss) > explicit:
+        return ROCK4()
+    if order > 2 or isinstance(problem.loss, SquaredError):
+        return DenseExponential(dynamics)
+    return DenseRosenbrock(dynamics)
+
+
+def implicit_cost(size: int, slots: int, order: int, loss: AbstractLoss) -> float:
+    """The multiplications of a stiff dense solve, with a K⁽ᵖ⁾ of `size` entries, by the
+    numbers of steps that were measured, which hardly depend on the last time."""
+    if order > 2:
+        return 80 * (READING * size + _EIGEN * slots**3)
+    if isinstance(loss, SquaredError):
+        return 15 * (READING * size + _EIGEN * slots**3)
+    return 80 * (8 * READING * size + _FACTORS * slots**3)
 
 
 def explicit_evaluations(stiffness: float) -> float:
     """The evaluations that an explicit solver takes up to ρT = `stiffness`, by those
     measured with the default tolerances."""
-    if stiffness < _NOT_STIFF:
+    if stiffness < NOT_STIFF:
         return 100 + 2 * stiffness
     return 150 + 20 * math.sqrt(stiffness)
 

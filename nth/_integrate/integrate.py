@@ -201,7 +201,7 @@ def _require_state(dynamics: AbstractDynamics, state: State) -> None:
         )
     norm = eqx.filter_eval_shape(dynamics.error_norm, state)
     shape, dtype = getattr(norm, "shape", None), getattr(norm, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+    if shape != () or not jnp.issubdtype(dtype or bool, jnp.floating):
         raise ValueError(
             "dynamics: error_norm(scaled) must be a floating scalar, such as the root "
             f"mean square of all entries; got {norm!r}."
