@@ -13,11 +13,22 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
+from .._dynamics.dense import DenseHierarchy
 from .._internal.checkpoint import Checkpoint, fingerprint
 from .._internal.validation import is_traced, require_instance, require_times
 from .._network.finiteness import all_finite
 from .._network.memory import require_memory, tree_bytes
 from .._solution.solution import Solution
+from .estimates import (
+    Reached,
+    at_start,
+    errors_at,
+    errors_of_terms,
+    estimate_of,
+    node_times,
+    rates_at,
+    terms_at,
+)
 from .kinks import KinkController
 from .options import (
     IntegrateOptions as IntegrateOptions,
@@ -119,7 +130,8 @@ def integrate(
     how = (*steps, adjoint, max_steps, save_fn)
     if checkpoint is None:
         meter = as_meter(progress, dynamics.label, (dynamics, state, times))
-        piece = _solve(dynamics, state, jnp.zeros_like(times[0]), times, (*how, meter))
+        zero = jnp.zeros_like(times[0])
+        piece = _solve(dynamics, at_start(dynamics), zero, times, (*how, meter))
     elif is_traced(dynamics, times, state, jnp.zeros(())):
         raise ValueError("checkpoint cannot be used under jax.jit.")
     else:
@@ -201,7 +213,7 @@ def _default_controller(
 @eqx.filter_jit
 def _solve(
     dynamics: AbstractDynamics,
-    state: State,
+    reached: Reached,
     start: Scalar,
     ts: Float[Array, " T"],
     how: tuple[Any, ...],
@@ -213,8 +225,8 @@ def _solve(
         t0=start,
         t1=ts[-1],
         dt0=dt0,
-        y0=state,
-        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, save_fn)),
+        y0=reached.state,
+        saveat=diffrax.SaveAt(subs=_saves(dynamics, start, ts, save_fn)),
         stepsize_controller=controller,
         adjoint=adjoint,
         event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
@@ -224,27 +236,40 @@ def _solve(
     )
     assert solved.ts is not None  # as saveat is given: for the type checker
     assert solved.ys is not None
-    steps, reached = solved.ts["rates"], jnp.isfinite(solved.ts["saved"])
+    steps, saved = solved.ts["rates"], solved.ys["saved"]
+    integrals = reached.integrals
+    if isinstance(dynamics, DenseHierarchy):
+        known = (start, ts, integrals, solved.ys["nodes"], saved["outputs"])
+        terms, integrals = terms_at(dynamics, *known)
+        saved = {**saved, "errors": errors_of_terms(terms)}
+    there = jnp.isfinite(solved.ts["saved"])
 
     def only_reached(leaf: Array) -> Array:
-        known = jnp.expand_dims(reached, range(1, leaf.ndim))
-        return jnp.where(known, leaf, jnp.nan)
+        return jnp.where(jnp.expand_dims(there, range(1, leaf.ndim)), leaf, jnp.nan)
 
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
+    state = jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"])
     return Piece(
-        saved=jax.tree.map(only_reached, solved.ys["saved"]),
+        saved=jax.tree.map(only_reached, saved),
         valid_until=first_rise(steps, solved.ys["rates"]),
         counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
-        state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
+        state=Reached(state, integrals),
         result=solved.result,
     )
 
 
 def _saves(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], save_fn: Any
+    dynamics: AbstractDynamics, start: Scalar, ts: Float[Array, " T"], save_fn: Any
 ) -> dict[str, diffrax.SubSaveAt]:
-    """Outputs at the requested times, the loss's rate at each step, the last state."""
+    """Outputs at the requested times, the loss's rate at each step, the last state, and
+    what the error estimate of the dense form takes from times in between."""
+    nodes = {}
+    if isinstance(dynamics, DenseHierarchy):
+        times = node_times(dynamics, start, ts)
+        rates = diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: rates_at(dynamics, y))
+        nodes = {"nodes": rates}
     return {
+        **nodes,
         "saved": diffrax.SubSaveAt(
             ts=ts, fn=lambda t, y, args: _saved(dynamics, t, y, save_fn)
         ),
@@ -277,7 +302,11 @@ def _saved(
     dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
 ) -> dict[str, Any]:
     saved = None if save_fn is None else save_fn(t, state, None)
-    return {"outputs": dynamics.outputs(state), "saved": saved}
+    return {
+        "outputs": dynamics.outputs(state),
+        "errors": errors_at(dynamics, state),
+        "saved": saved,
+    }
 
 
 def _what_is_solved(
@@ -294,6 +323,8 @@ def _as_solution(
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     left = jnp.isfinite(piece.valid_until)
+    start = dynamics.outputs(dynamics.initial_state())
+    estimate = estimate_of(piece.saved["errors"], piece.saved["outputs"], start)
     return Solution(
         ts=ts,
         train=train,
@@ -301,9 +332,10 @@ def _as_solution(
         loss=loss,
         valid_until=piece.valid_until,
         result=result_of(piece.result, left, all_finite(train, test, loss)),
-        state=piece.state,
+        state=piece.state.state,
         counts=piece.counts,
         label=dynamics.label,
         method=dynamics.method,
         saved=piece.saved["saved"],
+        **estimate._asdict(),
     )

@@ -34,6 +34,15 @@ class Solution(eqx.Module):
     is interpolated between two steps of the solver, so its resolution is theirs. For
     discrete training, whose loss may increase, see [`nth.solve_discrete`][]."""
 
+    error_estimate: Float[Array, " T"]
+    """An estimate of the root-mean-square distance of the outputs, over all m points,
+    from those of the trained network. NaN where there is none: see the page "How far
+    can I trust a prediction?"."""
+
+    error_share: Float[Array, " T"]
+    """`error_estimate` over the greatest root-mean-square change of the outputs that is
+    predicted up to that time."""
+
     result: RESULTS
     """How the solve ended: an [`nth.RESULTS`][]."""
 
@@ -53,6 +62,10 @@ class Solution(eqx.Module):
     saved: PyTree[Float[Array, "T ..."]] = None
     """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
     is not given."""
+
+    output_errors: Float[Array, "T m *out"] | None = None
+    """The estimate for each output, up to its sign: `error_estimate` is the root of the
+    mean of their squares. `None` if there is none."""
 
     @property
     def stats(self) -> dict[str, Any]:
