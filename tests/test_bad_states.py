@@ -4,7 +4,7 @@ Each is refused by its structure, shapes and dtypes, in every method that a user
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +163,8 @@ class Mine(typed_nth.AbstractDynamics):
     start: Any
     seen: Any
     label: str = "mine"
-    truncated = False
+    method: ClassVar[str] = "custom"
+    truncated: ClassVar[bool] = False
 
     def initial_state(self) -> Any:
         return self.start
@@ -173,6 +174,9 @@ class Mine(typed_nth.AbstractDynamics):
 
     def outputs(self, state: Any) -> Any:
         return self.seen
+
+    def penalty(self, state: Any) -> Any:
+        return jnp.zeros(())
 
     def error_norm(self, scaled: Any) -> Any:
         return jnp.sqrt(jnp.sum(scaled**2))

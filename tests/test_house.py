@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import pickle
 import re
 import subprocess
@@ -28,9 +29,9 @@ PACKAGES = [
     "_network",
     "_kernels",
     "_dynamics",
+    "_solution",
     "_analytic",
     "infinite",
-    "_solution",
     "_integrate",
     "theory",
     "_solve",
@@ -125,6 +126,34 @@ def test_optional_dependencies_are_not_imported_by_the_library():
         top = ast.Module([node for node in tree.body if is_import(node)], [])
         outside = imports(name, top)[1]
         assert not outside & {"matplotlib", "sklearn", "click", "xarray"}, name
+
+
+def classes() -> list[type]:
+    """Every class of the library."""
+    found = []
+    for name in modules():
+        if name[-1] != "__main__":
+            module = importlib.import_module(".".join(("nth", *name)))
+            found += [c for c in vars(module).values() if isinstance(c, type)]
+    return [c for c in found if c.__module__.startswith("nth.")]
+
+
+def is_method(member: object) -> bool:
+    return callable(member) or isinstance(member, property | classmethod | staticmethod)
+
+
+def test_classes_are_abstract_or_final():
+    """No concrete method is overridden, and no method calls that of a base class."""
+    for kind in classes():
+        for base in kind.__mro__[1:]:
+            if base.__module__.startswith("nth."):
+                abstract = getattr(base, "__abstractmethods__", frozenset())
+                common = {n for n in vars(kind).keys() & vars(base) if n[:2] != "__"}
+                overridden = {n for n in common if is_method(vars(base)[n])}
+                assert overridden <= abstract, (kind, base)
+    for name, tree in modules().items():
+        called = {n.func for n in ast.walk(tree) if isinstance(n, ast.Call)}
+        assert "super" not in {getattr(f, "id", None) for f in called}, name
 
 
 def documented() -> set[str]:

@@ -380,10 +380,14 @@ def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
         (
             {},
             {"order": 2},
-            r"state is of order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
+            r"state has order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
         ),
-        ({}, {"order": 2, "weight_decay": 0.1}, "state is of order 2"),
-        ({}, {"network": make_network(3, 2)}, "state has other arrays"),
+        ({}, {"order": 2, "weight_decay": 0.1}, "state has order 2"),
+        (
+            {},
+            {"network": make_network(3, 2)},
+            "state differs in structure, shapes or dtypes",
+        ),
     ],
 )
 def test_a_state_of_another_solve_is_refused(options, state_of, words):
@@ -420,6 +424,7 @@ class IteratedIntegrals(nth.AbstractDynamics):
     problem: nth.Problem
     formed: nth.Kernels
     label: str = "series of iterated integrals"
+    method: ClassVar[str] = "iterated integrals"
     truncated: ClassVar[bool] = True
 
     def initial_state(self):
@@ -433,6 +438,9 @@ class IteratedIntegrals(nth.AbstractDynamics):
 
     def outputs(self, state):
         return read_out(self.formed, state)
+
+    def penalty(self, state):
+        return jnp.zeros(())
 
     def error_norm(self, scaled):
         return jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for one in scaled]))

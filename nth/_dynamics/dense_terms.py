@@ -4,8 +4,8 @@ Give each application of D a weight ε, and let K⁽ʳ⁾_k be the coefficient o
 
     dK⁽ʳ⁾_k/dt = −K⁽ʳ⁺¹⁾_{k−1} · g,    K̃⁽ʳ⁾ = Σ_k K⁽ʳ⁾_k,    r + k ≤ p.
 
-K⁽ʳ⁾_0 is constant and K⁽ʳ⁾_1 = −K⁽ʳ⁺¹⁾_0 · ∫g. So, given g along the solution, all terms
-with r + k < p are iterated integrals, and the last one of f follows from the sum,
+K⁽ʳ⁾_0 is constant and K⁽ʳ⁾_1 = −K⁽ʳ⁺¹⁾_0 · ∫g. So, given g along the solution, all
+terms with r + k < p are iterated integrals, and the last one of f follows from the sum,
 
     Σ_{k≥2} df_k/dt = −(K̃⁽²⁾ − K⁽²⁾_0) · g,
 

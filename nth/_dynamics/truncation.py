@@ -2,19 +2,17 @@
 
 import abc
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._custom_types import State
 from .base import AbstractDynamics
 
-
 # Multiples of two measures of the error, calibrated on random problems by
-# benchmarks/error_estimate.py: |f(θ₀ + Σ u_k) − f̃| of the matrix-free form, and the
-# size of the last term of f̃ in the dense form. Odd-order kernels are smaller than even
-# ones at large width, so the last term of an even level, whose successor is of odd
-# order, exceeds the error by more.
+# benchmarks/error_estimate.py: of |f(θ₀ + Σ u_k) − f̃|, which the matrix-free form and
+# level 2 use, and of the last term of f̃, which the dense form uses above level 2.
 _SERIES_FACTORS = {2: 2.0, 3: 1.3}
-_LAST_TERM_FACTORS = (0.6, 1.0)
+_RATIO_FACTOR = 1.5
 
 
 def series_factor(order: int) -> float:
@@ -22,9 +20,22 @@ def series_factor(order: int) -> float:
     return _SERIES_FACTORS.get(order, 1.0)
 
 
-def last_term_factor(order: int) -> float:
-    """The factor of the last term of f̃ at level `order` > 2."""
-    return _LAST_TERM_FACTORS[order % 2]
+def last_term_factors(
+    order: int, first: Float[Array, " T"], second: Float[Array, " T"]
+) -> Float[Array, " T"]:
+    """The factor of the last term of f̃ at level `order` > 2, given the sizes of f_1 and
+    f_2.
+
+    At large width K⁽ʳ⁾ is of order width^(1 − r/2) for even r, and for odd r as small
+    as K⁽ʳ⁺¹⁾. So the error of an odd level, f_p to leading order, is of the size of its
+    last term f_{p−1}, and that of an even level is smaller, in the ratio that f_2 has
+    to f_1.
+    """
+    if order % 2:
+        return jnp.ones_like(first)
+    safe = jnp.where(first > 0, first, 1)
+    ratio = jnp.where(first > 0, second / safe, 1)
+    return jnp.minimum(_RATIO_FACTOR * ratio, 1)
 
 
 class AbstractTruncation(AbstractDynamics):

@@ -8,6 +8,7 @@ geometric progression: a solution of decaying exponentials is smooth over each p
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,11 +20,11 @@ from .._dynamics.dense_terms import (
     Integrals,
     Rates,
     gauss_legendre,
-    rates_at,
     start_of_terms,
     terms_over,
 )
-from .._dynamics.truncation import AbstractTruncation, last_term_factor
+from .._dynamics.linearization_error import linearization_errors
+from .._dynamics.truncation import AbstractTruncation, last_term_factors
 
 # Panels between the start and the last time: the first is 2^−24 of the whole.
 _PANELS = 24
@@ -72,39 +73,50 @@ def _edges(start: Scalar, ts: Float[Array, " T"]) -> Float[Array, " edges"]:
     return jnp.sort(jnp.concatenate([start[None], between, ts]))
 
 
-def terms_at(
+def dense_errors(
+    dynamics: DenseHierarchy,
+    start: Scalar,
+    ts: Float[Array, " T"],
+    integrals: Integrals | None,
+    rates: Rates,
+    outputs: Float[Array, "T m *out"],
+) -> tuple[Float[Array, "T m *out"] | None, Integrals]:
+    """The estimate at `ts`, and the integrals at the last of them.
+
+    `rates` are those at `node_times`. At level 2 the only term is the whole change, and
+    the estimate needs the network.
+    """
+    assert integrals is not None  # for the type checker: the dynamics is dense
+    each, last = integrals_at(dynamics, start, ts, integrals, rates)
+    order = len(dynamics.levels)
+    if order > 2:
+        terms = each.terms.reshape(len(ts), -1, *outputs.shape[1:])
+        first = outputs - dynamics.levels[0][None] - jnp.sum(terms, axis=1)
+        factors = last_term_factors(order, _rms(first), _rms(terms[:, 0]))
+        return jnp.expand_dims(factors, range(1, outputs.ndim)) * terms[:, -1], last
+    if dynamics.network is None:
+        return None, last
+    return linearization_errors(dynamics.network, outputs, each.slope), last
+
+
+def integrals_at(
     dynamics: DenseHierarchy,
     start: Scalar,
     ts: Float[Array, " T"],
     integrals: Integrals,
     rates: Rates,
-    outputs: Float[Array, "T m *out"],
-) -> tuple[Float[Array, "T k m *out"], Integrals]:
-    """f_1, …, f_{p−1} at `ts`, and the integrals at the last of them.
-
-    `rates` are those at `node_times`.
-    """
+) -> tuple[Integrals, Integrals]:
+    """The integrals at each of `ts`, and at the last with the kernels."""
     edges = _edges(start, ts)
     panels = jax.tree.map(
-        lambda leaf: leaf.reshape(len(edges) - 1, -1, *leaf.shape[1:]), Rates(*rates)
+        lambda leaf: leaf.reshape(len(edges) - 1, -1, *leaf.shape[1:]), rates
     )
     last, each = terms_over(dynamics, integrals, panels, edges[1:] - edges[:-1])
-    terms = jnp.concatenate([integrals.terms[None], each.terms])
-    terms = terms[jnp.searchsorted(edges, ts)]
-    terms = terms.reshape(len(ts), -1, *outputs.shape[1:])
-    first = outputs - dynamics.levels[0][None] - jnp.sum(terms, axis=1)
-    return jnp.concatenate([first[:, None], terms], axis=1), last
-
-
-def errors_of_terms(
-    terms: Float[Array, "T k m *out"],
-) -> Float[Array, "T m *out"] | None:
-    """The estimate from the terms of the dense form; `None` at level 2.
-
-    At level 2 the only term, f_1, is the whole change.
-    """
-    order = terms.shape[1] + 1
-    return None if order == 2 else last_term_factor(order) * terms[:, -1]
+    index = jnp.searchsorted(edges, ts)
+    first = eqx.tree_at(lambda i: i.kernels, integrals, ())
+    return jax.tree.map(
+        lambda leaf, later: jnp.concatenate([leaf[None], later])[index], first, each
+    ), last
 
 
 class Estimate(NamedTuple):
