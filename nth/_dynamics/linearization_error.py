@@ -1,8 +1,8 @@
 """The error of level 2 in its dense form, from the network at the parameters reached.
 
 At level 2 the parameters follow θ₀ + u_1 with u_1 = −M Jᵀ ∫g, and the outputs follow
-the linearization of f there. So the network at θ₀ + u_1 shows what the linearization lacks,
-for a backward and a forward pass at each time and with no kernel of higher order.
+the linearization of f there. So the network at θ₀ + u_1 shows what the linearization
+lacks, for a backward and a forward pass at each time, with no kernel of higher order.
 """
 
 import jax
