@@ -210,6 +210,7 @@ def _as_solution(dynamics: AbstractDescent, plan: Plan, run: _Run) -> Solution:
     train, test = jnp.split(run.outputs, [problem.n_train], axis=1)
     number = jnp.asarray(len(plan.rates))
     left = jnp.isfinite(run.valid_until)
+    unknown = jnp.full(len(plan.steps), jnp.nan, run.outputs.dtype)
     ended = RESULTS.where(left, RESULTS.left_window, RESULTS.successful)
     ended = RESULTS.where(jnp.any(run.lost), RESULTS.diverged, ended)
     return Solution(
@@ -218,6 +219,8 @@ def _as_solution(dynamics: AbstractDescent, plan: Plan, run: _Run) -> Solution:
         test=test,
         loss=jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train),
         valid_until=run.valid_until,
+        error_estimate=unknown,
+        error_share=unknown,
         result=ended,
         state=run.state,
         counts={
