@@ -172,7 +172,9 @@ def test_fixed_steps_pass_a_kink():
     network: Any = nth.from_apply(lambda theta, x: theta * x, jnp.array(0.0))
     words = r"At a kink of the loss .*: use fixed steps, solver=diffrax.Heun"
     with pytest.raises(RuntimeError, match=words):
-        nth.gradient_flow(network, kinked, [20.0], max_steps=2**10)
+        nth.gradient_flow(
+            network, kinked, [20.0], solver=diffrax.Tsit5(), max_steps=2**10
+        )
     passed = nth.gradient_flow(network, kinked, [0.5, 2.0], max_steps=2**9)
     np.testing.assert_allclose(passed.train[:, 0], [0.5, 1.0], atol=1e-3)
     options: Any = {"solver": diffrax.Heun(), "dt0": 0.01, **FIXED}

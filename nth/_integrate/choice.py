@@ -134,10 +134,10 @@ def implicit_cost(size: int, slots: int, order: int, loss: AbstractLoss) -> floa
     """The multiplications of a stiff dense solve, with a K⁽ᵖ⁾ of `size` entries, by the
     numbers of steps that were measured, which hardly depend on the last time."""
     if order > 2:
-        return 80 * (READING * size + _EIGEN * slots**3)
+        return 80.0 * (READING * size + _EIGEN * slots**3)
     if isinstance(loss, SquaredError):
-        return 15 * (READING * size + _EIGEN * slots**3)
-    return 80 * (8 * READING * size + _FACTORS * slots**3)
+        return 15.0 * (READING * size + _EIGEN * slots**3)
+    return 80.0 * (8 * READING * size + _FACTORS * slots**3)
 
 
 def explicit_evaluations(stiffness: float) -> float:
