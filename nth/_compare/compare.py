@@ -100,7 +100,7 @@ def compare(
         return Comparison(truth, solutions, problem, known)
     _check_models(models, flow)
     require_times(ts, own.dtype)
-    hierarchy = hierarchies(own, levels, method, weight_decay)
+    hierarchy = hierarchies(own, ts, levels, method, weight_decay)
     truth = integrate(flow, ts, **_own_file(options, "truth"))
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
