@@ -11,7 +11,7 @@ from .base import AbstractDynamics
 # Multiples of two measures of the error, calibrated on random problems by
 # benchmarks/error_estimate.py: of |f(θ₀ + Σ u_k) − f̃|, which the matrix-free form and
 # level 2 use, and of the last term of f̃, which the dense form uses above level 2.
-_SERIES_FACTORS = {2: 2.0, 3: 1.3}
+_SERIES_FACTORS = {2: 2.5, 3: 1.3}
 _RATIO_FACTOR = 1.5
 
 

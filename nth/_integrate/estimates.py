@@ -96,7 +96,8 @@ def dense_errors(
         return jnp.expand_dims(factors, range(1, outputs.ndim)) * terms[:, -1], last
     if dynamics.network is None:
         return None, last
-    return linearization_errors(dynamics.network, outputs, each.slope), last
+    changes = outputs - dynamics.levels[0][None]
+    return linearization_errors(dynamics.network, ts, changes, each.slope), last
 
 
 def integrals_at(
