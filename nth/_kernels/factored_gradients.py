@@ -23,36 +23,39 @@ from .evaluation import Points
 # Time of an elementwise operation on a number of the kernel, in multiplications of a
 # product of matrices.
 _ELEMENTWISE = 8
+# Parameters of one array up to which its gradients go side by side with others: a
+# product of matrices that is this short takes longer to write than to compute.
+_SHORT = 512
 
 
 class Factors(eqx.Module):
     """Gradients by one parameter at some points, for each output of the network."""
 
-    data: Float[Array, "points groups positions fan_in"]
-    deltas: Float[Array, "points out groups positions fan_out"]
+    data: Float[Array, "*points groups positions fan_in"]
+    deltas: Float[Array, "*points out groups positions fan_out"]
 
 
 class Lookups(eqx.Module):
     """Gradients by a table of `n_rows` rows, of which each point looks up some."""
 
-    rows: Int[Array, "points positions"]
-    deltas: Float[Array, "points out positions fan_out"]
+    rows: Int[Array, "*points positions"]
+    deltas: Float[Array, "*points out positions fan_out"]
     n_rows: int = eqx.field(static=True)
 
 
 class Gradients(eqx.Module):
     """Gradients of outputs at some points by all parameters.
 
-    `whole` are those that are not factored, side by side. Inner products are over
-    `whole` and over each of the others.
+    `whole` are those that are not factored: those of short vectors, such as biases,
+    side by side in the first array, then the others.
     """
 
-    whole: Float[Array, "points out params"]
+    whole: tuple[Float[Array, "*points out params"], ...]
     factors: tuple[Factors, ...]
     lookups: tuple[Lookups, ...]
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self.whole[0])
 
 
 class GradientFunction:
@@ -72,16 +75,13 @@ class GradientFunction:
 
         x = take(points.x_train, 0)
         self.program: FlatProgram = flat_program(outputs, leaves, x)
-        rates = [None] * len(leaves)
-        if points.rates is not None:
-            rates = jax.tree.leaves(points.rates)
-        self.uses = [
-            use
-            for use in weight_uses(self.program, len(leaves))
-            if rates[use.leaf] is None or rates[use.leaf].size == 1
-        ]
+        rates = jax.tree.leaves(points.rates)  # none of them if all are 1
+        several = {i for i, rate in enumerate(rates) if rate.size > 1}
+        uses = weight_uses(self.program, len(leaves))
+        self.uses = [use for use in uses if use.leaf not in several]
         used = {use.leaf for use in self.uses}
         self.others = [i for i in range(len(leaves)) if i not in used]
+        self.dtype = points.output.dtype
         self.shapes = [leaf.shape for leaf in leaves]
         self.stay_factored = [
             _pairs_are_cheaper(use, self.out_size, columns) for use in self.uses
@@ -89,10 +89,10 @@ class GradientFunction:
 
     def __call__(self, params: Params, x: Any) -> Gradients:
         """Gradients at the point `x`, without the axis of points."""
-        leaves = jax.tree.leaves(params)
+        leaves: list[Array] = jax.tree.leaves(params)
 
         def outputs(taps: list[Array], free: list[Array]) -> Any:
-            own = dict(zip(self.others, free, strict=True))
+            own: dict[int, Array] = dict(zip(self.others, free, strict=True))
             inputs = [own.get(i, leaf) for i, leaf in enumerate(leaves)]
             added = {use.output: t for use, t in zip(self.uses, taps, strict=True)}
 
@@ -108,29 +108,25 @@ class GradientFunction:
             ]
             return value_of(values, output), (data, scales)
 
-        dtype = leaves[0].dtype
+        dtype = self.dtype
         taps = [jnp.zeros(self.program.shape(use.output), dtype) for use in self.uses]
         free = [leaves[i] for i in self.others]
         _, pull, (data, scales) = jax.vjp(outputs, taps, free, has_aux=True)
         to_deltas, by_free = jax.vmap(pull)(jnp.eye(self.out_size, dtype=dtype))
-        whole, factors, lookups = [], [], []
-        for gradient in by_free:
-            whole.append(gradient.reshape(self.out_size, -1))
+        whole = [gradient.reshape(self.out_size, -1) for gradient in by_free]
+        factors, lookups = [], []
         for use, stays, x_part, delta, scale in zip(
             self.uses, self.stay_factored, data, to_deltas, scales, strict=True
         ):
-            delta = jax.vmap(use.deltas)(delta)
-            delta = functools.reduce(jnp.multiply, scale, delta)
+            delta = functools.reduce(jnp.multiply, scale, jax.vmap(use.deltas)(delta))
             if not stays:
                 whole.append(_formed(use, x_part, delta))
             elif use.is_lookup:
-                part = Lookups(x_part, delta[:, 0], use.sizes[2])
-                lookups.append(part)
+                lookups.append(Lookups(x_part, delta[:, 0], use.sizes[2]))
             else:
                 factors.append(Factors(x_part, delta))
         none = jnp.zeros((self.out_size, 0), dtype)
-        whole = jnp.concatenate([none, *whole], axis=1)
-        return Gradients(whole, tuple(factors), tuple(lookups))
+        return Gradients(_gathered([none, *whole]), tuple(factors), tuple(lookups))
 
     def over(self, params: Params, xs: Inputs) -> Gradients:
         """Gradients at each point of `xs`."""
@@ -141,33 +137,35 @@ class GradientFunction:
         if rates is None:
             return gradients
         by_leaf = jax.tree.leaves(rates)
-        pairs = list(zip(self.uses, self.stay_factored, strict=True))
-        whole = [
-            jnp.broadcast_to(by_leaf[i], self.shapes[i]).reshape(-1)
-            for i in self.others
+        used = [use.leaf for use in self.uses]
+        kept = {
+            is_lookup: [
+                by_leaf[use.leaf].reshape(())
+                for use, stays in zip(self.uses, self.stay_factored, strict=True)
+                if stays and use.is_lookup is is_lookup
+            ]
+            for is_lookup in (False, True)
+        }
+        formed = [
+            i for i, stays in zip(used, self.stay_factored, strict=True) if not stays
         ]
-        whole += [
-            jnp.broadcast_to(
-                by_leaf[use.leaf].reshape(()), self.shapes[use.leaf]
-            ).reshape(-1)
-            for use, stays in pairs
-            if not stays
+        of_whole = [
+            jnp.broadcast_to(by_leaf[i], self.shapes[i]).reshape(1, -1)
+            for i in (*self.others, *formed)
         ]
+        none = jnp.zeros((1, 0), of_whole[0].dtype if of_whole else self.dtype)
 
-        def times(parts: Any, is_lookup: bool) -> Any:
-            kept = [u.leaf for u, stays in pairs if stays and u.is_lookup is is_lookup]
+        def times(parts: Any, own: list[Array]) -> Any:
             return tuple(
-                eqx.tree_at(
-                    lambda p: p.deltas, part, by_leaf[i].reshape(()) * part.deltas
-                )
-                for i, part in zip(kept, parts, strict=True)
+                eqx.tree_at(lambda part: part.deltas, part, rate * part.deltas)
+                for rate, part in zip(own, parts, strict=True)
             )
 
-        empty = jnp.zeros(0, gradients.whole.dtype)
+        pairs = zip(gradients.whole, _gathered([none, *of_whole]), strict=True)
         return Gradients(
-            gradients.whole * jnp.concatenate([empty, *whole])[None, None],
-            times(gradients.factors, is_lookup=False),
-            times(gradients.lookups, is_lookup=True),
+            tuple(part * rate[None] for part, rate in pairs),
+            times(gradients.factors, kept[False]),
+            times(gradients.lookups, kept[True]),
         )
 
     def bytes_per_point(self, points: Points) -> int:
@@ -210,6 +208,13 @@ def _pairs_are_cheaper(use: WeightUse, out_size: int, columns: int) -> bool:
     return pairs < out_size**2 * size + formed
 
 
+def _gathered(parts: list[Array]) -> tuple[Array, ...]:
+    """The short ones of `parts`, of which the first is empty, as one; the others."""
+    short = [part for part in parts if part.shape[1] <= _SHORT]
+    others = (part for part in parts if part.shape[1] > _SHORT)
+    return jnp.concatenate(short, axis=1), *others
+
+
 def _formed(use: WeightUse, data: Array, deltas: Array) -> Float[Array, "out params"]:
     """Σ_p δ_p x_pᵀ, for each output."""
     out_size = len(deltas)
@@ -224,15 +229,13 @@ def _formed(use: WeightUse, data: Array, deltas: Array) -> Float[Array, "out par
 
 def products(rows: Gradients, columns: Gradients) -> Float[Array, "rows columns"]:
     """Inner products over parameters, with slots in row order of `(points, out)`."""
-    counts = tuple(len(each.whole) for each in (rows, columns))
-    out_size = rows.whole.shape[1]
-    slots = tuple(count * out_size for count in counts)
-    total = jnp.zeros(slots, rows.whole.dtype)
-    if rows.whole.shape[2]:
-        left, right = (
-            each.whole.reshape(-1, each.whole.shape[2]) for each in (rows, columns)
-        )
-        total = left @ right.T
+    out_size = rows.whole[0].shape[1]
+    slots = (len(rows) * out_size, len(columns) * out_size)
+    total = jnp.zeros(slots, rows.whole[0].dtype)
+    for row, column in zip(rows.whole, columns.whole, strict=True):
+        if row.shape[2]:
+            product = jnp.tensordot(row, column, axes=(2, 2))
+            total = total + product.reshape(slots)
     for row, column in zip(rows.factors, columns.factors, strict=True):
         total = total + _of_factors(row, column).reshape(slots)
     for row, column in zip(rows.lookups, columns.lookups, strict=True):

@@ -58,11 +58,14 @@ class FlatProgram(NamedTuple):
 
     def shape(self, atom: Atom) -> tuple[int, ...]:
         """The shape of a value."""
-        return atom.aval.shape if isinstance(atom, Literal) else self.avals[atom].shape
+        return self._aval(atom).shape
 
     def dtype(self, atom: Atom) -> Any:
         """The dtype of a value."""
-        return atom.aval.dtype if isinstance(atom, Literal) else self.avals[atom].dtype
+        return self._aval(atom).dtype
+
+    def _aval(self, atom: Atom) -> Any:
+        return atom.aval if isinstance(atom, Literal) else self.avals[atom]
 
     def run(
         self,

@@ -20,7 +20,9 @@ from jaxtyping import Array, Float, Int
 from .flat_program import Atom, FlatProgram, Step
 
 # Operations that keep every number of their operand, in another place.
-_VIEWS = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "copy", "neg"})
+_VIEWS = frozenset(
+    {"reshape", "transpose", "squeeze", "expand_dims", "copy", "neg", "rev"}
+)
 # Entries of a convolution's window up to which patches are formed by slices.
 _LARGEST_WINDOW = 1024
 
