@@ -1,8 +1,7 @@
-"""K⁽²⁾ of any network as a product of Jacobians, by reverse mode alone."""
+"""K⁽²⁾ = J M Jᵀ of any network, from gradients by reverse mode alone."""
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,27 +11,31 @@ from jaxtyping import Array, Float, Int
 
 from .._custom_types import Inputs, Params
 from .._network.base import OutputFunction
-from .._network.learning_rates import by_rates
-from .._network.memory import activation_bytes, tree_bytes
 from .._problem.inputs import count, take
 from .evaluation import Points
+from .factored_gradients import GradientFunction, Gradients, products
 
 # Bytes that the gradients held at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
+# Rows of a symmetric product that are worth a product of matrices of their own, and the
+# number of such products, each of which is compiled: measured on 2 cores.
+_TILE = 320
+_MOST_TILES = 4
 
 
 def jacobian_products(
     points: Points, block_size: int
 ) -> tuple["JacobianProducts", int]:
     """Columns of K⁽²⁾, and how many of them go together: those of whole points."""
-    size = points.output.size
-    per_point = activation_bytes(
-        points.apply, points.params, take(points.x_train, 0)
-    ) + size * tree_bytes(points.params)
-    rows = max(1, _BLOCK_BYTES // (4 * per_point))
+    size, n_train = points.output.size, points.n_train
+    gradients = GradientFunction(points, n_train)
+    per_point = gradients.bytes_per_point(points)
     # Each block of columns computes the gradients of all rows again: it is larger.
-    held = max(1, block_size // size) if block_size else 3 * rows
-    return JacobianProducts(rows), min(points.n_train, held) * size
+    columns = max(1, block_size // size) if block_size else 0
+    columns = min(n_train, columns or max(1, 3 * _BLOCK_BYTES // (4 * per_point)))
+    per_row = per_point + columns * gradients.bytes_per_pair(points)
+    rows = max(1, _BLOCK_BYTES // (4 * per_row))
+    return JacobianProducts(rows), columns * size
 
 
 class JacobianProducts(eqx.Module):
@@ -47,32 +50,59 @@ class JacobianProducts(eqx.Module):
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows columns"]:
         number = size // points.output.size
+        gradients = GradientFunction(points, points.n_train)
         whole = number == points.n_train
         indices = start // points.output.size + jnp.arange(number)
         x = points.x_train if whole else take(points.x_train, indices)
-        columns = jax.vmap(jacobian_of(points.apply, points.params))(x)
-        moved = jax.vmap(jax.vmap(partial(by_rates, points.rates)))(columns)
-        x = points.x
-        above = None
+        columns = gradients.over(points.params, x)
+        rated = gradients.times_rates(columns, points.rates)
+        x, above = points.x, None
         if whole and points.with_train:  # the columns are rows, too
-            above, x = _products(columns, moved), points.x_extra
-        below = self._map_rows(points, x, moved)
+            above, x = self._symmetric(columns, rated), points.x_extra
+        if count(x) == 0:
+            assert above is not None
+            return above
+
+        def rows(x: Inputs) -> Float[Array, "rows columns"]:
+            return products(gradients.over(points.params, x), rated)
+
+        below = _by_rows(rows, x, self.rows)
         return below if above is None else jnp.concatenate([above, below])
 
-    def _map_rows(
-        self, points: Points, x: Inputs, columns: Params
-    ) -> Float[Array, "rows columns"]:
-        jacobian = jacobian_of(points.apply, points.params)
+    def _symmetric(
+        self, rows: Gradients, columns: Gradients
+    ) -> Float[Array, "columns columns"]:
+        """A product that equals its transpose: the tiles above its diagonal."""
+        n, size = len(rows), rows.whole[0].shape[1]
+        tiles = min(_MOST_TILES, n, max(1, n * size // _TILE))
+        tile = -(-n // tiles)
+        if tile > self.rows:  # the factors of a tile's pairs take too much
+            return _by_rows(lambda one: products(one, columns), rows, self.rows)
+        if tile >= n:
+            return products(rows, columns)
+        total = jnp.zeros((n * size, n * size), rows.whole[0].dtype)
+        for start in range(0, n, tile):
+            below = products(
+                take(rows, slice(start, None)),
+                take(columns, slice(start, start + tile)),
+            )
+            corner = (start * size, start * size)
+            total = jax.lax.dynamic_update_slice(total, below, corner)
+            total = jax.lax.dynamic_update_slice(total, below.T, corner)
+        return total
 
-        def block(x: Any) -> Float[Array, "out columns"]:
-            one = jax.tree.map(lambda leaf: leaf[None], jacobian(x))
-            return _products(one, columns)
 
-        if count(x) == 0:
-            slots = jax.tree.leaves(columns)[0].shape[:2]
-            return jnp.zeros((0, slots[0] * slots[1]), points.output.dtype)
-        products = jax.lax.map(block, x, batch_size=min(self.rows, count(x)))
-        return products.reshape(-1, *products.shape[2:])
+def _by_rows(
+    block: Callable[[Any], Float[Array, "rows columns"]], xs: Any, size: int
+) -> Float[Array, "rows columns"]:
+    """The rows that `block` makes of `xs`, of `size` entries at a time."""
+    n = count(xs)
+    if n <= size:
+        return block(xs)
+    one = jax.lax.map(
+        lambda x: block(jax.tree.map(lambda leaf: leaf[None], x)), xs, batch_size=size
+    )
+    return one.reshape(-1, one.shape[2])
 
 
 def jacobian_of(apply: OutputFunction, params: Params) -> Callable[[Any], Params]:
@@ -95,22 +125,13 @@ def push_by_points(
     x = 0 of a norm, where the gradient itself is finite.
     """
     jacobian = jacobian_of(apply, params)
-    moved = jax.tree.map(lambda leaf: leaf[None, None], direction)
 
     def push(x: Any) -> Float[Array, " outputs"]:
-        rows = jax.tree.map(lambda leaf: leaf[None], jacobian(x))
-        return _products(rows, moved)[:, 0]
+        parts = jax.tree.map(
+            lambda row, moved: row.reshape(len(row), -1) @ moved.reshape(-1),
+            jacobian(x),
+            direction,
+        )
+        return functools.reduce(jnp.add, jax.tree.leaves(parts))
 
     return jax.lax.map(push, x).reshape(-1, *apply.output.shape)
-
-
-def _products(rows: Params, columns: Params) -> Float[Array, "rows columns"]:
-    """Inner products over parameters; leaves are `(points, outputs, *parameter)`."""
-
-    def of_leaf(row: Array, column: Array) -> Array:
-        row, column = (leaf.reshape(*leaf.shape[:2], -1) for leaf in (row, column))
-        row, column = (leaf.reshape(-1, leaf.shape[2]) for leaf in (row, column))
-        return row @ column.T
-
-    parts: list[Array] = jax.tree.leaves(jax.tree.map(of_leaf, rows, columns))
-    return functools.reduce(jnp.add, parts)
