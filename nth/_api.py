@@ -30,6 +30,9 @@ from ._dynamics.base import (
 )
 from ._dynamics.dense import DenseHierarchy as DenseHierarchy
 from ._dynamics.matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
+from ._solution.prediction import AbstractPrediction as AbstractPrediction
+from ._solution.results import RESULTS as RESULTS
+from ._solution.solution import Solution as Solution
 from ._analytic.closed_form import (
     Trajectory as Trajectory,
     closed_form as closed_form,
@@ -43,8 +46,6 @@ from . import infinite as infinite
 from ._dynamics.gradient_flow import GradientFlow as GradientFlow
 from ._dynamics.taylorized import TaylorizedFlow as TaylorizedFlow
 from ._internal.validation import WindowWarning as WindowWarning
-from ._solution.results import RESULTS as RESULTS
-from ._solution.solution import Solution as Solution
 from ._integrate.solvers.chebyshev import ROCK4 as ROCK4
 from ._integrate.solvers.exponential import DenseExponential as DenseExponential
 from ._integrate.solvers.rosenbrock import DenseRosenbrock as DenseRosenbrock

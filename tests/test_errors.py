@@ -372,7 +372,7 @@ def test_hierarchy(kernels: Any) -> None:
     fewer = nth.Problem(X[:2], Y[:2], X[3:])
     expect("(4, 3) for K(2), and problem has m = 3 points of which n = 2", dense(fewer))
     none = nth.Problem(X[:3], Y)
-    expect("m = 3 points of which n = 3 train: form them on its points", dense(none))
+    expect("m = 3 points, n = 3 for training: form them on its points", dense(none))
     expect("order must be at most 3, the order of kernels; got 4", dense(points(), 4))
     expect("order must be at least 2; got 1", dense(points(), 1))
     expect("order must be an integer of at least 2; got 2.0", dense(points(), 2.0))
@@ -473,7 +473,7 @@ def test_orders(orders: Any, words: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (2,), (1, 1)])
 def test_y_test(shape: tuple[int, ...]) -> None:
-    words = f"y_test has shape {shape}; x_test and y_train ask for (1,)."
+    words = f"y_test must have shape (1,), as x_test and y_train require; got {shape}."
     y_test = np.ones(shape)
     expect(words, lambda: nth.compare(network(), points(), [1.0], y_test=y_test))
 
@@ -516,7 +516,7 @@ def comparison() -> Any:
 
 def test_comparison(comparison: Any) -> None:
     expect(
-        "order must be one of [2], the levels compared; got 7.",
+        "order must be one of the compared levels, [2]; got 7.",
         lambda: comparison.error(7),
     )
     words = "points must be one of 'train', 'test'; got 'tets'. Did you mean 'test'?"
@@ -530,7 +530,7 @@ def test_no_test_point(comparison: Any) -> None:
 
     problem, truth, solution = tests(comparison)
     less = eqx.tree_at(tests, comparison, (problem[:0], truth[:, :0], solution[:, :0]))
-    words = "points: there is no test point; give problem an x_test."
+    words = "points: problem has no test points; give it an x_test."
     expect(words, lambda: less.error(2))
     assert np.isfinite(less.error(2, "train")).all()
 

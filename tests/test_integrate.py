@@ -170,7 +170,7 @@ def test_fixed_steps_pass_a_kink():
     """f = θ under |f − 1|: df/dt = 1 up to the kink at t = 1, then rest."""
     kinked = nth.Problem([1.0], [1.0], loss=nth.CustomLoss(lambda f, y: jnp.abs(f - y)))
     network: Any = nth.from_apply(lambda theta, x: theta * x, jnp.array(0.0))
-    words = r"At a kink of the loss .*: take fixed ones, solver=diffrax.Heun"
+    words = r"At a kink of the loss .*: use fixed steps, solver=diffrax.Heun"
     with pytest.raises(RuntimeError, match=words):
         nth.gradient_flow(network, kinked, [20.0], max_steps=2**10)
     passed = nth.gradient_flow(network, kinked, [0.5, 2.0], max_steps=2**9)

@@ -380,10 +380,14 @@ def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
         (
             {},
             {"order": 2},
-            r"state is of order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
+            r"state has order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
         ),
-        ({}, {"order": 2, "weight_decay": 0.1}, "state is of order 2"),
-        ({}, {"network": make_network(3, 2)}, "state has other arrays"),
+        ({}, {"order": 2, "weight_decay": 0.1}, "state has order 2"),
+        (
+            {},
+            {"network": make_network(3, 2)},
+            "state differs in structure, shapes or dtypes",
+        ),
     ],
 )
 def test_a_state_of_another_solve_is_refused(options, state_of, words):

@@ -14,7 +14,7 @@ _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fa
 
 
 def plot_comparison(comparison: "Comparison") -> Figure:
-    """Panels: loss, error on training and test points, and accuracy for labels."""
+    """Panels of loss, error on training and test points, and accuracy for labels."""
     import matplotlib
 
     kinds: list["Points"] = ["train"]
@@ -58,7 +58,12 @@ def _levels(comparison: "Comparison") -> list[tuple[int | str, Any, str]]:
 def _plot_loss(axis: Any, comparison: "Comparison") -> None:
     ts = np.asarray(comparison.ts)
     axis.plot(
-        ts, comparison.truth.loss, color="black", lw=2.5, alpha=0.5, label="network"
+        ts,
+        comparison.truth.loss,
+        color="black",
+        lw=2.5,
+        alpha=0.5,
+        label="trained network",
     )
     for p, solution, color in _levels(comparison):
         label = p if isinstance(p, str) else f"$p = {p}$"
@@ -93,9 +98,9 @@ def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
 
 
 def _mark_windows(axis: Any, comparison: "Comparison") -> None:
-    for _, solution, color in _levels(comparison):
-        if np.isfinite(solution.valid_until):
-            axis.axvline(float(solution.valid_until), color=color, lw=0.8, ls=":")
+    for p, _, color in _levels(comparison):
+        if np.isfinite(until := comparison.valid_until(p)):
+            axis.axvline(until, color=color, lw=0.8, ls=":")
 
 
 def _log_time(axis: Any, comparison: "Comparison") -> None:

@@ -16,13 +16,13 @@ _SYMBOL = {"time": "t", "step": "step"}
 
 
 def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
-    """The times in a table: all, or at most `most`, log-spaced, including the last."""
+    """Indices of the times in a table: all, or `most`, log-spaced, with the last."""
     ts = ts.astype(np.float64)  # integer zeros could not be clipped to 1e-300
     if len(ts) <= most:
         return list(range(len(ts)))
     positive = ts[ts > 0]
-    wanted = np.geomspace(max(positive[0], ts[-1] / 1e3), ts[-1], most)
-    return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in wanted})
+    spaced = np.geomspace(max(positive[0], ts[-1] / 1e3), ts[-1], most)
+    return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in spaced})
 
 
 def name_of(order: int | str, equals: str = " = ") -> str:
@@ -30,14 +30,14 @@ def name_of(order: int | str, equals: str = " = ") -> str:
     return order if isinstance(order, str) else f"p{equals}{order}"
 
 
-def _at(comparison: "Comparison", when: Any) -> str:
+def _at(comparison: "Comparison", t: Any) -> str:
     """A time, such as `t = 0.25`, or a step, such as `step 12`."""
     sign = "t = " if comparison.clock == "time" else "step "
-    return f"{sign}{float(when):.4g}"
+    return f"{sign}{float(t):.4g}"
 
 
 def table(comparison: "Comparison") -> str:
-    """Errors at a few times, and a line for each window exit and each accuracy."""
+    """Errors at a few times, followed by window exits and accuracies."""
     require_concrete("comparison", (comparison, jnp.zeros(())), "a table")
     orders = list(comparison.every)
     kinds: list["Points"] = ["train"]
@@ -46,7 +46,7 @@ def table(comparison: "Comparison") -> str:
     ts = np.asarray(comparison.ts)
     columns: dict[str, Any] = {
         _SYMBOL[comparison.clock]: ts,
-        "true loss": np.asarray(comparison.truth.loss),
+        "network loss": np.asarray(comparison.truth.loss),
     }
     for kind in kinds:
         for p in orders:
@@ -65,16 +65,16 @@ def table(comparison: "Comparison") -> str:
 
 def _window_lines(comparison: "Comparison") -> list[str]:
     return [
-        f"{name_of(p)} left its window at {_at(comparison, s.valid_until)}."
-        for p, s in comparison.every.items()
-        if np.isfinite(s.valid_until)
+        f"{name_of(p)} left its window at {_at(comparison, until)}."
+        for p, until in ((p, comparison.valid_until(p)) for p in comparison.every)
+        if np.isfinite(until)
     ]
 
 
 def _accuracy_lines(comparison: "Comparison", kinds: Sequence["Points"]) -> list[str]:
     lines = []
     for kind in kinds:
-        shares = {"truth": comparison.accuracy("truth", kind)}
+        shares = {"trained network": comparison.accuracy("truth", kind)}
         for p in comparison.every:
             shares[name_of(p)] = comparison.accuracy(p, kind)
         known = [

@@ -1,4 +1,4 @@
-"""What can be integrated: an initial state, its vector field, and the outputs."""
+"""The interface of dynamics: initial state, vector field and outputs."""
 
 import abc
 from typing import Any
@@ -24,7 +24,7 @@ class AbstractDynamics(eqx.Module):
     """The points, targets and loss. The targets are checked against the outputs."""
 
     label: eqx.AbstractVar[str]
-    """What a message or a legend calls it."""
+    """The name used in messages and legends."""
 
     method: eqx.AbstractClassVar[str]
     """The method of prediction, for `Solution.stats`."""
@@ -38,7 +38,7 @@ class AbstractDynamics(eqx.Module):
 
     @abc.abstractmethod
     def vector_field(self, t: Scalar, state: State, args: Any) -> State:
-        """d(state)/dt; `args` is unused, and there because diffrax passes it."""
+        """d(state)/dt; `args` is unused, but diffrax passes it."""
 
     @abc.abstractmethod
     def outputs(self, state: State) -> Float[Array, "m *out"]:
@@ -46,7 +46,7 @@ class AbstractDynamics(eqx.Module):
 
     @abc.abstractmethod
     def error_norm(self, scaled: State) -> Scalar:
-        """The norm by which a step's error is judged, each entry over its tolerance."""
+        """The norm of a step's error estimate, with each entry over its tolerance."""
 
     @abc.abstractmethod
     def penalty(self, state: State) -> Scalar:
@@ -65,8 +65,8 @@ class AbstractDynamics(eqx.Module):
         outputs = as_array("outputs", outputs)
         if outputs.shape[:1] != (points,):
             raise ValueError(
-                f"outputs must have a row for each of the {points} points of problem, "
-                f"as outputs(state) has; got shape {outputs.shape}."
+                f"outputs must have one row for each of the {points} points of "
+                f"problem, like outputs(state); got shape {outputs.shape}."
             )
         train = outputs[: self.problem.n_train]
         return self.problem.loss.gradient(train, self.problem.y_train)
@@ -74,8 +74,8 @@ class AbstractDynamics(eqx.Module):
     def output_rates(
         self, t: Scalar, state: State
     ) -> tuple[Float[Array, "n *out"], Float[Array, "n *out"], Scalar]:
-        """g and df̃/dt on the training points, whose product is the loss's rate, and
-        the rate of the penalty.
+        """g and df̃/dt on the training points, whose inner product is dL/dt, and the
+        time derivative of the penalty.
         """
         rate = self.vector_field(t, state, None)
         outputs, velocity = jax.jvp(self.outputs, (state,), (rate,))
@@ -85,9 +85,9 @@ class AbstractDynamics(eqx.Module):
 
 
 class AbstractKernelDynamics(AbstractDynamics):
-    """Dynamics whose outputs move by a kernel, df̃/dt = −K̃⁽²⁾ · g, which a state knows.
+    """Dynamics with a kernel, df̃/dt = −K̃⁽²⁾ · g, that is a function of the state.
 
-    Off a weight decay: what it adds to df̃/dt is no part of the kernel.
+    The contribution of weight decay to df̃/dt is not part of the kernel.
     """
 
     @abc.abstractmethod
@@ -98,7 +98,7 @@ class AbstractKernelDynamics(AbstractDynamics):
     def ntk_product(
         self, state: State, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
-        """K̃⁽²⁾ · v at a state, in time linear in n where no kernel is held."""
+        """K̃⁽²⁾ · v at a state, in time linear in n if the state holds no kernel."""
 
 
 def require_state(state: State, like: State) -> None:
@@ -107,15 +107,17 @@ def require_state(state: State, like: State) -> None:
 
 
 def require_vector(vector: Any, n_train: int, output: Any) -> None:
-    """Raise `ValueError` unless `vector` has an entry for each training slot; `output`
-    has the shape and dtype of one output."""
+    """Raise `ValueError` unless `vector` has one entry for each training slot.
+
+    `output` has the shape and dtype of one output.
+    """
     like = jax.ShapeDtypeStruct((n_train, *output.shape), output.dtype)
     require_like("vector", vector, like, "the outputs on the training points")
 
 
 def two_norm(scaled: Params) -> Scalar:
-    """The error norm of parameters: the root of the sum of their squares.
+    """The error norm of parameters: the square root of the sum of their squares.
 
-    The sum and not the mean: |δf| ≤ ‖∇f‖·‖δθ‖, however many parameters there are.
+    The sum, not the mean: |δf| ≤ ‖∇f‖·‖δθ‖ for any number of parameters.
     """
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))

@@ -18,20 +18,20 @@ Levels = tuple[Float[Array, "m ..."], ...]
 
 
 class DenseHierarchy(AbstractKernelDynamics):
-    """The truncated hierarchy in its tensor form, which holds every kernel.
+    """The truncated hierarchy in its tensor form, whose state contains the kernels.
 
     With g the output gradient at f̃ = K̃⁽¹⁾ on the training points (Huang & Yau, eqs. 15
-    and 22; test points ride along in the first slot):
+    and 22; the first slot includes the test points):
 
         dK̃⁽ʳ⁾/dt = −K̃⁽ʳ⁺¹⁾ · g    for r = 1 … p−1,        dK̃⁽ᵖ⁾/dt = 0.
 
-    The state is (K̃⁽¹⁾, …, K̃⁽ᵖ⁻¹⁾): m·C·(n·C)^{p−2} numbers and fewer. An evaluation
-    costs as many multiplications as K⁽ᵖ⁾ has entries.
+    The state is (K̃⁽¹⁾, …, K̃⁽ᵖ⁻¹⁾); its largest array has m·C·(n·C)^{p−2} entries. An
+    evaluation costs about as many multiplications as K⁽ᵖ⁾ has entries.
 
     **Arguments:**
 
-    - `kernels`: made by [`nth.kernels`][] on the points of `problem`; targets and loss
-        may be others than those it was made with.
+    - `kernels`: computed by [`nth.kernels`][] on the points of `problem`; the targets
+        and the loss may differ from those of that call.
     - `problem`: targets and loss.
     - `order`: the level p, from 2 to `kernels.order`, which is the default.
 
@@ -56,7 +56,7 @@ class DenseHierarchy(AbstractKernelDynamics):
             )
         if not kernels.complete:
             raise ValueError(
-                "kernels were formed with rows=..., and a solve takes all points in "
+                "kernels were formed with rows=..., and a solve needs all points in "
                 "the first slot: form them again without rows."
             )
         ntk = kernels[2].shape
@@ -64,7 +64,7 @@ class DenseHierarchy(AbstractKernelDynamics):
         if (ntk[0], ntk[1 + len(kernels.out_shape)]) != points:
             raise ValueError(
                 f"kernels have shape {ntk} for K(2), and problem has m = {points[0]} "
-                f"points of which n = {points[1]} train: form them on its points."
+                f"points, n = {points[1]} for training: form them on its points."
             )
         x, dtype = floating_dtype(problem.x_train), kernels[1].dtype
         if x is not None and x != dtype:
@@ -94,8 +94,8 @@ class DenseHierarchy(AbstractKernelDynamics):
     def ntk_product(
         self, state: Levels, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
-        one = jax.eval_shape(lambda f: f[0], self.levels[0])
-        require_vector(vector, self.problem.n_train, one)
+        output = jax.eval_shape(lambda f: f[0], self.levels[0])
+        require_vector(vector, self.problem.n_train, output)
         return _contract(self.ntk(state), vector)
 
     def penalty(self, state: Levels) -> Scalar:
@@ -105,7 +105,7 @@ class DenseHierarchy(AbstractKernelDynamics):
 
     def error_norm(self, scaled: Levels) -> Scalar:
         require_like("scaled", scaled, self.levels[:-1], "initial_state()")
-        # Level by level: in one mean the many entries of K̃⁽ʳ⁾ would drown those of f̃.
+        # The maximum over r: in a single mean the many entries of K̃⁽ʳ⁾ would dominate.
         return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(k**2)) for k in scaled]))
 
 

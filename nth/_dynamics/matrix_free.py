@@ -30,14 +30,14 @@ from .parameter_dynamics import AbstractDescent
 from .series import SeriesState, Steps, require_state
 from .taylor_coefficients import Coefficients, best_coefficients
 
-# Kernel columns computed together when the whole kernel is requested.
+# The number of kernel columns computed together when the whole kernel is requested.
 _COLUMNS = 16
 
 
 class MatrixFreeHierarchy(AbstractDescent):
     """The truncated hierarchy as a series in ε, at the cost of a few gradients.
 
-    Give each application of the operator D a weight ε: θ_ε = θ₀ + Σ_k ε^k u_k solves
+    With a weight ε for each application of D, θ_ε = θ₀ + Σ_k ε^k u_k solves
     dθ/dt = −ε J(θ)ᵀ g. With [·]_k the coefficient of ε^k,
 
         du_k/dt = −[J(θ_ε)ᵀ g]_{k−1},   u_k(0) = 0,   k = 1 … p−1,
@@ -91,9 +91,13 @@ class MatrixFreeHierarchy(AbstractDescent):
         block_size: int | None = None,
     ):
         self.order = require_integer("order", order, 2)
-        own = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = own.apply, own.params, own.problem
-        self.rates = own.rates
+        trained = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = (
+            trained.apply,
+            trained.params,
+            trained.problem,
+        )
+        self.rates = trained.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         if block_size is None:
@@ -102,9 +106,9 @@ class MatrixFreeHierarchy(AbstractDescent):
         require_forward_mode(
             self.apply, self.params, problem.x_train, 'the method "matrix-free"'
         )
-        one = take(problem.x_train, slice(1))
+        first = take(problem.x_train, slice(1))
         self.coefficients = best_coefficients(
-            lambda params: self.apply.over(params, one), self.params
+            lambda params: self.apply.over(params, first), self.params
         )
         self.label = f"level-{order} hierarchy"
 
@@ -153,10 +157,10 @@ class MatrixFreeHierarchy(AbstractDescent):
             return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
         terms = (state.base, *state.steps)
         products = [
-            jnp.vdot(one, other)
+            jnp.vdot(a, b)
             for i, step in enumerate(terms)
             for partner in terms[: self.order - i]
-            for one, other in zip(
+            for a, b in zip(
                 jax.tree.leaves(step), jax.tree.leaves(partner), strict=True
             )
         ]
@@ -240,7 +244,7 @@ class MatrixFreeHierarchy(AbstractDescent):
     def _series(
         self, state: Any, argument: str = "state", *, moved: bool = False
     ) -> tuple[Params, Steps]:
-        """θ₀ now, and u_1 … u_{p−1}; a `moved` state has θ₀ where that decays."""
+        """u_0, and u_1 … u_{p−1}; under weight decay a `moved` state must have u_0."""
         decays = self.weight_decay is not None if moved else None
         require_state(argument, state, self.order, self.params, decays)
         base = self.params if state.base is None else state.base
@@ -257,8 +261,8 @@ class MatrixFreeHierarchy(AbstractDescent):
     ) -> Steps:
         """[J(θ_ε)ᵀ g]_0, …, [J(θ_ε)ᵀ g]_{p−2} of one block, by one reverse pass.
 
-        g is the gradient of the mean loss over `points` points, of which the block is a
-        part.
+        g is the gradient of the mean loss over `points` points, which include the
+        block.
 
         Since ∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}, the pull-back of g through the single
         coefficient k = p − 2 gives all of them. The highest, k = p − 1, is needed only

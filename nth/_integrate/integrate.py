@@ -30,7 +30,7 @@ from .progress import as_meter
 from .segments import Piece, from_time_to_time
 from .validity import blow_up, first_rise, loss_rate
 
-# Copies of the state that a Runge–Kutta method of seven stages holds.
+# The number of copies of the state in memory in a Runge–Kutta method of seven stages.
 _COPIES = 9
 
 
@@ -53,45 +53,47 @@ def integrate(
     **Arguments:**
 
     - `dynamics`: [`nth.DenseHierarchy`][], [`nth.MatrixFreeHierarchy`][],
-        [`nth.GradientFlow`][], or your own.
-    - `ts`: times, shape `(T,)`, increasing, from 0 on. Training begins at t = 0,
-        whether or not `ts` holds it. Time is in units of 1/(learning rate).
+        [`nth.GradientFlow`][], or a user-defined dynamics.
+    - `ts`: times, shape `(T,)`, increasing and nonnegative. Training starts at
+        t = 0, whether or not `ts` contains it. Time is in units of 1/(learning rate).
     - `solver`: a diffrax solver for ordinary differential equations, explicit or
         implicit.
-    - `stepsize_controller`: diffrax's; by default a `PIDController` with
-        `dynamics.error_norm` and tolerances rtol, atol of 1e-7, 1e-9 in float64 and
-        1e-5, 1e-6 in float32. With Runge–Kutta methods the default relaxes the
-        tolerances at kinks, as of ReLU networks, up to a relative one of 2e-4.
-    - `dt0`: the first step, chosen by the controller if left out; with
-        `diffrax.ConstantStepSize()` every step, and then it must be given.
-    - `adjoint`: diffrax's. The default serves `jax.grad`; `jax.jvp` and `jax.jacfwd`
-        need `diffrax.ForwardMode()`.
-    - `max_steps`: steps after which the solve fails; with `checkpoint`, steps from one
-        requested time to the next.
+    - `stepsize_controller`: a diffrax step size controller; by default a
+        `PIDController` with `dynamics.error_norm` and tolerances rtol, atol of 1e-7,
+        1e-9 in float64 and 1e-5, 1e-6 in float32. With Runge–Kutta methods the default
+        relaxes the tolerances at kinks, such as those of ReLU networks, up to a
+        relative tolerance of 2e-4.
+    - `dt0`: the size of the first step, by default chosen by the controller; with
+        `diffrax.ConstantStepSize()` the size of every step, which is then required.
+    - `adjoint`: a diffrax adjoint. The default supports `jax.grad`; `jax.jvp` and
+        `jax.jacfwd` need `diffrax.ForwardMode()`.
+    - `max_steps`: the number of steps after which the solve fails; with `checkpoint`,
+        it applies from one requested time to the next.
     - `progress`: whether to show a progress bar once the solve has taken 5 seconds, or
         a diffrax progress meter. There is no bar under a transformation of JAX.
-    - `checkpoint`: a file to save to at each requested time. A run that was killed and
-        is started again goes on from there, to the same answer. Not under `jax.jit`.
-    - `save_fn`: a function `save_fn(t, state, args)`, as that of `diffrax.SaveAt`,
+    - `checkpoint`: a file to save to at each requested time. An interrupted
+        run continues from there when it is started again, with the same result. Not
+        available under `jax.jit`.
+    - `save_fn`: a function `save_fn(t, state, args)`, like `fn` of `diffrax.SaveAt`,
         whose values at `ts` are returned in `Solution.saved`: a floating array or a
         pytree of them, such as `lambda t, state, args: dynamics.ntk(state)`. `args` is
         `None`.
-    - `throw`: whether a failed solve raises, or returns what it reached with the
-        rest NaN and the cause in `result`.
+    - `throw`: whether a failed solve raises an error. Otherwise its values at times
+        that it did not reach are NaN, and `result` gives the cause.
 
     With `checkpoint` the solver stops at each of `ts`; otherwise it steps over them and
-    interpolates. The two agree to its tolerance.
+    interpolates. The two agree to within its tolerance.
 
-    A truncation that leaves its window goes on to the last time where it can, and warns
-    once, with [`nth.WindowWarning`][]; `valid_until` says when. Where it cannot,
-    because its outputs pass a million times their initial scale or the steps shrink to
-    nothing, the values from there on are NaN, and that does not raise.
+    A truncation that leaves its window is integrated up to the last time if possible,
+    and gives one warning, [`nth.WindowWarning`][]; `valid_until` is the time. If that
+    is not possible, because its outputs exceed a million times their initial scale or
+    the steps become too small, later values are NaN, and no error is raised.
 
-    **Raises:** `ValueError` for bad times, options that do not go together, or a
+    **Raises:** `ValueError` for invalid times, incompatible options, or a
     checkpoint that is damaged, belongs to another solve or cannot be written;
-    `RuntimeError` with the reason, if `throw`, for a solve that failed inside the
-    window. Under `jax.jit` both are raised as JAX's own run-time errors, with the same
-    words.
+    `RuntimeError` with the cause, if `throw`, for a solve that failed inside the
+    window. Under `jax.jit` both are raised as JAX run-time errors with the same
+    messages.
     """
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     options: IntegrateOptions = {
@@ -116,15 +118,17 @@ def integrate(
         stepsize_controller = _default_controller(solver, dynamics, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
     steps = (solver, stepsize_controller, dt0)
-    how = (*steps, adjoint, max_steps, save_fn)
+    settings = (*steps, adjoint, max_steps, save_fn)
     if checkpoint is None:
         meter = as_meter(progress, dynamics.label, (dynamics, state, times))
-        piece = _solve(dynamics, state, jnp.zeros_like(times[0]), times, (*how, meter))
+        piece = _solve(
+            dynamics, state, jnp.zeros_like(times[0]), times, (*settings, meter)
+        )
     elif is_traced(dynamics, times, state, jnp.zeros(())):
         raise ValueError("checkpoint cannot be used under jax.jit.")
     else:
         file = _file(checkpoint, dynamics, times, steps, save_fn)
-        run = partial(_solve, dynamics, how=(*how, diffrax.NoProgressMeter()))
+        run = partial(_solve, dynamics, settings=(*settings, diffrax.NoProgressMeter()))
         shown = progress is not False
         done = diffrax.RESULTS.successful
         piece = from_time_to_time(run, dynamics, times, file, shown, done)
@@ -139,8 +143,8 @@ def _file(
     steps: tuple[Any, ...],
     save_fn: Any,
 ) -> Checkpoint:
-    # A lambda is known by what it computes: its name says nothing.
-    traced, *_ = eqx.filter_make_jaxpr(_what_is_solved)(
+    # A function is identified by what it computes: the name of a lambda is not unique.
+    traced, *_ = eqx.filter_make_jaxpr(_solved_functions)(
         dynamics, ts[0], dynamics.initial_state(), save_fn
     )
     return Checkpoint(
@@ -161,13 +165,13 @@ def _require_state(state: State) -> None:
 def _require_memory(
     dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], save_fn: Any
 ) -> None:
-    """Raise `ValueError` if what is saved, and the state of the solver, do not fit."""
+    """Raise `ValueError` if the saved values and the solver state exceed the memory."""
     saved = eqx.filter_eval_shape(_saved, dynamics, ts[0], state, save_fn)
     points = dynamics.problem.n_train + dynamics.problem.n_test
     shape = getattr(saved["outputs"], "shape", None)
     if shape is None or shape[:1] != (points,):
         raise ValueError(
-            f"dynamics: outputs(state) must be an array with a row for each of the "
+            f"dynamics: outputs(state) must be an array with one row for each of the "
             f"{points} points of problem; got "
             f"{saved['outputs'] if shape is None else f'shape {shape}'}."
         )
@@ -184,7 +188,7 @@ def _default_controller(
 ) -> diffrax.PIDController | KinkController:
     eps = float(jnp.finfo(ts.dtype).eps)
     rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
-    # A solution that diverges in finite time takes ever smaller steps: dtmin ends them.
+    # dtmin ends a solution that diverges in finite time, in ever smaller steps.
     controller = diffrax.PIDController(
         rtol=rtol,
         atol=atol,
@@ -204,9 +208,9 @@ def _solve(
     state: State,
     start: Scalar,
     ts: Float[Array, " T"],
-    how: tuple[Any, ...],
+    settings: tuple[Any, ...],
 ) -> Piece:
-    solver, controller, dt0, adjoint, max_steps, save_fn, meter = how
+    solver, controller, dt0, adjoint, max_steps, save_fn, meter = settings
     solved = diffrax.diffeqsolve(
         diffrax.ODETerm(eqx.filter_jit(dynamics.vector_field)),  # pyright: ignore[reportArgumentType]
         solver,
@@ -222,17 +226,17 @@ def _solve(
         throw=False,
         progress_meter=meter,
     )
-    assert solved.ts is not None  # as saveat is given: for the type checker
+    assert solved.ts is not None  # for the type checker: saveat is given
     assert solved.ys is not None
     steps, reached = solved.ts["rates"], jnp.isfinite(solved.ts["saved"])
 
-    def only_reached(leaf: Array) -> Array:
-        known = jnp.expand_dims(reached, range(1, leaf.ndim))
-        return jnp.where(known, leaf, jnp.nan)
+    def where_reached(leaf: Array) -> Array:
+        mask = jnp.expand_dims(reached, range(1, leaf.ndim))
+        return jnp.where(mask, leaf, jnp.nan)
 
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
     return Piece(
-        saved=jax.tree.map(only_reached, solved.ys["saved"]),
+        saved=jax.tree.map(where_reached, solved.ys["saved"]),
         valid_until=first_rise(steps, solved.ys["rates"]),
         counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
         state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
@@ -243,7 +247,7 @@ def _solve(
 def _saves(
     dynamics: AbstractDynamics, ts: Float[Array, " T"], save_fn: Any
 ) -> dict[str, diffrax.SubSaveAt]:
-    """Outputs at the requested times, the loss's rate at each step, the last state."""
+    """Outputs at requested times, the rate of the loss at each step, the last state."""
     return {
         "saved": diffrax.SubSaveAt(
             ts=ts, fn=lambda t, y, args: _saved(dynamics, t, y, save_fn)
@@ -266,7 +270,7 @@ def _counts(
         fsal = int(tableau.fsal)
         fresh = tableau.num_stages - fsal
         total = fresh * counts["num_steps"] + fsal * jnp.minimum(counts["num_steps"], 1)
-        if dynamics.truncated:  # each step, and the start, looks at the window
+        if dynamics.truncated:  # the window is checked at the start and at each step
             total = total + counts["num_steps"] + 1
         counts["num_evaluations"] = total
     return counts
@@ -280,7 +284,7 @@ def _saved(
     return {"outputs": dynamics.outputs(state), "saved": saved}
 
 
-def _what_is_solved(
+def _solved_functions(
     dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
 ) -> Any:
     return dynamics.vector_field(t, state, None), _saved(dynamics, t, state, save_fn)

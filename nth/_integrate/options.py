@@ -79,7 +79,7 @@ def _check_solver(solver: Any) -> None:
         raise ValueError(
             f"solver: diffrax.{type(solver).__name__} is for equations in several "
             "parts (stochastic, split or symplectic), and training is a single "
-            "ordinary differential equation. Use a solver for those, such as "
+            "ordinary differential equation. Use a solver for these, such as "
             "diffrax.Tsit5(), or diffrax.Kvaerno5() if it is stiff."
         )
 
@@ -105,8 +105,8 @@ def _check_adjoint(adjoint: Any) -> None:
     require_instance("adjoint", adjoint, diffrax.AbstractAdjoint, example)
     if isinstance(adjoint, diffrax.BacksolveAdjoint | diffrax.ImplicitAdjoint):
         raise ValueError(
-            f"adjoint: diffrax.{type(adjoint).__name__} keeps no values between the "
-            "first and the last time, which the solve needs. Use "
+            f"adjoint: diffrax.{type(adjoint).__name__} does not save values between "
+            "the first and the last time, which the solve needs. Use "
             f"{example} for reverse mode (the default), diffrax.ForwardMode() for "
             "forward mode, or diffrax.DirectAdjoint() for both."
         )
@@ -117,8 +117,8 @@ def _check_max_steps(max_steps: Any) -> None:
     needed = 16 * count  # a time and a loss rate for each step
     if count > _MOST_STEPS or needed > available_bytes() / 2:
         raise ValueError(
-            f"max_steps: what is kept of each step takes {needed / 2**30:,.1f} GiB for "
-            f"{count} steps. Give a smaller number; the default is {2**16}."
+            f"max_steps: the values kept for {count} steps take {needed / 2**30:,.1f} "
+            f"GiB. Give a smaller number; the default is {2**16}."
         )
 
 
@@ -151,7 +151,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 
 
 def _innermost(controller: Any) -> Any:
-    """The controller that sets the steps, without wrappers that only clip them."""
+    """The controller that chooses the steps, without wrappers that only clip them."""
     while isinstance(controller, diffrax.ClipStepSizeController):
         controller = controller.controller
     return controller
@@ -162,8 +162,8 @@ def _require_error_estimate(solver: Any) -> None:
     if solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         name = type(solver).__name__
         raise ValueError(
-            f"solver: diffrax.{name} has no error estimate to choose its steps by. "
-            f"Take fixed steps, {CONSTANT_STEPS}, or wrap the solver, "
+            f"solver: diffrax.{name} has no error estimate for adaptive steps. "
+            f"Use fixed steps, {CONSTANT_STEPS}, or wrap the solver, "
             f"diffrax.HalfSolver(diffrax.{name}())."
         )
 
@@ -181,19 +181,19 @@ def _require_fixed_steps(
     if isinstance(controller, diffrax.StepTo):
         if dt0 is not None:
             raise ValueError(
-                "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or take "
+                "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or use "
                 f"{CONSTANT_STEPS}."
             )
         if options.get("checkpoint") is not None:
             raise ValueError(
                 "stepsize_controller: with a checkpoint the solver stops at each of "
-                "ts, which diffrax.StepTo cannot do. Take fixed steps by "
+                "ts, which diffrax.StepTo cannot do. Use fixed steps, "
                 f"{CONSTANT_STEPS}."
             )
     while isinstance(solver, diffrax.HalfSolver):
         solver = solver.solver
     if isinstance(solver, diffrax.AbstractImplicitSolver):
-        # By default diffrax takes the tolerances from an adaptive controller.
+        # By default diffrax uses the tolerances of an adaptive controller.
         rtol = getattr(solver.root_finder, "rtol", 0.0)
         if not isinstance(rtol, int | float | np.generic | jax.Array):
             name = type(solver).__name__

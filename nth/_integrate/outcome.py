@@ -19,10 +19,10 @@ from .validity import warn_of_window
 
 
 def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RESULTS:
-    """The result of a solve, from diffrax's, whether the truncation left its window,
-    and whether all outputs and losses at the times reached are finite."""
+    """The result of a solve, given the result `solved` of diffrax, whether the model
+    left its window, and whether all outputs and losses at reached times are finite."""
     results = diffrax.RESULTS
-    known = (
+    pairs = (
         (results.event_occurred, RESULTS.diverged),
         (results.max_steps_reached, RESULTS.max_steps_reached),
         (results.dt_min_reached, RESULTS.step_too_small),
@@ -31,8 +31,8 @@ def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RE
         (results.nonlinear_divergence, RESULTS.implicit_step_failed),
     )
     result = RESULTS.failed
-    for theirs, own in known:
-        result = RESULTS.where(solved == theirs, own, result)
+    for theirs, ours in pairs:
+        result = RESULTS.where(solved == theirs, ours, result)
     ended = RESULTS.where(left, RESULTS.left_window, RESULTS.successful)
     ended = RESULTS.where(finite | left, ended, RESULTS.not_finite)
     return RESULTS.where(solved == results.successful, ended, result)
@@ -58,7 +58,7 @@ def report(
         raise RuntimeError(
             f"the solve of the {label} failed at t = {last_time:.6g}, before the last "
             f"time {solution.ts[-1]:.6g}: {reason} Pass throw=False for the values up "
-            "to there."
+            "to that time."
         )
     say(warning, solution.valid_until, reached, last_time)
     return solution
@@ -77,12 +77,12 @@ def _raise_later(
     causes = _failures(max_steps)
     messages = [
         f"the solve of the {solution.label} failed before the last time: {reason} "
-        "Pass throw=False for the values up to there."
+        "Pass throw=False for the values up to that time."
         for _, reason in causes
     ]
     index = _index(solution.result, causes)
 
-    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be the only one used
+    def outputs(s: Solution) -> tuple[Any, ...]:  # a caller may use only one of them
         return s.train, s.test, s.loss
 
     checked = eqx.branched_error_if(outputs(solution), failed, index, messages)
@@ -92,8 +92,8 @@ def _raise_later(
 def _failures(max_steps: int) -> list[tuple[Any, str]]:
     """Each result of a failed solve, with its message; the last is for any other."""
     kink = (
-        "At a kink of the loss or of the network adaptive steps shrink without end: "
-        f"take fixed ones, solver=diffrax.Heun(), {CONSTANT_STEPS}."
+        "At a kink of the loss or of the network adaptive steps can become too small: "
+        f"use fixed steps, solver=diffrax.Heun(), {CONSTANT_STEPS}."
     )
     return [
         (
@@ -103,7 +103,7 @@ def _failures(max_steps: int) -> list[tuple[Any, str]]:
         ),
         (
             RESULTS.step_too_small,
-            "its steps became smaller than the least that is allowed, as happens where "
+            "its steps became smaller than the smallest allowed step, as happens where "
             f"outputs are not finite. {kink}",
         ),
         (
@@ -113,13 +113,13 @@ def _failures(max_steps: int) -> list[tuple[Any, str]]:
         ),
         (
             RESULTS.not_finite,
-            "outputs or losses are NaN or infinite. Check the loss; and fixed steps "
-            "that are too large do that: give a smaller dt0, or leave out "
-            "stepsize_controller for adaptive steps.",
+            "outputs or losses are NaN or infinite. Check the loss. Fixed steps may "
+            "be too large: give a smaller dt0, or leave out stepsize_controller for "
+            "adaptive steps.",
         ),
         (
             None,
-            "the equations of an implicit step were not solved. Give smaller steps, "
-            "other tolerances, or an explicit solver, such as diffrax.Tsit5().",
+            "the equations of an implicit step could not be solved. Use smaller steps, "
+            "other tolerances, or an explicit solver such as diffrax.Tsit5().",
         ),
     ]

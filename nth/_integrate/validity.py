@@ -1,8 +1,8 @@
-"""The window in which a truncation holds: where it ends, and the warning about it.
+"""The window in which a truncation is valid: its end, and the warning about it.
 
-Under gradient flow the training loss never increases. So at the first time that the
-predicted loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight
-decay λ, it is L + λ/2 ‖θ‖² that never increases.
+Under gradient flow the training loss never increases. So when the predicted loss first
+increases, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With weight decay λ the
+quantity that never increases is L + λ/2 ‖θ‖².
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.warnings import warn
 
-# A solve stops where outputs exceed their initial scale by this factor.
+# A solve stops when its outputs exceed their initial scale by this factor.
 _BLOW_UP = 1e6
 
 
@@ -37,7 +37,7 @@ def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
 
 
 def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
-    """When `rates` first exceeds zero, by linear interpolation between two steps."""
+    """The time when `rates` first exceeds zero, interpolated between two steps."""
     # A rate that is zero up to rounding error, as at a perfect fit, is not a rise.
     rises = jnp.isfinite(ts) & (rates > jnp.finfo(rates.dtype).eps ** 0.5)
     after = jnp.argmax(rises)
@@ -77,6 +77,7 @@ def warn_of_window(
     lost = "" if successful else f", and from t = {last_time:.4g} on they are NaN"
     warn(
         f"the {label} left its window at t = {valid_until:.4g}: its predicted loss "
-        "rises there, as no gradient flow's does. Later values are no predictions"
+        "increases there, unlike that of gradient flow. Later values are not valid "
+        f"predictions"
         f"{lost}; see Solution.valid_until.{note}"
     )

@@ -92,7 +92,7 @@ def _name(code: Any) -> str:
 
 
 def _current_codes(codes: np.ndarray, names: dict[str, str]) -> np.ndarray:
-    """The current codes of those results: other releases may differ."""
+    """The codes of these results in this release; other releases may differ."""
     new = {
         int(code): int(jax.tree.leaves(getattr(RESULTS, name))[0])
         for code, name in names.items()
@@ -106,27 +106,27 @@ def _leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in paths]
 
 
-def _in_structure(found: dict[str, Any], like: PyTree, argument: str) -> PyTree:
-    """The arrays `found`, matched by name, in the structure of `like`."""
+def _in_structure(arrays: dict[str, Any], like: PyTree, argument: str) -> PyTree:
+    """The `arrays`, matched by name, in the structure of `like`."""
     if like is None:
-        if not found:
+        if not arrays:
             return None
-        return found[""] if list(found) == [""] else tuple(found.values())
+        return arrays[""] if list(arrays) == [""] else tuple(arrays.values())
     leaves, tree = jax.tree.flatten(like)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         raise ValueError(
-            f"{argument} must be a pytree of arrays or of jax.ShapeDtypeStruct, such "
+            f"{argument} must be a pytree of arrays or jax.ShapeDtypeStructs, such "
             f"as dynamics.initial_state(); got {like!r}."
         )
     expected = dict(zip(_leaf_names(like), map(ArraySpec.of, leaves), strict=True))
-    saved = {name: ArraySpec.of(array) for name, array in found.items()}
+    saved = {name: ArraySpec.of(array) for name, array in arrays.items()}
     if list(expected.items()) != list(saved.items()):
         raise ValueError(
-            f"{argument} has not the arrays that were saved: give the structure of the "
-            "solve that was saved, such as dynamics.initial_state(), or leave it out. "
+            f"{argument} does not match the saved arrays: give the structure of the "
+            "saved solve, such as dynamics.initial_state(), or leave it out. "
             f"{_first_difference(expected, saved)}"
         )
-    return jax.tree.unflatten(tree, found.values())
+    return jax.tree.unflatten(tree, arrays.values())
 
 
 def _first_difference(
@@ -135,8 +135,8 @@ def _first_difference(
     for name in [*saved, *expected]:
         if saved.get(name) != expected.get(name):
             return (
-                f"Of {name or 'the array'} the file has {_words(saved.get(name))}, and "
-                f"the structure {_words(expected.get(name))}."
+                f"For {name or 'the array'} the file has {_words(saved.get(name))} and "
+                f"the structure has {_words(expected.get(name))}."
             )
     return "Their order differs."
 

@@ -7,10 +7,11 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
-from .results import RESULTS
+from .prediction import AbstractPrediction, summary
+from .results import RESULTS, name_of_result as name
 
 
-class Solution(eqx.Module):
+class Solution(AbstractPrediction):
     """Outputs over time, on training and test points.
 
     Values at times that the solver did not reach are NaN.
@@ -31,7 +32,7 @@ class Solution(eqx.Module):
     valid_until: Scalar
     """The first time at which the predicted loss increases, or ∞. The loss of gradient
     flow never increases, so past this time the truncation has left its window. The time
-    is interpolated between two steps of the solver, so its resolution is theirs. For
+    is interpolated between two steps of the solver, whose size limits its accuracy. For
     discrete training, whose loss may increase, see [`nth.solve_discrete`][]."""
 
     result: RESULTS
@@ -39,10 +40,10 @@ class Solution(eqx.Module):
 
     state: State
     """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] the
-    argument of its `predict`, for the trained network its parameters."""
+    argument of `predict`, for the trained network its parameters."""
 
     counts: dict[str, Array]
-    """The numbers in `stats`."""
+    """The numerical entries of `stats`."""
 
     label: str = eqx.field(static=True)
     """What was solved: `"level-3 hierarchy"`, `"network"`."""
@@ -61,6 +62,10 @@ class Solution(eqx.Module):
         number of stages is known, or of the gradient in discrete time; `last_time`, the
         last time that the solver reached, or the last requested step with outputs."""
         return {"method": self.method, **self.counts}
+
+    def __repr__(self) -> str:
+        method = f"method {self.method}"
+        return summary(self, self.label, method, ended=lambda: name(self.result))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution to a file, atomically.
@@ -84,8 +89,8 @@ class Solution(eqx.Module):
     ) -> "Solution":
         """Read a solution that [`save`][nth.Solution.save] wrote.
 
-        A file holds arrays and text, and nothing is unpickled: the worst that an
-        untrusted file can do is to hold wrong numbers.
+        A file contains arrays and text, and nothing is unpickled, so an untrusted file
+        cannot run code.
 
         **Arguments:**
 
@@ -97,7 +102,7 @@ class Solution(eqx.Module):
         - `saved_like`: the same for `saved`.
 
         **Raises:** `ValueError` if the file does not exist, is damaged or does not hold
-        a solution, or if the structures do not match what was saved.
+        a solution, or if a structure does not match what was saved.
         """
         from .files import load_solution
 

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from ._gaussian_moments import Pairs, Rule, rule_for, safe_root
 
-# Points per side of a tile: few for sums over nodes, so that little of the work on the
-# diagonal is done twice; for closed forms as many as fit a processor's cache.
+# Points per side of a tile: few for sums over nodes, so that little work is repeated on
+# the diagonal; for closed forms as many as fit in a processor's cache.
 _TILE, _TILE_OF_SUMS = 128, 4
-# Limits, up to which no loop is used: pairs of points times layers, and layers.
+# No loop is used up to these limits: pairs of points times layers, and layers.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
 
@@ -36,7 +36,7 @@ class _Moments(NamedTuple):
     """Moments and NTK of pairs of points after a layer."""
 
     variances: tuple[Float[Array, " r"], Float[Array, " c"]]
-    """Of the points on each side; the pairs are pairs of their indices."""
+    """Variances of the points on each side; pairs are pairs of their indices."""
 
     cross: Float[Array, " P"]
     versine: Float[Array, " P"] | None
@@ -67,14 +67,14 @@ def recursion(
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"] | None,
     layers: Layer,
-    how: tuple[Callable[[Array], Array], int],
+    activation_and_nodes: tuple[Callable[[Array], Array], int],
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
     """Σ and Θ of the last layer, and the error estimate of the integration rule."""
-    rule = rule_for(*how)
+    rule = rule_for(*activation_and_nodes)
     sides = (x1, x1 if x2 is None else x2)
     whole = _fits_whole(sides, layers)
     nngp, ntk = (_at_once if whole else _by_tiles)(rule, layers, sides, x2 is None)
-    return nngp, ntk, _doubt(rule, layers, jnp.concatenate(sides), whole)
+    return nngp, ntk, _largest_change(rule, layers, jnp.concatenate(sides), whole)
 
 
 def _fits_whole(sides: _Sides, layers: Layer) -> bool:
@@ -109,7 +109,7 @@ def _at_once(
 def _by_tiles(
     rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    """Tile by tile, in place: memory holds both kernels and a single tile."""
+    """Tile by tile, in place: the memory is that of both kernels and one tile."""
     most = _TILE if rule.closed else _TILE_OF_SUMS
     counts = [-(-len(x) // most) for x in sides]
     shape = [-(-len(x) // count) for x, count in zip(sides, counts, strict=True)]
@@ -210,14 +210,14 @@ def _affine(
     return _Moments(variances, layer.weight * cross + layer.bias, versine, ntk)
 
 
-def _doubt(
+def _largest_change(
     rule: Rule, layers: Layer, points: Float[Array, "m d"], whole: bool
 ) -> Float[Array, ""]:
     """The largest error estimate over all points and layers."""
 
     def deeper(variance: Array, layer: Layer) -> tuple[Array, Array]:
         variance = layer.weight * variance + layer.bias
-        return rule.square(variance), rule.doubt(variance)
+        return rule.square(variance), rule.change(variance)
 
     hidden = jax.tree.map(lambda part: part[:-1], layers)
     variance = jnp.sum(points**2, axis=1)
@@ -231,10 +231,10 @@ def _first_versine(sides: _Sides, pairs: _Pairs) -> Float[Array, " P"]:
         x / jnp.where(norm > 0, norm, 1) for x, norm in zip(sides, norms, strict=True)
     ]
 
-    def one(pair: tuple[Array, Array]) -> Array:
+    def versine(pair: tuple[Array, Array]) -> Array:
         return jnp.sum((units[0][pair[0]] - units[1][pair[1]]) ** 2) / 2
 
-    return jax.lax.map(one, tuple(map(jnp.asarray, pairs)), batch_size=1024)
+    return jax.lax.map(versine, tuple(map(jnp.asarray, pairs)), batch_size=1024)
 
 
 def _with_bias(
