@@ -18,7 +18,6 @@ from .._internal.validation import is_traced, require, require_bool, require_sca
 from .._kernels.jacobian import push_by_points
 from .._network.learning_rates import by_rates, overflow_by_rates
 from .._problem.problem import Problem
-from .rule import require_momentum
 
 _MOST_ITERATIONS = 96
 
@@ -55,7 +54,8 @@ def max_learning_rate(
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.solve`][].
-    - `momentum`, `nesterov`, `weight_decay`: those of [`nth.GradientDescent`][].
+    - `momentum`, `nesterov`, `weight_decay`: those of `optax.sgd`, and of
+        `optax.add_decayed_weights` before it.
 
     **Returns:** the rate, a scalar; ∞ where nothing curves. It has no derivative.
 
@@ -201,3 +201,14 @@ def _lanczos(
     matrix = jnp.zeros((iterations, iterations), dtype)
     carry = (0, jnp.zeros_like(start), first, zero, matrix, zero, infinite)
     return jax.lax.while_loop(unfinished, iterate, carry)[-2]
+
+
+def require_momentum(momentum: Any) -> Any:
+    """`momentum`, checked to be at least 0 and below 1."""
+    momentum = require_scale("momentum", momentum)
+    message = "momentum must be below 1, or steps never fade"
+    if is_traced(momentum):
+        return require(momentum, momentum < 1, f"{message}.")
+    if momentum >= 1:
+        raise ValueError(f"{message}; got {momentum}.")
+    return momentum

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Array
 
 from .._dynamics.taylor_coefficients import by_jvp
+
+_NO_NAMES = DebugInfo("power_series", "", None, None)
 
 Series: TypeAlias = tuple[Array, ...]
 Value: TypeAlias = Array | Series
@@ -45,7 +47,7 @@ def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
     if name in ("jit", "pjit"):
         inner = equation.params["jaxpr"]
         return push(inner.jaxpr, inner.consts, inputs)
-    if name in _LINEAR_MAPS and not any(isinstance(v, tuple) for v in inputs[1:]):
+    if _is_linear_map(equation) and not any(isinstance(v, tuple) for v in inputs[1:]):
         return [_each(equation, inputs)]
     if name in ("add", "sub", "add_any"):
         return [_sum(equation, inputs)]
@@ -64,11 +66,28 @@ _LINEAR_MAPS = frozenset(
 )
 
 
+def _is_linear_map(equation: Any) -> bool:
+    if equation.primitive.name == "convert_element_type":
+        return jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.inexact)
+    return equation.primitive.name in _LINEAR_MAPS
+
+
 def _evaluate(equation: Any, inputs: Sequence[Array]) -> Sequence[Array]:
-    """One equation on arrays."""
-    subfunctions, params = equation.primitive.get_bind_params(equation.params)
-    found = equation.primitive.bind(*subfunctions, *inputs, **params)
-    return found if equation.primitive.multiple_results else [found]
+    """One equation on arrays, by JAX's evaluation of a program of this one line."""
+    values = {
+        var: value
+        for var, value in zip(equation.invars, inputs, strict=True)
+        if not isinstance(var, Literal)
+    }
+    program = Jaxpr(
+        constvars=[],
+        invars=list(values),
+        outvars=equation.outvars,
+        eqns=[equation],
+        effects=equation.effects,
+        debug_info=_NO_NAMES,
+    )
+    return jaxpr_as_fun(ClosedJaxpr(program, []))(*values.values())
 
 
 def _each(equation: Any, inputs: Sequence[Value]) -> Series:

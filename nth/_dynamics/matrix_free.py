@@ -121,7 +121,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> SeriesState:
         """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if present."""
-        base, steps = self._series(state, moved=True)
+        base, steps = self._series(state)
         require_points_like("x", x, "x_train", self.problem.x_train, y)
         points = count(x)
 
@@ -168,6 +168,18 @@ class MatrixFreeHierarchy(AbstractDescent):
 
     def outputs(self, state: SeriesState) -> Float[Array, "m *out"]:
         return self._outputs(state, self.problem.x)
+
+    def output_terms(self, state: SeriesState) -> Float[Array, "p m *out"]:
+        """[f(θ_ε)]_0, …, [f(θ_ε)]_{p−1} on all points, whose sum is f̃."""
+        base, steps = self._series(state)
+
+        def block(x: Inputs) -> Float[Array, "b p *out"]:
+            terms = self.coefficients(
+                lambda params: self.apply.over(params, x), base, steps
+            )
+            return jnp.stack(terms, axis=1)
+
+        return jnp.moveaxis(in_blocks(block, self.problem.x, self.block_size), 1, 0)
 
     def predict(self, state: SeriesState, x_new: Any) -> Float[Array, "points *out"]:
         """f̃ at new points, Σ_k [f(θ_ε, x)]_k.
