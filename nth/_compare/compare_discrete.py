@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._discrete.optimizer import traced
 from .._discrete.plan import plan
 from .._discrete.solve import levels_of, trained_network
+from .._discrete.stability import warn_of_instability
 from .._internal.validation import require_instance
 from .._network.base import trainable
 from .._problem.problem import Problem
@@ -53,6 +54,7 @@ def compare_discrete(
         known = check_y_test(y_test, own.problem, own.apply.output)
     planned = plan(steps, own.problem.n_train, batch_size, key, batches)
     program = traced(optimizer, own.params)
+    warn_of_instability(own, planned, optimizer, program)
     solutions = levels_of(own, planned, levels, program)
     truth = trained_network(own, planned, program)
     return Comparison(truth, solutions, problem, known)

@@ -90,8 +90,9 @@ def _over_steps(before: Dependence, after: Dependence) -> Dependence:
     sources = before.sources | after.sources
     if before.form == "linear" and after.form == "constant":
         return Dependence("nonlinear", sources)
-    forms = ("zero", "constant", "linear", "nonlinear")
-    return Dependence(max(before.form, after.form, key=forms.index), sources)
+    order = ("zero", "constant", "linear", "nonlinear")
+    later = order.index(after.form) > order.index(before.form)
+    return Dependence(after.form if later else before.form, sources)
 
 
 def dependences(jaxpr: Any, inputs: Sequence[Dependence]) -> list[Dependence]:
@@ -116,7 +117,9 @@ def _outputs_of(equation: Any, inputs: list[Dependence]) -> list[Dependence]:
         inner = equation.params[_CALLS[name]]
         return dependences(getattr(inner, "jaxpr", inner), inputs)
     if name == "cond" and not inputs[0].varies:
-        branches = [dependences(b.jaxpr, inputs[1:]) for b in equation.params["branches"]]
+        branches = [
+            dependences(b.jaxpr, inputs[1:]) for b in equation.params["branches"]
+        ]
         return [_alternatives(each) for each in zip(*branches, strict=True)]
     rule = _RULES.get(name)
     if rule is not None:

@@ -1,8 +1,8 @@
 """Expansions in ε of training by an optimizer: where ε is, and what a step does.
 
 - Of an optimizer that is linear, ε weighs the gradients. Each coefficient of θ_ε is
-  trained by the optimizer itself, with its own buffers: coefficient k by [J(θ_ε)ᵀg]_{k−1},
-  coefficient 0 by no gradient at all.
+  trained by the optimizer itself, with its own buffers: coefficient k by
+  [J(θ_ε)ᵀ g]_{k−1}, coefficient 0 by no gradient at all.
 - Of any other, ε weighs the update, θ ← θ + ε U(G_ε, S_ε, θ_ε), whose coefficients are
   pushed through U as power series.
 """
@@ -162,7 +162,7 @@ def _as_series(value: Value, order: int) -> tuple[Array, ...]:
 
 def add_updates(params: Params, updates: Sequence[Any], rates: Params | None) -> Params:
     """θ + M U, in the dtype of θ, as `optax.apply_updates` adds."""
-    leaves, treedef = jax.tree.flatten(params)
+    treedef = jax.tree.structure(params)
     scaled = by_rates(rates, jax.tree.unflatten(treedef, list(updates)))
 
     def added(leaf: Array, update: Array) -> Array:

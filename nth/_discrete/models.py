@@ -5,7 +5,7 @@ values are judged. The loop over the steps is the same.
 """
 
 import abc
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Shaped
 from .._custom_types import Inputs, Params, Scalar, State
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
-from .._dynamics.parameter_dynamics import AbstractDescent
 from .._dynamics.series import SeriesState
 from .._integrate.validity import largest_outputs
 from .._internal.warnings import warn
@@ -41,8 +40,10 @@ class Judgement(NamedTuple):
 class AbstractTraining(eqx.Module):
     """A model of training in steps."""
 
-    dynamics: eqx.AbstractVar[AbstractDescent]
-    method: eqx.AbstractClassVar[str]
+    dynamics: eqx.AbstractVar[Any]
+    """Gradients, outputs and parameters of a state."""
+
+    method: eqx.AbstractVar[str]
 
     @abc.abstractmethod
     def initial_state(self) -> Any:
@@ -74,7 +75,7 @@ class AbstractTraining(eqx.Module):
 
 class NetworkState(NamedTuple):
     params: Params
-    optimizer: list[Array]
+    optimizer: OptimizerState
 
 
 class Observed(NamedTuple):
@@ -86,10 +87,10 @@ class NetworkTraining(AbstractTraining):
 
     dynamics: GradientFlow
     optimizer: TracedOptimizer
-    method: ClassVar[str] = "training"
+    method: str = eqx.field(static=True, default="training")
 
     def initial_state(self) -> NetworkState:
-        return NetworkState(self.dynamics.params, self.optimizer.start)
+        return NetworkState(self.dynamics.params, list(self.optimizer.start))
 
     def step(
         self, state: NetworkState, x: Inputs, y: Shaped[Array, "b ..."]
@@ -146,7 +147,7 @@ class LevelTraining(AbstractTraining):
 
     dynamics: MatrixFreeHierarchy
     expansion: AbstractExpansion
-    method: ClassVar[str] = "matrix-free"
+    method: str = eqx.field(static=True, default="matrix-free")
 
     def initial_state(self) -> LevelState:
         start = self.expansion.initial_state(self.dynamics.params, self.dynamics.order)

@@ -32,6 +32,9 @@ class TracedOptimizer(eqx.Module):
     start: list[Array]
     """The leaves of the optimizer's state before the first step."""
 
+    shapes: tuple[jax.ShapeDtypeStruct, ...] = eqx.field(static=True)
+    """Those of the leaves of gradients and parameters."""
+
     forms: tuple[Dependence, ...] = eqx.field(static=True)
     """The form of each leaf of the state."""
 
@@ -42,7 +45,10 @@ class TracedOptimizer(eqx.Module):
     """For a linear optimizer, whether parameters move also without gradients."""
 
     def __call__(
-        self, gradients: list[Value], state: list[Value], params: list[Value]
+        self,
+        gradients: Sequence[Value],
+        state: Sequence[Value],
+        params: Sequence[Value],
     ) -> Update:
         inputs = [*gradients, *state, *params]
         outputs = push(self.program.jaxpr, self.constants, inputs)
@@ -70,6 +76,7 @@ def traced(optimizer: Any, params: Params) -> TracedOptimizer:
         program=Program(jaxpr),
         constants=constants,
         start=leaves,
+        shapes=tuple(jax.eval_shape(lambda: jax.tree.leaves(params))),
         forms=tuple(forms),
         linear=_is_linear(updates, forms),
         moves_start=_moves_start(init, count, updates, forms),

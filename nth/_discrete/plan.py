@@ -77,9 +77,7 @@ def _require_steps(steps: int | Sequence[int] | Any) -> np.ndarray:
         raise ValueError(f"steps must be increasing; got {steps!r}.")
     number = int(array if array.ndim == 0 else array[-1])
     kept = 64 * number if array.ndim == 0 else 8 * number
-    require_memory(
-        "steps", f"planning {number} steps", kept, "Give a smaller number."
-    )
+    require_memory("steps", f"planning {number} steps", kept, "Give a smaller number.")
     return np.arange(number + 1) if array.ndim == 0 else array.astype(int)
 
 
@@ -105,7 +103,7 @@ def _rows(
         )
     if batch_size is None:
         return None
-    reason = f"the number of training points, {n_train}"
+    reason = "the number of training points"
     size = require_integer("batch_size", batch_size, 1, n_train, reason)
     purpose = f"planning {number} steps with batches of {size}"
     require_memory("steps", purpose, 8 * size * number, "Give a smaller number.")
@@ -114,7 +112,11 @@ def _rows(
 
 def _require_batches(batches: Any, number: int, n_train: int) -> Int[Array, "N b"]:
     rows = as_array("batches", batches)
-    if rows.ndim != 2 or rows.shape[1] == 0 or not jnp.issubdtype(rows.dtype, jnp.integer):
+    if (
+        rows.ndim != 2
+        or rows.shape[1] == 0
+        or not jnp.issubdtype(rows.dtype, jnp.integer)
+    ):
         raise ValueError(
             "batches must be integers of shape (steps, batch size), the training "
             f"points of each step; got shape {rows.shape} and dtype {rows.dtype}."
@@ -129,9 +131,7 @@ def _require_batches(batches: Any, number: int, n_train: int) -> Int[Array, "N b
     return rows.astype(jnp.result_type(int))
 
 
-def _draw(
-    key: PRNGKeyArray, number: int, n_train: int, size: int
-) -> Int[Array, "N b"]:
+def _draw(key: PRNGKeyArray, number: int, n_train: int, size: int) -> Int[Array, "N b"]:
     """A permutation of the training points for each epoch, cut into batches."""
     per_epoch = n_train // size
     epochs = jnp.arange(max(1, -(-number // per_epoch)))

@@ -30,14 +30,17 @@ def push(
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(var: Any) -> Value:
-        if isinstance(var, Literal):
-            return jnp.asarray(var.val, var.aval.dtype)
-        return known[var]
+        return jnp.asarray(var.val, var.aval.dtype) if is_number(var) else known[var]
 
     for equation in jaxpr.eqns:
         found = _outputs_of(equation, [read(var) for var in equation.invars])
         known.update(zip(equation.outvars, found, strict=True))
     return [read(var) for var in jaxpr.outvars]
+
+
+def is_number(operand: Any) -> bool:
+    """Whether an operand of an equation is a number, and no variable."""
+    return isinstance(operand, Literal)
 
 
 def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
@@ -49,8 +52,6 @@ def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
         return push(inner.jaxpr, inner.consts, inputs)
     if _is_linear_map(equation) and not any(isinstance(v, tuple) for v in inputs[1:]):
         return [_each(equation, inputs)]
-    if name in ("add", "sub", "add_any"):
-        return [_sum(equation, inputs)]
     if name == "mul" and not all(isinstance(value, tuple) for value in inputs):
         return [_each(equation, inputs)]
     if name == "div" and not isinstance(inputs[1], tuple):
@@ -62,7 +63,16 @@ def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
 
 # Applied to each coefficient of the first operand.
 _LINEAR_MAPS = frozenset(
-    "broadcast_in_dim copy neg reduce_sum reshape slice squeeze transpose".split()
+    {
+        "broadcast_in_dim",
+        "copy",
+        "neg",
+        "reduce_sum",
+        "reshape",
+        "slice",
+        "squeeze",
+        "transpose",
+    }
 )
 
 
@@ -72,12 +82,12 @@ def _is_linear_map(equation: Any) -> bool:
     return equation.primitive.name in _LINEAR_MAPS
 
 
-def _evaluate(equation: Any, inputs: Sequence[Array]) -> Sequence[Array]:
+def _evaluate(equation: Any, inputs: Sequence[Any]) -> Sequence[Array]:
     """One equation on arrays, by JAX's evaluation of a program of this one line."""
     values = {
         var: value
         for var, value in zip(equation.invars, inputs, strict=True)
-        if not isinstance(var, Literal)
+        if not is_number(var)
     }
     program = Jaxpr(
         constvars=[],
@@ -109,10 +119,9 @@ def _as_series(value: Value, inputs: Sequence[Value]) -> Series:
     return (value, *[jnp.zeros_like(value)] * (order - 1))
 
 
-def _sum(equation: Any, inputs: Sequence[Value]) -> Series:
-    """A sum, whose operands have one shape or are scalars."""
-    series = [_as_series(value, inputs) for value in inputs]
-    return tuple(_evaluate(equation, terms)[0] for terms in zip(*series, strict=True))
+def _sum(equation: Any, left: Series, right: Series) -> Series:
+    sign = -1 if equation.primitive.name == "sub" else 1
+    return tuple(one + sign * other for one, other in zip(left, right, strict=True))
 
 
 def _product(equation: Any, left: Series, right: Series) -> Series:
@@ -159,11 +168,14 @@ def _square(equation: Any, series: Series) -> Series:
 
 
 _RULES: dict[str, Callable[..., Series]] = {
+    "add": _sum,
+    "add_any": _sum,
     "div": _quotient,
     "integer_pow": _power,
     "mul": _product,
     "sqrt": _root,
     "square": _square,
+    "sub": _sum,
 }
 
 

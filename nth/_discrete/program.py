@@ -9,6 +9,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jaxtyping import Array
 
+from .._internal.validation import is_traced
+
 
 class Program:
     """A jaxpr, compared and hashed by what it computes.
@@ -45,7 +47,7 @@ def with_numbers_as_constants(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Array]]:
     variables = list(closed.jaxpr.constvars)
 
     def taken_out(operand: Any) -> Any:
-        if not isinstance(operand, Literal) or not _is_number(operand):
+        if not _is_float(operand):
             return operand
         variables.append(Var(operand.aval))
         constants.append(jnp.asarray(operand.val, operand.aval.dtype))
@@ -59,8 +61,10 @@ def with_numbers_as_constants(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Array]]:
     return jaxpr, constants
 
 
-def _is_number(literal: Literal) -> bool:
-    return jnp.issubdtype(literal.aval.dtype, jnp.floating)
+def _is_float(operand: Any) -> bool:
+    """Whether an operand is a floating number, and no variable."""
+    literal = isinstance(operand, Literal)
+    return literal and jnp.issubdtype(np.asarray(operand.val).dtype, jnp.floating)
 
 
 def _content(jaxpr: Jaxpr) -> Iterator[Any]:
@@ -98,7 +102,7 @@ def _parameter(value: Any) -> Any:
 
 
 def _array(value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return _Identity(value)
     array = np.asarray(value)
     return array.dtype.name, array.shape, array.tobytes()

@@ -16,6 +16,7 @@ from .expansion import expansion_of
 from .models import LevelTraining, NetworkTraining
 from .optimizer import TracedOptimizer, traced
 from .plan import Plan, plan
+from .stability import warn_of_instability
 from .training_loop import run
 
 
@@ -38,8 +39,8 @@ def solve_discrete(
     with θ_ε = θ₀ + Σ_k ε^k u_k. Where ε is depends on the optimizer, which is proved
     linear or not from its jaxpr:
 
-    - **Linear in the gradients** (SGD, momentum, weight decay, schedules, accumulation):
-        ε weighs each gradient. u_k is trained by the optimizer itself, with buffers of
+    - **Linear in the gradients** (SGD, momentum, weight decay, schedules): ε weighs
+        each gradient. u_k is trained by the optimizer itself, with buffers of
         its own, on [J(θ_ε)ᵀ g]_{k−1}. Under weight decay u_0 = θ₀ decays too. For plain
         SGD this is the discrete hierarchy of Huang & Yau, eq. 29, at any level.
     - **Any other** (Adam, RMSprop, Lion, clipping): ε weighs the update,
@@ -83,14 +84,17 @@ def solve_discrete(
     - outputs are infinite or undefined, as where the square root of a second moment has
         no expansion; see [the documentation](../discrete.md#convergence).
 
-    A warning, [`nth.WindowWarning`][], says so.
+    A warning, [`nth.WindowWarning`][], says so. Another is given for a linear optimizer
+    whose linearized training is unstable; see [`nth.max_learning_rate`][].
 
     **Raises:** `ValueError` for bad input.
     """
     order = require_order("order", order)
     own = trainable(network, problem, filter_spec, learning_rates)
     planned = plan(steps, own.problem.n_train, batch_size, key, batches)
-    return levels_of(own, planned, [order], traced(optimizer, own.params))[order]
+    program = traced(optimizer, own.params)
+    warn_of_instability(own, planned, optimizer, program)
+    return levels_of(own, planned, [order], program)[order]
 
 
 def train(
@@ -124,15 +128,12 @@ def levels_of(
 ) -> dict[int, Solution]:
     """The prediction at each of `orders`."""
     expansion = expansion_of(optimizer)
-    return {
-        p: run(
-            LevelTraining(
-                MatrixFreeHierarchy(network, network.problem, order=p), expansion
-            ),
-            planned,
-        )
-        for p in orders
-    }
+    solutions = {}
+    for p in orders:
+        hierarchy = MatrixFreeHierarchy(network, network.problem, order=p)
+        training = LevelTraining(dynamics=hierarchy, expansion=expansion)
+        solutions[p] = run(training, planned)
+    return solutions
 
 
 def trained_network(
@@ -140,4 +141,4 @@ def trained_network(
 ) -> Solution:
     """The solution of the trained network."""
     flow = GradientFlow(network, network.problem)
-    return run(NetworkTraining(flow, optimizer), planned)
+    return run(NetworkTraining(dynamics=flow, optimizer=optimizer), planned)

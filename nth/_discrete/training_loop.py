@@ -26,7 +26,9 @@ def run(training: AbstractTraining, plan: Plan) -> Solution:
     last = jnp.max(jnp.where(ran.lost, 0, plan.steps))
     if not is_traced(lost, last) and bool(lost & (last == 0)):
         _refuse_if_not_finite(training)
-    where = jnp.where(lost & jnp.isinf(ran.first), last.astype(ran.first.dtype), ran.first)
+    where = jnp.where(
+        lost & jnp.isinf(ran.first), last.astype(ran.first.dtype), ran.first
+    )
     say(partial(training.report, int(plan.steps.size)), where, lost, last)
     return _as_solution(training, plan, ran, last)
 

@@ -49,7 +49,7 @@ class Solution(AbstractPrediction):
     """What was solved: `"level-3 hierarchy"`, `"network"`."""
 
     method: str = eqx.field(static=True)
-    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"gradient descent"`."""
+    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"training"`."""
 
     saved: PyTree[Float[Array, "T ..."]] = None
     """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
