@@ -2,6 +2,7 @@
 and the expansions against derivatives of whole unrolled training loops."""
 
 import math
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -345,3 +346,105 @@ def test_root_of_a_series_that_begins_later_is_undefined():
     (root,) = push(jaxpr.jaxpr, [], [(zeros, zeros, zeros.at[1].set(1.0))])
     np.testing.assert_array_equal(root[0], zeros)
     np.testing.assert_array_equal(root[2], [0, np.nan, 0])
+
+
+# ---------------------------------------------------------------- convergence
+
+
+def sizes(solution: nth.Solution) -> list[float]:
+    return [
+        float(jnp.linalg.norm(ravel_pytree(step)[0])) for step in solution.state.steps
+    ]
+
+
+def test_a_series_that_does_not_converge_is_reported():
+    """Where a gradient crosses zero the root of its square has no radius left."""
+    network = make_network(8, 2, outputs=2)
+    crossing, smooth = optax.adam(1e-2), optax.adam(1e-2, eps_root=1e-4)
+    with pytest.warns(nth.WindowWarning, match="its series does not converge"):
+        solution = nth.solve_discrete(network, LABELS, 12, crossing, order=4)
+    assert 1 < solution.valid_until < 12
+    grown = sizes(solution)
+    assert grown[2] > grown[1]
+    truth = nth.train(network, LABELS, 12, crossing).train
+    lower = nth.solve_discrete(network, LABELS, 12, crossing, order=2).train
+    error, other = (np.max(np.abs(f - truth)) for f in (solution.train, lower))
+    assert error > other / 3  # no better than level 2, or hardly so
+    # With eps inside of the root the series converges, and says so.
+    solution = nth.solve_discrete(network, LABELS, 12, smooth, order=4)
+    assert np.isinf(solution.valid_until)
+    first, second, third = sizes(solution)
+    assert third < second / 2 < first / 4
+    truth = nth.train(network, LABELS, 12, smooth).train
+    lower = nth.solve_discrete(network, LABELS, 12, smooth, order=2).train
+    error, other = (np.max(np.abs(f - truth)) for f in (solution.train, lower))
+    assert error < other / 3
+
+
+def test_a_root_without_an_expansion_is_reported():
+    """Behind a layer that begins at zero gradients are zero at first, and then not."""
+    network = make_network(4, 1, outputs=2)
+    zero = eqx.tree_at(lambda net: net.weights[-1], network, replace_fn=jnp.zeros_like)
+    with pytest.warns(nth.WindowWarning, match="left its window at step 2"):
+        solution = nth.solve_discrete(zero, LABELS, 3, optax.adam(1e-2), order=4)
+    assert np.all(np.isnan(solution.train[2:]))
+    assert solution.result == nth.RESULTS.diverged
+
+
+def test_steps_beyond_the_critical_rate_are_reported():
+    """With momentum, and at the step of a schedule; not below."""
+    critical = nth.max_learning_rate(NETWORK, SCALAR, optax.sgd(1.0, momentum=0.5))
+
+    def solve(share: Any) -> Any:
+        rising = optax.linear_schedule(0.1 * critical, share * critical, 4)
+        optimizer = optax.sgd(rising, momentum=0.5)
+        nth.solve_discrete(NETWORK, SCALAR, [6], optimizer, order=2)
+
+    with pytest.warns(nth.WindowWarning, match="beyond the critical one"):
+        solve(1.1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "optimizer")
+        warnings.filterwarnings("ignore", "the level-2")
+        solve(0.95)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (optax.sgd(0.5), 4.0),
+        (optax.sgd(0.01, momentum=0.6), 320.0),
+        (optax.sgd(1.0, momentum=0.6, nesterov=True), 3.2 / 2.2),
+        # v ← μ v + (1 − μ) g: that of momentum over 1 − μ
+        (optax.chain(optax.ema(0.6, debias=False), optax.scale(-1.0)), 8.0),
+    ],
+)
+def test_critical_factor_of_linear_optimizers(optimizer, expected):
+    kappa = 2 / nth.max_learning_rate(PAIR, LABELS)
+    found = nth.max_learning_rate(PAIR, LABELS, optimizer)
+    np.testing.assert_allclose(found * kappa, expected, rtol=1e-9)
+
+
+def test_critical_factor_with_decay_and_learning_rates():
+    """κ of √M (Jᵀ H J + λ) √M, by its matrix."""
+    x, (n, decay) = LABELS.x_train, (4, 0.3)
+    theta, unravel = ravel_pytree(PAIR)
+    rates = jax.tree.map(lambda _: 1.0, PAIR)
+    rates = eqx.tree_at(lambda net: net.weights[0], rates, 0.2)
+    roots = np.sqrt(
+        ravel_pytree(jax.tree.map(lambda r, p: r * jnp.ones_like(p), rates, PAIR))[0]
+    )
+
+    def outputs(theta: Any) -> Any:
+        return jax.vmap(unravel(theta))(x)
+
+    jacobian = jax.jacrev(outputs)(theta).reshape(2 * n, -1)
+    hessian = jax.hessian(lambda f: LABELS.loss(f.reshape(n, 2), LABELS.y_train))(
+        outputs(theta).ravel()
+    )
+    matrix = jacobian.T @ hessian @ jacobian + decay * jnp.eye(theta.size)
+    matrix = roots[:, None] * matrix * roots[None]
+    expected = 2 * 1.5 / np.linalg.eigvalsh(matrix).max()
+    found = nth.max_learning_rate(
+        PAIR, LABELS, decayed(decay, 1.0, momentum=0.5), learning_rates=rates
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

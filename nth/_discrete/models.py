@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._custom_types import Inputs, Params, Scalar, State
+from .._dynamics.base import two_norm
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._dynamics.series import SeriesState
@@ -139,6 +140,9 @@ class ObservedLevel(NamedTuple):
     """‖[f]_{p−1}‖ on the training points, the last term of f̃; 0 at level 2, where it is
     the only one."""
 
+    terms: Float[Array, " k"]
+    """‖u_k‖, of the last two coefficients of the parameters."""
+
     loss: Scalar
 
 
@@ -172,6 +176,7 @@ class LevelTraining(AbstractTraining):
             outputs=outputs,
             parted=jnp.linalg.norm((there - train).ravel()),
             last=last if dynamics.order > 2 else jnp.zeros_like(last),
+            terms=jnp.stack([two_norm(u) for u in state.series.steps[-2:]]),
             loss=problem.loss(train, problem.y_train),
         )
 
@@ -196,6 +201,8 @@ class LevelTraining(AbstractTraining):
         still = problem.loss(jnp.zeros_like(start.outputs[train]), problem.y_train)
         risen = saved.loss - start.loss > jnp.maximum(start.loss, still)
         far = (saved.parted > limit) | (saved.last > limit)
+        # A series whose coefficients grow does not converge.
+        far = far | (saved.terms[:, -1] > saved.terms[:, 0])
         return far | (risen & (moved > rounding))
 
     def trained_state(self, state: LevelState) -> SeriesState:
@@ -209,7 +216,7 @@ class LevelTraining(AbstractTraining):
         nan = f", and from the requested step after {last} on they are NaN"
         warn(
             f"the {self.dynamics.label} left its window at step {first:.0f}, as far as "
-            f"the {requested} requested steps show: its last term is not small, its "
+            f"the {requested} requested steps show: its series does not converge, its "
             "outputs part from the network at the parameters that it predicts, or its "
             f"loss doubles. Later values are no predictions{nan if lost else ''}; see "
             f"Solution.valid_until.{note}"
