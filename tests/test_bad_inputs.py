@@ -1,6 +1,6 @@
 """Bad values of every argument of every public function: each error names it.
 
-Nothing here compiles: every value is refused before work begins.
+Nothing here compiles: every value is rejected before work begins.
 """
 
 import re
@@ -132,7 +132,7 @@ def solve(**options: Any) -> Any:
 
 
 def wrong(name: str, *values: Any, **others: Any) -> list[tuple[str, Call]]:
-    """A row for each bad value of one option of the solve."""
+    """One row for each bad value of one option of the solve."""
     return [(name, lambda v=v: solve(**{name: v}, **others)) for v in values]
 
 

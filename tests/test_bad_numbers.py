@@ -82,7 +82,7 @@ def test_rounding_of_a_kernel_is_no_fault() -> None:
     np.testing.assert_allclose(found, exact, atol=1e-6)
 
 
-def test_traced_kernels_are_not_looked_at() -> None:
+def test_traced_kernels_are_not_checked() -> None:
     def train(gram: Any) -> Any:
         return nth.closed_form(formed(gram), PROBLEM, [1.0]).train
 

@@ -73,7 +73,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nothing may be solved; only shapes may be asked for."""
+    """From here on nothing may be solved; only shapes may be computed."""
     solve = _integrate._solve
 
     def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:

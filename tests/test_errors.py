@@ -32,7 +32,7 @@ def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(*cases: tuple[str, Call]) -> pytest.MarkDecorator:
-    """Parametrise a test over calls, and the words that each is refused with."""
+    """Parametrize a test over calls and the messages of their errors."""
     named = [pytest.param(*case, id=" ".join(case[0].split()[:4])) for case in cases]
     return pytest.mark.parametrize(("words", "call"), named)
 
@@ -289,7 +289,7 @@ def never(leaf: Any) -> bool:
     ),
     ("filter_spec must be", lambda: formed(network(), filter_spec=(True, False))),
     (
-        "filter_spec chooses a leaf of type int64 for training: only real floating",
+        "filter_spec selects a leaf of type int64 for training, but only real floating",
         lambda: applied(
             lambda p, x: p[0] @ x,
             (jnp.ones(2), jnp.array(3)),
@@ -370,7 +370,7 @@ def test_hierarchy(kernels: Any) -> None:
         return lambda: nth.DenseHierarchy(kernels, problem, order=order)
 
     fewer = nth.Problem(X[:2], Y[:2], X[3:])
-    expect("(4, 3) for K(2), and problem has m = 3 points of which n = 2", dense(fewer))
+    expect("(4, 3) for K(2), and problem has m = 3 points, n = 2", dense(fewer))
     none = nth.Problem(X[:3], Y)
     expect("m = 3 points, n = 3 for training: form them on its points", dense(none))
     expect("order must be at most 3, the order of kernels; got 4", dense(points(), 4))
@@ -510,7 +510,7 @@ def far(seed: int) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def comparison() -> Any:
-    """The truth and level 2 of the first problem of `far`."""
+    """The trained network and level 2 of the first problem of `far`."""
     return nth.compare(*far(0), TIMES, (2,), method="dense")
 
 
@@ -556,7 +556,7 @@ def test_window(seed: int) -> None:
 
 
 def test_window_of_other_times() -> None:
-    """The window belongs to the dynamics, whatever times are asked for."""
+    """The window belongs to the dynamics, whatever times are requested."""
     with pytest.warns(typed_nth.WindowWarning):
         many = nth.solve(*far(0), TIMES, order=3)
     with pytest.warns(typed_nth.WindowWarning):

@@ -342,8 +342,8 @@ def test_default_blocks_fit_the_budget(monkeypatch):
 def test_new_points_after_the_solve(solved):
     """What they would have been told, had they been test points from the start."""
     x_new = make_problem(1, 4, seed=7).x_test
-    asked = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
-    dense = nth.DenseHierarchy(nth.kernels(NETWORK, asked, order=3), asked)
+    extended = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, extended, order=3), extended)
     expected, _ = flow_to(dense, TS[-1])
     state = solved["matrix-free"].state
     for block_size in (4, 3, 1):
@@ -475,7 +475,7 @@ def test_outputs_are_linear_in_iterated_integrals(outputs, order):
         assert np.max(np.abs(turned - told)) > 1e-6
 
 
-# ---------------------------------------------------------------- the truth
+# ------------------------------------------------------- the trained network
 
 
 def test_higher_levels_come_closer():
@@ -516,8 +516,8 @@ def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
     monkeypatch.setattr(front, "available_bytes", lambda: 100)
     assert nth.cheaper_method(NETWORK, SMALL, order=2) == "matrix-free"
     assert chosen(NETWORK, SMALL, 2) == "matrix-free"
-    for asked in ("dense", "matrix-free"):
-        assert chosen(NETWORK, SMALL, 2, asked) == asked
+    for requested in ("dense", "matrix-free"):
+        assert chosen(NETWORK, SMALL, 2, requested) == requested
 
 
 def test_auto_turns_matrix_free_once_and_sooner_at_higher_levels():

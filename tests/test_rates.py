@@ -55,7 +55,7 @@ def two_parameterizations():
 
 
 def test_standard_with_rescaled_rates_is_ntk():
-    """Kernels, both forms of the flow, and both clocks' truth: equal, to rounding."""
+    """Kernels, both forms of the flow, and training: equal up to rounding error."""
     ntk, standard, rates = two_parameterizations()
     theirs = nth.kernels(ntk, LABELS, order=3)
     ours = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
@@ -106,7 +106,7 @@ def test_a_rate_of_zero_freezes():
     still = nth.kernels(network, SCALAR, order=3, learning_rates=rates)
     for one, other in zip(still, frozen, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-14)
-    # Rates go with what trains: those of frozen leaves are not asked for.
+    # Rates go with what trains: those of frozen leaves are not required.
     both = nth.kernels(network, SCALAR, order=2, filter_spec=spec, learning_rates=2.0)
     np.testing.assert_allclose(both[2], 2 * frozen[2], atol=1e-14)
 
@@ -161,7 +161,7 @@ def test_decay_of_a_homogeneous_network_is_the_closed_form(depth, degree, truth)
     told = jnp.concatenate([solution.train[0], solution.test[0]])
     np.testing.assert_allclose(told, expected.y[:4, -1], rtol=0, atol=1e-6)
     assert solution.stats["method"] == "matrix-free"
-    if truth:  # and the network really trained, which the decay has changed
+    if truth:  # and the trained network, which the decay has changed
         decayed = nth.gradient_flow(network, problem, [last], weight_decay=decay)
         without = nth.gradient_flow(network, problem, [last])
         error = np.max(np.abs(decayed.train - solution.train))

@@ -62,7 +62,7 @@ def test_an_exact_law_and_its_prefactor():
 
 
 @pytest.mark.parametrize("reduced", [True, False])
-def test_intervals_hold_the_truth_as_often_as_they_say(reduced):
+def test_coverage_of_confidence_intervals(reduced):
     """80% intervals of 200 experiments, by Student and by bootstrap."""
     rng = np.random.default_rng(0)
     widths = np.asarray(WIDTHS, float)

@@ -21,7 +21,7 @@ def test_degree_1_is_level_2_on_outputs():
 
 
 def test_a_polynomial_network_is_its_own_polynomial(problem):
-    """A linear network of two layers is of degree 2 in θ: degree 2 is the truth."""
+    """A linear network of two layers is of degree 2 in θ: degree 2 is exact."""
     network = make_network(4, 1, activation="linear")
     quadratic = nth.integrate(nth.TaylorizedFlow(network, problem, degree=2), TS)
     truth = nth.gradient_flow(network, problem, TS)

@@ -202,7 +202,7 @@ def test_motion_by_its_definitions():
         theory.motion(path, make_problem(3, 1))
 
 
-def test_bad_input_is_told(problem):
+def test_bad_input_raises(problem):
     with pytest.raises(ValueError, match="radius must be above 0"):
         theory.check_activation("tanh", radius=0.0)
     with pytest.raises(ValueError, match=r"x must have shape \(n, \*in\)"):

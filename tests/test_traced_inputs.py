@@ -91,12 +91,14 @@ def lipschitz(scale: Any) -> Any:
         ),
     ],
 )
-def test_numbers_that_are_looked_at(argument: str, function: Any, value: Any) -> None:
+def test_numbers_that_must_be_concrete(
+    argument: str, function: Any, value: Any
+) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} has no concrete value under"):
         jax.jit(function)(value)
 
 
-def test_numbers_that_are_looked_at_under_grad_and_vmap() -> None:
+def test_numbers_that_must_be_concrete_under_grad_and_vmap() -> None:
     with pytest.raises(ValueError, match=r"^values has no concrete value under"):
         jax.grad(fit)(VALUES)
     with pytest.raises(ValueError, match=r"^catapult has no concrete value under"):

@@ -89,7 +89,7 @@ def compare(
         known = check_y_test(y_test, own.problem, own.apply.output)
     _check_models(models, flow)
     require_times(ts, own.dtype)
-    hierarchy = hierarchies(own, levels, method, weight_decay)
+    hierarchy = hierarchies(own, ts, levels, method, weight_decay)
     truth = integrate(flow, ts, **_own_file(options, "truth"))
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels

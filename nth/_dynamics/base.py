@@ -1,7 +1,7 @@
 """The interface of dynamics: initial state, vector field and outputs."""
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -12,6 +12,12 @@ from .._custom_types import Params, Scalar, State
 from .._internal.validation import as_array
 from .._problem.inputs import require_like
 from .._problem.problem import Problem
+
+if TYPE_CHECKING:
+    # A type checker would take Equinox's alias for an instance variable.
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 
 class AbstractDynamics(eqx.Module):
@@ -26,10 +32,10 @@ class AbstractDynamics(eqx.Module):
     label: eqx.AbstractVar[str]
     """The name used in messages and legends."""
 
-    method: eqx.AbstractClassVar[str]
+    method: AbstractClassVar[str]
     """The method of prediction, for `Solution.stats`."""
 
-    truncated: eqx.AbstractClassVar[bool]
+    truncated: AbstractClassVar[bool]
     """Whether the model holds inside a window only, whose end is `valid_until`."""
 
     @abc.abstractmethod

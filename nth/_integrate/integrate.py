@@ -17,28 +17,32 @@ from .._internal.checkpoint import Checkpoint, fingerprint
 from .._internal.validation import is_traced, require_instance, require_times
 from .._network.finiteness import all_finite
 from .._network.memory import require_memory, tree_bytes
+from .._problem.inputs import require_like
 from .._solution.solution import Solution
-from .kinks import KinkController
+from .choice import SolverOption, choose
+from .controller import default_controller
+from .counts import counts
 from .options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
     check_save_fn,
     check_step_times,
+    is_adaptive,
 )
 from .outcome import report, result_of
 from .progress import as_meter
 from .segments import Piece, from_time_to_time
 from .validity import blow_up, first_rise, loss_rate
 
-# The number of copies of the state in memory in a Runge–Kutta method of seven stages.
-_COPIES = 9
+# Copies of the state that a solver holds: those of seven stages, or of several steps.
+_COPIES = 12
 
 
 def integrate(
     dynamics: AbstractDynamics,
     ts: ArrayLike | Sequence[float],
     *,
-    solver: diffrax.AbstractSolver = diffrax.Tsit5(),
+    solver: SolverOption = "auto",
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: ArrayLike | None = None,
     adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint(),
@@ -57,7 +61,12 @@ def integrate(
     - `ts`: times, shape `(T,)`, increasing and nonnegative. Training starts at
         t = 0, whether or not `ts` contains it. Time is in units of 1/(learning rate).
     - `solver`: a diffrax solver for ordinary differential equations, explicit or
-        implicit.
+        implicit, or `"auto"`, which selects one by the fastest rate ρ of the linearized
+        dynamics: `diffrax.Tsit5()` for times up to 100/ρ; beyond, the cheapest of
+        [`nth.DenseExponential`][], [`nth.DenseRosenbrock`][] and [`nth.ROCK4`][].
+        Under transformations of JAX, with fixed steps, and for dynamics without a
+        kernel it is `diffrax.Tsit5()`. A loss whose derivative jumps is averaged over
+        output intervals of width 1e-3. `Solution.stats["solver"]` is the solver used.
     - `stepsize_controller`: a diffrax step size controller; by default a
         `PIDController` with `dynamics.error_norm` and tolerances rtol, atol of 1e-7,
         1e-9 in float64 and 1e-5, 1e-6 in float32. With Runge–Kutta methods the default
@@ -95,7 +104,6 @@ def integrate(
     window. Under `jax.jit` both are raised as JAX run-time errors with the same
     messages.
     """
-    require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     options: IntegrateOptions = {
         "solver": solver,
         "stepsize_controller": stepsize_controller,
@@ -107,33 +115,64 @@ def integrate(
         "save_fn": save_fn,
         "throw": throw,
     }
-    check_options(options)
-    state = dynamics.initial_state()
-    _require_state(state)
-    times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
-    check_step_times(stepsize_controller, times)
-    check_save_fn(save_fn, times[0], state)
-    _require_memory(dynamics, state, times, save_fn)
+    times = _checked_times(dynamics, ts, options)
+    choice = choose(dynamics, times, solver, is_adaptive(stepsize_controller))
     if stepsize_controller is None:
-        stepsize_controller = _default_controller(solver, dynamics, times)
+        stepsize_controller = default_controller(choice, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
-    steps = (solver, stepsize_controller, dt0)
+    steps = (choice.solver, stepsize_controller, dt0)
     settings = (*steps, adjoint, max_steps, save_fn)
     if checkpoint is None:
-        meter = as_meter(progress, dynamics.label, (dynamics, state, times))
-        piece = _solve(
-            dynamics, state, jnp.zeros_like(times[0]), times, (*settings, meter)
-        )
-    elif is_traced(dynamics, times, state, jnp.zeros(())):
-        raise ValueError("checkpoint cannot be used under jax.jit.")
+        piece = _in_one_piece(choice.dynamics, times, settings, progress)
     else:
-        file = _file(checkpoint, dynamics, times, steps, save_fn)
-        run = partial(_solve, dynamics, settings=(*settings, diffrax.NoProgressMeter()))
-        shown = progress is not False
-        done = diffrax.RESULTS.successful
-        piece = from_time_to_time(run, dynamics, times, file, shown, done)
-    solution = _as_solution(dynamics, times, piece)
+        file = _file(checkpoint, choice.dynamics, times, steps, save_fn)
+        piece = _with_checkpoint(choice.dynamics, times, settings, progress, file)
+    solution = _as_solution(dynamics, times, piece, type(choice.solver).__name__)
     return report(dynamics, solution, throw, max_steps)
+
+
+def _checked_times(
+    dynamics: AbstractDynamics, ts: Any, options: IntegrateOptions
+) -> Float[Array, " T"]:
+    """`ts` in the dtype of the state; `ValueError` for whatever cannot be solved."""
+    require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
+    check_options(options)
+    state = dynamics.initial_state()
+    _require_state(dynamics, state)
+    times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
+    check_step_times(options.get("stepsize_controller"), times)
+    save_fn = options.get("save_fn")
+    check_save_fn(save_fn, times[0], state)
+    _require_memory(dynamics, state, times, save_fn)
+    if options.get("checkpoint") is not None and is_traced(
+        dynamics, times, state, jnp.zeros(())
+    ):
+        raise ValueError("checkpoint cannot be used under jax.jit.")
+    return times
+
+
+def _in_one_piece(
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    settings: tuple[Any, ...],
+    progress: bool | diffrax.AbstractProgressMeter,
+) -> Piece:
+    state = dynamics.initial_state()
+    meter = as_meter(progress, dynamics.label, (dynamics, state, ts))
+    return _solve(dynamics, state, jnp.zeros_like(ts[0]), ts, (*settings, meter))
+
+
+def _with_checkpoint(
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    settings: tuple[Any, ...],
+    progress: bool | diffrax.AbstractProgressMeter,
+    file: Checkpoint,
+) -> Piece:
+    """The solve from one requested time to the next, each saved to `file`."""
+    run = partial(_solve, dynamics, settings=(*settings, diffrax.NoProgressMeter()))
+    successful = diffrax.RESULTS.successful
+    return from_time_to_time(run, dynamics, ts, file, progress is not False, successful)
 
 
 def _file(
@@ -152,14 +191,30 @@ def _file(
     )
 
 
-def _require_state(state: State) -> None:
-    """Raise `ValueError` unless `state` is a pytree of floating arrays."""
+def _require_state(dynamics: AbstractDynamics, state: State) -> None:
+    """Raise `ValueError` unless `state` is a pytree of floating arrays with a norm."""
     leaves = jax.tree.leaves(state)
     if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
         raise ValueError(
             "dynamics: initial_state() must be a pytree of floating JAX arrays; got "
             f"{state!r}."
         )
+    norm = eqx.filter_eval_shape(dynamics.error_norm, state)
+    shape, dtype = getattr(norm, "shape", None), getattr(norm, "dtype", None)
+    if shape != () or not jnp.issubdtype(dtype or bool, jnp.floating):
+        raise ValueError(
+            "dynamics: error_norm(scaled) must be a floating scalar, such as the root "
+            f"mean square of all entries; got {norm!r}."
+        )
+
+
+def _checked_rate(
+    dynamics: AbstractDynamics, t: Scalar, state: State, args: Any
+) -> State:
+    """The vector field, in the structure of `state`: checked while it is traced."""
+    rate = dynamics.vector_field(t, state, args)
+    require_like("dynamics: vector_field(t, state, args)", rate, state, "the state")
+    return rate
 
 
 def _require_memory(
@@ -183,25 +238,6 @@ def _require_memory(
     )
 
 
-def _default_controller(
-    solver: diffrax.AbstractSolver, dynamics: AbstractDynamics, ts: Float[Array, " T"]
-) -> diffrax.PIDController | KinkController:
-    eps = float(jnp.finfo(ts.dtype).eps)
-    rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
-    # dtmin ends a solution that diverges in finite time, in ever smaller steps.
-    controller = diffrax.PIDController(
-        rtol=rtol,
-        atol=atol,
-        dtmin=eps * ts[-1],
-        force_dtmin=False,
-        norm=dynamics.error_norm,
-    )
-    # A kink is detected by the order of the error estimate, which for multistep methods
-    # is lower in the first steps.
-    one_step = isinstance(solver, diffrax.AbstractRungeKutta)
-    return KinkController(controller) if one_step else controller
-
-
 @eqx.filter_jit
 def _solve(
     dynamics: AbstractDynamics,
@@ -212,13 +248,13 @@ def _solve(
 ) -> Piece:
     solver, controller, dt0, adjoint, max_steps, save_fn, meter = settings
     solved = diffrax.diffeqsolve(
-        diffrax.ODETerm(eqx.filter_jit(dynamics.vector_field)),  # pyright: ignore[reportArgumentType]
+        diffrax.ODETerm(eqx.filter_jit(eqx.Partial(_checked_rate, dynamics))),  # pyright: ignore[reportArgumentType]
         solver,
         t0=start,
         t1=ts[-1],
         dt0=dt0,
         y0=state,
-        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, save_fn)),
+        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, save_fn), solver_state=True),
         stepsize_controller=controller,
         adjoint=adjoint,
         event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
@@ -238,7 +274,10 @@ def _solve(
     return Piece(
         saved=jax.tree.map(where_reached, solved.ys["saved"]),
         valid_until=first_rise(steps, solved.ys["rates"]),
-        counts={**_counts(solver, dynamics, solved.stats), "last_time": last_time},
+        counts={
+            **counts(solver, dynamics, solved.stats, solved.solver_state),
+            "last_time": last_time,
+        },
         state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
         result=solved.result,
     )
@@ -259,23 +298,6 @@ def _saves(
     }
 
 
-def _counts(
-    solver: diffrax.AbstractSolver, dynamics: AbstractDynamics, stats: dict[str, Any]
-) -> dict[str, Array]:
-    names = ("num_steps", "num_accepted_steps", "num_rejected_steps")
-    counts = {name: jnp.asarray(stats[name]) for name in names}
-    if isinstance(solver, diffrax.AbstractERK):
-        tableau = solver.tableau
-        assert isinstance(tableau, diffrax.ButcherTableau)
-        fsal = int(tableau.fsal)
-        fresh = tableau.num_stages - fsal
-        total = fresh * counts["num_steps"] + fsal * jnp.minimum(counts["num_steps"], 1)
-        if dynamics.truncated:  # the window is checked at the start and at each step
-            total = total + counts["num_steps"] + 1
-        counts["num_evaluations"] = total
-    return counts
-
-
 @eqx.filter_jit
 def _saved(
     dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
@@ -292,7 +314,7 @@ def _solved_functions(
 
 @eqx.filter_jit
 def _as_solution(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece
+    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece, solver: str
 ) -> Solution:
     problem = dynamics.problem
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
@@ -309,5 +331,6 @@ def _as_solution(
         counts=piece.counts,
         label=dynamics.label,
         method=dynamics.method,
+        solver=solver,
         saved=piece.saved["saved"],
     )

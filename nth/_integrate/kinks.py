@@ -29,6 +29,7 @@ class KinkState(eqx.Module):
     rejected: Bool[Array, ""]
     step: Scalar
     error: Scalar
+    started: Bool[Array, ""]
 
 
 class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any]):
@@ -37,9 +38,9 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
     At a kink an error estimate of order q falls only as h or h², and an adaptive
     controller reduces h until the kink contributes less than the tolerance: with many
     kinks, most of the steps are spent on this. Here two rejections in a row whose
-    errors do not fall as fast as for a smooth vector field count as a kink. The
-    tolerances are then multiplied by 10, up to `loosest` in relative tolerance, and
-    return slowly.
+    errors do not fall as fast as for a smooth vector field count as a kink, after the
+    first step, in which the estimate of some methods is of lower order. The tolerances
+    are then multiplied by 10, up to `loosest` in relative tolerance, and return slowly.
 
     While no kink is detected, the steps are those of the inner controller.
 
@@ -79,7 +80,8 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
             terms, t0, t1, y0, dt0, args, func, error_order
         )
         ones = jnp.ones_like(t1)
-        return t1, KinkState(inner, ones, jnp.asarray(False), t1 - t0, ones)
+        no = jnp.asarray(False)
+        return t1, KinkState(inner, ones, no, t1 - t0, ones, no)
 
     def adapt_step_size(
         self,
@@ -95,7 +97,8 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
         state, h = controller_state, t1 - t0
         error = jnp.asarray(self.norm(self._scaled(y0, y1_candidate, y_error)))
         power = jnp.log(error / state.error) / jnp.log(h / state.step)
-        kink = state.rejected & (error > state.relaxation) & (power < _KINK_POWER)
+        repeated = state.rejected & state.started
+        kink = repeated & (error > state.relaxation) & (power < _KINK_POWER)
         largest = jnp.maximum(self.loosest / self.controller.rtol, 1)
         relaxation = jnp.where(kink, state.relaxation * _RELAX, state.relaxation)
         relaxation = jnp.minimum(relaxation, largest).astype(state.relaxation.dtype)
@@ -106,7 +109,7 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
         keep = jnp.asarray(keep)
         smooth = keep & ~state.rejected
         later = jnp.where(smooth, jnp.maximum(relaxation * _RECOVER, 1), relaxation)
-        new = KinkState(inner, later, ~keep, h, error)
+        new = KinkState(inner, later, ~keep, h, error, state.started | keep)
         return keep, next_t0, next_t1, jump, new, result
 
     def _scaled(self, y0: State, y1: State, error: State | None) -> State:

@@ -20,11 +20,13 @@ from .._internal.validation import (
     require_callable,
     require_instance,
     require_integer,
+    require_name,
     require_path,
     require_positive,
     require_scale,
 )
 from .._network.memory import available_bytes
+from .choice import SolverOption
 
 # Steps are counted in 32 bits.
 _MOST_STEPS = 2**31 - 1
@@ -36,7 +38,7 @@ CONSTANT_STEPS = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
 class IntegrateOptions(TypedDict, total=False):
     """The options of [`nth.integrate`][], shared by all continuous-time solves."""
 
-    solver: diffrax.AbstractSolver
+    solver: SolverOption
     stepsize_controller: diffrax.AbstractStepSizeController | None
     dt0: Any
     adjoint: diffrax.AbstractAdjoint
@@ -61,10 +63,10 @@ def check_options(options: IntegrateOptions) -> None:
             )
         _CHECKS[name](value)
     controller = _innermost(options.get("stepsize_controller"))
-    adaptive = controller is None or isinstance(
-        controller, diffrax.AbstractAdaptiveStepSizeController
-    )
-    solver = options.get("solver")
+    adaptive = is_adaptive(controller)
+    solver = options.get("solver", "auto")
+    if isinstance(solver, str):
+        solver = None
     if adaptive:
         _require_error_estimate(solver)
     else:
@@ -72,6 +74,9 @@ def check_options(options: IntegrateOptions) -> None:
 
 
 def _check_solver(solver: Any) -> None:
+    if isinstance(solver, str):
+        require_name("solver", solver, ("auto",))
+        return
     require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
     structure = solver.term_structure
     kind = typing.get_origin(structure) or structure
@@ -148,6 +153,13 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "save_fn": _check_save_fn,
     "throw": lambda value: require_bool("throw", value),
 }
+
+
+def is_adaptive(controller: Any) -> bool:
+    """Whether the steps are chosen by an error estimate, as by default."""
+    controller = _innermost(controller)
+    adaptive = diffrax.AbstractAdaptiveStepSizeController
+    return controller is None or isinstance(controller, adaptive)
 
 
 def _innermost(controller: Any) -> Any:

@@ -98,8 +98,9 @@ def _failures(max_steps: int) -> list[tuple[Any, str]]:
     return [
         (
             RESULTS.max_steps_reached,
-            f"it took max_steps={max_steps} steps. Give a larger max_steps, or earlier "
-            f"times. {kink}",
+            f"it took max_steps={max_steps} steps. Give a larger max_steps or earlier "
+            'times; for long times, where solver="auto" cannot be used, as under '
+            f"jax.jit, solver=nth.ROCK4(). {kink}",
         ),
         (
             RESULTS.step_too_small,

@@ -29,6 +29,7 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
     about = {
         "label": solution.label,
         "method": solution.method,
+        "solver": solution.solver,
         "counts": list(solution.counts),
         "results": {int(code): _name(code) for code in np.unique(codes)},
         **{name: _leaf_names(getattr(solution, name)) for name in _TREES},
@@ -63,6 +64,7 @@ def load_solution(
         trees = {name: {key: next(taken) for key in about[name]} for name in _TREES}
         result = _result(_current_codes(codes, about["results"]))
         label, method = str(about["label"]), str(about["method"])
+        solver = about["solver"] if about["solver"] is None else str(about["solver"])
     except Exception as error:  # the content of a file can be anything
         raise file.damaged(repr(error)) from None
     return Solution(
@@ -72,6 +74,7 @@ def load_solution(
         counts=counts,
         label=label,
         method=method,
+        solver=solver,
         saved=_in_structure(trees["saved"], saved_like, "saved_like"),
     )
 

@@ -51,17 +51,22 @@ class Solution(AbstractPrediction):
     method: str = eqx.field(static=True)
     """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"training"`."""
 
+    solver: str | None = eqx.field(static=True, default=None)
+    """The name of the solver, such as `"Tsit5"`; `None` for discrete training."""
+
     saved: PyTree[Float[Array, "T ..."]] = None
     """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
     is not given."""
 
     @property
     def stats(self) -> dict[str, Any]:
-        """`method`; `num_steps`, and in continuous time `num_accepted_steps` and
-        `num_rejected_steps`; `num_evaluations` of the vector field, if the solver's
-        number of stages is known, or of the gradient in discrete time; `last_time`, the
-        last time that the solver reached, or the last requested step with outputs."""
-        return {"method": self.method, **self.counts}
+        """`method`; `solver`; `num_steps`, and in continuous time
+        `num_accepted_steps` and `num_rejected_steps`; `num_evaluations` of the vector
+        field, if the solver's number of stages is known, or of the gradient in discrete
+        time; `last_time`, the last time that the solver reached, or the last requested
+        step with outputs."""
+        used = {} if self.solver is None else {"solver": self.solver}
+        return {"method": self.method, **used, **self.counts}
 
     def __repr__(self) -> str:
         method = f"method {self.method}"
