@@ -5,7 +5,7 @@
 
 A two-layer linear network at one point, target 0, trained at rates below 2/λ₀ (lazy),
 between 2/λ₀ and 4/λ₀ (catapult) and beyond (divergent). Lines are the exact map,
-`nth.catapult`, dots the network really trained; they agree to rounding. Dashed lines
+`nth.catapult`, dots the trained network; they agree to rounding. Dashed lines
 are levels 2 and 4. Prints a table and writes catapult.png.
 """
 

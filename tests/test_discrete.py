@@ -191,7 +191,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
 
 
 def test_a_plain_step_is_an_euler_step_of_the_flow():
-    """With decay and rates, of which the flow's own tests know the truth."""
+    """With decay and rates, for which the tests of the flow have references."""
     rates = eqx.tree_at(
         lambda net: net.weights[0], jax.tree.map(lambda _: 1.0, NETWORK), 0.4
     )

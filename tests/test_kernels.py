@@ -168,7 +168,7 @@ def test_new_data_of_one_shape_compiles_once(problem):
     nth.kernels(network, problem, order=3)
     first = len(traces)
     nth.kernels(network, make_problem(seed=1), order=3)
-    # Shapes are looked at anew; the block functions, traced at first, are not.
+    # Shapes are evaluated again; the block functions are traced once only.
     assert len(traces) - first < first
 
 

@@ -1,5 +1,5 @@
 """The hierarchy with no n^p tensor: its equations by brute force, the tensor form, the
-iterated integrals that both are made of, and the network really trained."""
+iterated integrals that both are made of, and the trained network."""
 
 from typing import Any, ClassVar
 

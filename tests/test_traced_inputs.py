@@ -191,7 +191,7 @@ def test_derivative_of_max_learning_rate() -> None:
 
 
 def test_derivative_of_discrete_training_that_closes_over_a_value() -> None:
-    """The rate that is looked at for a warning is a constant."""
+    """The rate computed for a warning is a constant."""
 
     def loss(scale: Any) -> Any:
         optimizer = optax.sgd(0.1)
