@@ -91,6 +91,8 @@ def solve(
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     trained = trainable(network, problem, filter_spec, learning_rates)
     require_times(ts, trained.dtype)  # before kernels are formed
+    if options.get("restart") and method == "auto":
+        method = "matrix-free"  # the dense form does not know the parameters
     levels = hierarchies(trained, ts, [order], method, weight_decay)
     return integrate(levels[order], ts, **options)
 

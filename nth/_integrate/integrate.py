@@ -15,11 +15,14 @@ from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._dynamics.dense import DenseHierarchy
 from .._dynamics.dense_terms import rates_at
+from .._dynamics.matrix_free import MatrixFreeHierarchy
+from .._dynamics.truncation import AbstractTruncation
 from .._internal.checkpoint import Checkpoint, fingerprint
 from .._internal.validation import is_traced, require_instance, require_times
 from .._network.finiteness import all_finite
 from .._network.memory import require_memory, tree_bytes
 from .._problem.inputs import require_like
+from .._solution.results import RESULTS
 from .._solution.solution import Solution
 from .choice import SolverOption, choose
 from .controller import default_controller
@@ -41,6 +44,17 @@ from .options import (
 )
 from .outcome import report, result_of
 from .progress import as_meter
+from .restarts import (
+    Budget,
+    Restarting,
+    error_event,
+    first_expansion,
+    output_rate,
+    rebased,
+    require_estimate,
+    restart_times,
+    until,
+)
 from .segments import Piece, from_time_to_time
 from .validity import blow_up, first_rise, loss_rate
 
@@ -61,6 +75,8 @@ def integrate(
     checkpoint: str | os.PathLike[str] | None = None,
     save_fn: Callable[[Scalar, State, Any], PyTree[Array]] | None = None,
     throw: bool = True,
+    until_error: float | None = None,
+    restart: bool = False,
 ) -> Solution:
     """Integrate `dynamics` from t = 0 and return its outputs at the times `ts`.
 
@@ -100,8 +116,15 @@ def integrate(
     - `throw`: whether a failed solve raises an error. Otherwise its values at times
         that it did not reach are NaN, and `result` gives the cause.
 
-    With `checkpoint` the solver stops at each of `ts`; otherwise it steps over them and
-    interpolates. The two agree to within its tolerance.
+    - `until_error`: end the solve where `Solution.error_estimate` reaches this number:
+        values at later times are NaN.
+    - `restart`: with `until_error` and a [`nth.MatrixFreeHierarchy`][], expand the
+        series again around the parameters reached, θ₀ + Σ_k u_k, so often that the
+        estimates of all parts together stay near or below `until_error` up to the last
+        time. `Solution.restarts` holds the times. Not under transformations of JAX.
+
+    With `checkpoint` or `restart` the solver stops at each of `ts`; otherwise it steps
+    over them and interpolates. The two agree to within its tolerance.
 
     A truncation that leaves its window is integrated up to the last time if possible,
     and gives one warning, [`nth.WindowWarning`][]; `valid_until` is the time. If that
@@ -124,6 +147,8 @@ def integrate(
         "checkpoint": checkpoint,
         "save_fn": save_fn,
         "throw": throw,
+        "until_error": until_error,
+        "restart": restart,
     }
     times = _checked_times(dynamics, ts, options)
     choice = choose(dynamics, times, solver, is_adaptive(stepsize_controller))
@@ -132,12 +157,25 @@ def integrate(
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
     steps = (choice.solver, stepsize_controller, dt0)
     settings = (*steps, adjoint, max_steps, save_fn)
-    if checkpoint is None:
-        piece = _in_one_piece(choice.dynamics, times, settings, progress)
+    budget = None
+    if until_error is not None:
+        budget = Budget(jnp.asarray(until_error, times.dtype))
+    if checkpoint is None and not restart:
+        piece = _in_one_piece(choice.dynamics, times, (*settings, budget), progress)
     else:
-        file = _file(checkpoint, choice.dynamics, times, steps, save_fn)
-        piece = _with_checkpoint(choice.dynamics, times, settings, progress, file)
-    solution = _as_solution(dynamics, times, piece, type(choice.solver).__name__)
+        file = None
+        if checkpoint is not None:
+            limits = (*steps, until_error, restart)
+            file = _file(checkpoint, choice.dynamics, times, limits, save_fn)
+        parts = _with_restarts if restart else _with_checkpoint
+        piece = parts(choice.dynamics, times, (*settings, budget), progress, file)
+    solver_name = type(choice.solver).__name__
+    solution = _as_solution(dynamics, times, piece, solver_name, until_error, restart)
+    if restart:
+        times = restart_times(piece.state.expansion)
+        solution = eqx.tree_at(
+            lambda s: s.restarts, solution, times, is_leaf=lambda x: x is None
+        )
     return report(dynamics, solution, throw, max_steps)
 
 
@@ -154,10 +192,17 @@ def _checked_times(
     save_fn = options.get("save_fn")
     check_save_fn(save_fn, times[0], state)
     _require_memory(dynamics, state, times, save_fn)
-    if options.get("checkpoint") is not None and is_traced(
-        dynamics, times, state, jnp.zeros(())
-    ):
+    traced = is_traced(dynamics, times, state, jnp.zeros(()))
+    if options.get("checkpoint") is not None and traced:
         raise ValueError("checkpoint cannot be used under jax.jit.")
+    restart = bool(options.get("restart"))
+    if restart and traced:
+        raise ValueError(
+            "restart cannot be used under jax.jit, jax.vmap or jax.grad, since the "
+            "number of restarts is known at run time only."
+        )
+    if options.get("until_error") is not None:
+        require_estimate(dynamics, restart)
     return times
 
 
@@ -172,17 +217,48 @@ def _in_one_piece(
     return _solve(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
 
 
+def _with_restarts(
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    settings: tuple[Any, ...],
+    progress: bool | diffrax.AbstractProgressMeter,
+    file: Checkpoint | None,
+) -> Piece:
+    """The solve from one requested time to the next, in parts with small errors."""
+    assert isinstance(dynamics, MatrixFreeHierarchy)  # by `require_estimate`
+    *steps, save_fn, budget = settings
+    budget = Budget(budget.tolerance, output_rate(dynamics), last=ts[-1])
+
+    def solve(
+        dynamics: MatrixFreeHierarchy,
+        reached: Reached,
+        start: Scalar,
+        ts: Float[Array, " T"],
+        *varied: Any,
+    ) -> Piece:
+        part = (*steps, *varied, diffrax.NoProgressMeter())
+        return _solve(dynamics, reached, start, ts, part)
+
+    run = Restarting(dynamics, budget, solve, save_fn)
+    successful, initial = diffrax.RESULTS.successful, first_expansion(dynamics)
+    shown = progress is not False
+    piece = from_time_to_time(run, dynamics, ts, file, shown, successful, initial)
+    state = rebased(piece.state.state, piece.state.expansion.params)
+    return piece._replace(state=piece.state._replace(state=state))
+
+
 def _with_checkpoint(
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
     settings: tuple[Any, ...],
     progress: bool | diffrax.AbstractProgressMeter,
-    file: Checkpoint,
+    file: Checkpoint | None,
 ) -> Piece:
     """The solve from one requested time to the next, each saved to `file`."""
     run = partial(_solve, dynamics, settings=(*settings, diffrax.NoProgressMeter()))
     successful = diffrax.RESULTS.successful
-    return from_time_to_time(run, dynamics, ts, file, progress is not False, successful)
+    shown, initial = progress is not False, at_start(dynamics)
+    return from_time_to_time(run, dynamics, ts, file, shown, successful, initial)
 
 
 def _file(
@@ -256,7 +332,10 @@ def _solve(
     ts: Float[Array, " T"],
     settings: tuple[Any, ...],
 ) -> Piece:
-    solver, controller, dt0, adjoint, max_steps, save_fn, meter = settings
+    solver, controller, dt0, adjoint, max_steps, save_fn, budget, meter = settings
+    event = diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None
+    if budget is not None and isinstance(dynamics, AbstractTruncation):
+        event = error_event(dynamics, budget)
     solved = diffrax.diffeqsolve(
         diffrax.ODETerm(eqx.filter_jit(eqx.Partial(_checked_rate, dynamics))),  # pyright: ignore[reportArgumentType]
         solver,
@@ -269,7 +348,7 @@ def _solve(
         ),
         stepsize_controller=controller,
         adjoint=adjoint,
-        event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
+        event=event,
         max_steps=max_steps,
         throw=False,
         progress_meter=meter,
@@ -288,6 +367,8 @@ def _solve(
         return jnp.where(jnp.expand_dims(there, range(1, leaf.ndim)), leaf, jnp.nan)
 
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
+    if budget is not None:  # an event lies between two steps
+        last_time = solved.ts["state"][-1]
     state = jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"])
     return Piece(
         saved=jax.tree.map(where_reached, saved),
@@ -343,13 +424,26 @@ def _solved_functions(
 
 @eqx.filter_jit
 def _as_solution(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece, solver: str
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    piece: Piece,
+    solver: str,
+    until_error: float | None,
+    restart: bool,
 ) -> Solution:
     problem = dynamics.problem
+    start = dynamics.outputs(dynamics.initial_state())
+    event, over = RESULTS.diverged, jnp.asarray(False)
+    if restart:
+        event = RESULTS.max_restarts_reached
+    elif until_error is not None:
+        event = RESULTS.error_reached
+        piece, over = until(piece, start, until_error)
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     left = jnp.isfinite(piece.valid_until)
-    start = dynamics.outputs(dynamics.initial_state())
+    result = result_of(piece.result, left, all_finite(train, test, loss), event)
+    result = RESULTS.where(over, RESULTS.error_reached, result)
     estimate = estimate_of(piece.saved["errors"], piece.saved["outputs"], start)
     return Solution(
         ts=ts,
@@ -357,7 +451,7 @@ def _as_solution(
         test=test,
         loss=loss,
         valid_until=piece.valid_until,
-        result=result_of(piece.result, left, all_finite(train, test, loss)),
+        result=result,
         state=piece.state.state,
         counts=piece.counts,
         label=dynamics.label,

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.checkpoint import Checkpoint, is_spread, on_host
-from .estimates import at_start
+from .estimates import Reached
 from .progress import fraction_bar
 
 
@@ -44,14 +44,16 @@ def from_time_to_time(
     file: Checkpoint | None,
     progress: bool,
     successful: Any,
+    initial: Reached,
 ) -> Piece:
     """Solve by `run` from each requested time to the next, saving to `file` after each.
 
-    `successful` is the result of an interval that did not fail.
+    `successful` is the result of an interval that did not fail, `initial` what the
+    first starts from.
     """
     spread = is_spread((dynamics, dynamics.initial_state()))
     leads = not spread or jax.process_index() == 0
-    known = _restored(run, dynamics, ts, file, spread)
+    known = _restored(run, initial, ts, file, spread)
     hidden = not (progress and leads)
     bar = fraction_bar(float(ts[-1]), dynamics.label, hidden)
     _show(bar, known.counts)
@@ -74,13 +76,12 @@ def from_time_to_time(
 
 def _restored(
     run: Callable[..., Piece],
-    dynamics: AbstractDynamics,
+    state: Reached,
     ts: Float[Array, " T"],
     file: Checkpoint | None,
     spread: bool,
 ) -> _Progress:
     """The content of `file`, or the initial values if there is none."""
-    state = at_start(dynamics)
     first = jax.eval_shape(run, state, ts[0], ts[:1])
     saved = jax.tree.map(
         lambda leaf: np.full((len(ts), *leaf.shape[1:]), np.nan, leaf.dtype),
