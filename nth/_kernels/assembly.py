@@ -30,6 +30,7 @@ from .hierarchy_operator import (
 )
 from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
+from .third_products import ThirdProducts, slots_at_once
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -61,6 +62,9 @@ def form(
         elif r == 2:
             columns, size = jacobian_products(points, block_size or 0)
             out = _fill(columns, points, out, 0, size, progress)
+        elif r == 3 and (most := slots_at_once(points)):
+            size = min(block_size or most, most)
+            out = _fill(ThirdProducts(size), points, out, 0, n_slots, progress)
         else:
             if chains:  # D lifts K⁽⁴⁾, all of whose columns one direction takes
                 size = max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
