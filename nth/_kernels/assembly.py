@@ -1,8 +1,9 @@
 """Kernels formed block after block of their last slot: by layers, or by the operator D.
 
-A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices, and D lifts K⁽⁴⁾ to
-what is above it. For any other network K⁽²⁾ is a product of Jacobians, by reverse mode,
-and D lifts the outputs to what is above it, by forward mode.
+A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices. For any other
+network K⁽²⁾ is a product of gradients, by reverse mode, and K⁽³⁾ of gradients and their
+derivatives. D lifts the last of these to what is above it, by forward mode. It lifts
+the outputs if the gradients of all points do not fit in a block.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from .hierarchy_operator import (
 )
 from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
-from .third_products import ThirdProducts, slots_at_once
+from .third_products import ThirdProducts, slots_at_once, third_tensor
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -62,17 +63,22 @@ def form(
         elif r == 2:
             columns, size = jacobian_products(points, block_size or 0)
             out = _fill(columns, points, out, 0, size, progress)
-        elif r == 3 and (most := slots_at_once(points)):
+        elif not chains and r == 3 and (most := slots_at_once(points, r)):
             size = min(block_size or most, most)
             out = _fill(ThirdProducts(size), points, out, 0, n_slots, progress)
         else:
+            together = 0
             if chains:  # D lifts K⁽⁴⁾, all of whose columns one direction takes
                 size = max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
                 depth = r - max(_OF_CHAIN)
+            elif together := slots_at_once(points, r):  # D lifts K⁽³⁾
+                size, depth = max(1, together // n_slots), r - 3
+                together = min(together, block_size or together)
             else:
                 size, depth = directions_at_once(points, r), r - 1
             *inner, last = split_block(block_size or size, n_slots, depth)
-            out = _fill(_Lifted(tuple(inner)), points, out, 0, last, progress)
+            lifted = _Lifted(tuple(inner), together)
+            out = _fill(lifted, points, out, 0, last, progress)
         tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
     return tuple(tensors)
 
@@ -162,25 +168,30 @@ def _columns_at_once(chain: Chain, r: int) -> int:
 
 
 class _Lifted(eqx.Module):
-    """Columns by the operator D, lifting what is known in closed form.
+    """Columns by the operator D, which lifts the kernel with an algorithm of its own.
 
-    `inner` holds how many slots of each later index, the innermost first, go together.
+    `inner` holds how many slots of each later index, the innermost first, go together;
+    `together` how many of K⁽³⁾, 0 to lift the outputs.
     """
 
     inner: tuple[int, ...] = eqx.field(static=True)
+    together: int = eqx.field(static=True)
 
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows ..."]:
         gradient = slot_gradient(points.apply, points.x_train, points.rates)
         n_slots = points.n_slots
-        closed = closed_form(points, max(_OF_CHAIN))
-        tensor = closed or partial(points.apply.over, xs=points.x)
+        tensor, known = closed_form(points, max(_OF_CHAIN)), max(_OF_CHAIN)
+        if tensor is None and self.together:
+            tensor, known = third_tensor(points, self.together), 3
+        elif tensor is None:
+            tensor, known = partial(points.apply.over, xs=points.x), 1
         for block in self.inner:
             tensor = lift(tensor, gradient, n_slots, block)
         column = partial(along, tensor, gradient, points.params)
         columns = jax.vmap(column, out_axes=-1)(start + jnp.arange(size))
-        later = len(self.inner) + (3 if closed else 0)
+        later = len(self.inner) + known - 1
         return columns.reshape(-1, *[n_slots] * later, size)
 
 

@@ -30,13 +30,14 @@ Direction = Params
 Column = Callable[[Direction], Float[Array, "rows slots"]]
 
 
-def slots_at_once(points: Points) -> int:
-    """How many columns of K⁽³⁾ keep within `_BLOCK_BYTES`; 0 if none does."""
+def slots_at_once(points: Points, r: int) -> int:
+    """How many columns of K⁽³⁾ keep within `_BLOCK_BYTES`, in the derivative of K⁽³⁾
+    that is K⁽ʳ⁾; 0 if none does."""
     gradients = GradientFunction(points, points.n_train)
     n_all = points.n_train + count(points.x_extra)
     pairs = n_all * points.n_train * gradients.bytes_per_pair(points)
     each = n_all * gradients.bytes_per_point(points) + pairs
-    return min(points.n_slots, _BLOCK_BYTES // (2 * each))
+    return min(points.n_slots, _BLOCK_BYTES // (each << (r - 2)))
 
 
 class ThirdProducts(eqx.Module):
