@@ -38,6 +38,11 @@ _BLOCK_BYTES = 2**28
 # Bytes that the changes of slots that no direction belongs to may take.
 _EXTRA_BYTES = 2**30
 
+# Entries of K⁽²⁾, and multiplications if it were a plain product of Jacobians, up to
+# which one compiled function computes all of it, in a second or two.
+_SMALL_KERNEL = 2**23
+_SHORT_WORK = 2 * 10**10
+
 _OF_CHAIN = {2: second, 3: third, 4: fourth}
 
 # (data, the first of them, how many) ↦ columns of the last slot
@@ -48,14 +53,36 @@ def form(
     points: Points, order: int, block_size: int | None, progress: bool
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ … K⁽ᵖ⁾."""
+    if order == 2 and not is_traced(points) and _takes_a_moment(points):
+        return _second_at_once(points, block_size)
+    return _formed(points, order, block_size, progress)
+
+
+def _takes_a_moment(points: Points) -> bool:
+    """Whether K⁽²⁾ takes so little time that no bar is needed, by count."""
+    entries = points.n_rows * points.n_slots
+    return entries <= _SMALL_KERNEL and entries * points.n_params <= _SHORT_WORK
+
+
+@eqx.filter_jit
+def _second_at_once(
+    points: Points, block_size: int | None
+) -> tuple[Float[Array, "rows ..."], ...]:
+    """K⁽¹⁾ and K⁽²⁾ by one compiled function, whose calls cost least."""
+    return _formed(points, 2, block_size, progress=False)
+
+
+def _formed(
+    points: Points, order: int, block_size: int | None, progress: bool
+) -> tuple[Float[Array, "rows ..."], ...]:
     output = points.output
     rows, n_slots = points.n_rows, points.n_slots
-    layers = points.layers(points.params)
+    layers = _layers_at(points)
     chains = [] if layers is None else _chains(layers, points)
     if layers is None and order > 2:
         purpose = f"order {order} for a network that is no chain of dense layers"
         require_forward_mode(points.apply, points.params, points.x_train, purpose)
-    tensors = [points.apply.over(points.params, points.x)]
+    tensors = [_outputs_at(points)]
     for r in range(2, order + 1):
         out = jnp.zeros((rows,) + (n_slots,) * (r - 1), output.dtype)
         if layers is not None and r in _OF_CHAIN:
@@ -136,6 +163,16 @@ def _changed_bytes(layers: tuple[Layer, ...]) -> int:
 
 
 _chain_at = eqx.filter_jit(chain_at)
+
+
+@eqx.filter_jit
+def _layers_at(points: Points) -> tuple[Layer, ...] | None:
+    return points.layers(points.params)
+
+
+@eqx.filter_jit
+def _outputs_at(points: Points) -> Float[Array, "points *out"]:
+    return points.apply.over(points.params, points.x)
 
 
 @eqx.filter_jit
