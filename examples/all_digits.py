@@ -1,4 +1,4 @@
-"""All 1,797 handwritten digits, ten classes: levels p = 2, 3, 4 and the truth.
+"""All 1,797 handwritten digits, ten classes: levels 2, 3, 4 and trained network.
 
     python examples/all_digits.py            # minutes on 2 cores
     python examples/all_digits.py --small    # seconds: what the checks run

@@ -1,4 +1,4 @@
-"""Three handwritten digits, softmax cross-entropy: levels p = 2, 3, 4 and the truth.
+"""Three handwritten digits, softmax cross-entropy: levels 2, 3, 4 and trained network.
 
     python examples/digits.py            # about a minute on 2 cores
     python examples/digits.py --small    # seconds: what the checks run

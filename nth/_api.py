@@ -29,7 +29,11 @@ from ._dynamics.base import (
     AbstractKernelDynamics as AbstractKernelDynamics,
 )
 from ._dynamics.dense import DenseHierarchy as DenseHierarchy
+from ._dynamics.truncation import AbstractTruncation as AbstractTruncation
 from ._dynamics.matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
+from ._solution.prediction import AbstractPrediction as AbstractPrediction
+from ._solution.results import RESULTS as RESULTS
+from ._solution.solution import Solution as Solution
 from ._analytic.closed_form import (
     Trajectory as Trajectory,
     closed_form as closed_form,
@@ -42,9 +46,10 @@ from ._analytic.perturbative import (
 from . import infinite as infinite
 from ._dynamics.gradient_flow import GradientFlow as GradientFlow
 from ._dynamics.taylorized import TaylorizedFlow as TaylorizedFlow
-from ._internal.validation import WindowWarning as WindowWarning
-from ._solution.results import RESULTS as RESULTS
-from ._solution.solution import Solution as Solution
+from ._internal.validation import (
+    AccuracyWarning as AccuracyWarning,
+    WindowWarning as WindowWarning,
+)
 from ._integrate.solvers.chebyshev import ROCK4 as ROCK4
 from ._integrate.solvers.exponential import DenseExponential as DenseExponential
 from ._integrate.solvers.rosenbrock import DenseRosenbrock as DenseRosenbrock
@@ -61,13 +66,13 @@ from ._solve import (
     gradient_flow as gradient_flow,
     solve as solve,
 )
-from ._discrete.rule import GradientDescent as GradientDescent
 from ._discrete.max_learning_rate import max_learning_rate as max_learning_rate
 from ._discrete.solve import (
-    gradient_descent as gradient_descent,
     solve_discrete as solve_discrete,
+    train as train,
 )
 from ._discrete.catapult import Catapult as Catapult, catapult as catapult
 from ._compare.comparison import Comparison as Comparison
 from ._compare.compare import compare as compare
+from ._compare.compare_discrete import compare_discrete as compare_discrete
 from . import scaling as scaling

@@ -1,9 +1,11 @@
 """High-level entry points: solve a problem for a network at given times."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import ArrayLike, PyTree
 from typing_extensions import Unpack
 
@@ -11,12 +13,20 @@ from ._dynamics.base import AbstractDynamics
 from ._dynamics.dense import DenseHierarchy
 from ._dynamics.gradient_flow import GradientFlow
 from ._dynamics.matrix_free import MatrixFreeHierarchy
+from ._dynamics.stiffness import rate_of_network
+from ._integrate.choice import (
+    NOT_STIFF,
+    READING,
+    explicit_evaluations,
+    implicit_cost,
+)
 from ._integrate.integrate import (
     IntegrateOptions,
     check_options,
     integrate,
 )
 from ._internal.validation import (
+    is_traced,
     require_instance,
     require_name,
     require_order,
@@ -34,7 +44,7 @@ from ._solution.solution import Solution
 Method = Literal["auto", "dense", "matrix-free"]
 METHODS: tuple[Method, ...] = ("auto", "dense", "matrix-free")
 
-# Vector field evaluations assumed per solve, in the cost estimate of each method.
+# Evaluations of the vector field in a solve whose times are not known.
 _EVALUATIONS = 300
 
 
@@ -79,14 +89,15 @@ def solve(
     require_name("method", method, METHODS)
     check_options(options)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    own = trainable(network, problem, filter_spec, learning_rates)
-    require_times(ts, own.dtype)  # before kernels are formed
-    levels = hierarchies(own, [order], method, weight_decay)
+    trained = trainable(network, problem, filter_spec, learning_rates)
+    require_times(ts, trained.dtype)  # before kernels are formed
+    levels = hierarchies(trained, ts, [order], method, weight_decay)
     return integrate(levels[order], ts, **options)
 
 
 def hierarchies(
     network: TrainableNetwork,
+    ts: Any,
     orders: Sequence[int],
     method: Method,
     weight_decay: Any = 0.0,
@@ -95,14 +106,16 @@ def hierarchies(
     method = _with_decay(require_name("method", method, METHODS), weight_decay)
     problem = network.problem
     methods = {
-        p: cheaper_method(network, problem, order=p) if method == "auto" else method
+        p: cheaper_method(network, problem, ts, order=p) if method == "auto" else method
         for p in orders
     }
     dense = [p for p in orders if methods[p] == "dense"]
     levels: dict[int, AbstractDynamics] = {}
     if dense:
         formed = kernels(network, problem, order=max(dense))
-        levels = {p: DenseHierarchy(formed, problem, order=p) for p in dense}
+        levels = {
+            p: DenseHierarchy(formed, problem, order=p, network=network) for p in dense
+        }
     for p in orders:
         if p not in levels:
             levels[p] = MatrixFreeHierarchy(
@@ -127,6 +140,7 @@ def _with_decay(method: Method, weight_decay: Any) -> Method:
 def cheaper_method(
     network: Callable[..., Any],
     problem: Problem,
+    ts: ArrayLike | Sequence[float] | None = None,
     *,
     order: int,
     filter_spec: PyTree = eqx.is_inexact_array,
@@ -135,24 +149,52 @@ def cheaper_method(
     """The cheaper method for the level-p hierarchy, by counting multiplications.
 
     The cost of the dense method is that of forming the kernels, by the algorithm used,
-    plus that of reading K⁽ᵖ⁾ at each of about 300 evaluations per solve; reading one
-    number takes the time of twenty multiplications. A matrix-free evaluation with P
-    parameters and n training points costs c_p gradients of 3 n P multiplications, with
-    c_p = (3p² − p − 2)/6 by counting matrix products (4/3, 11/3, 7, 34/3 for p = 2, 3,
-    4, 5), plus 1/3 for constants that are recomputed. The result is `"dense"` if it
-    costs less and its kernels fit into a quarter of the available memory.
-    `benchmarks/cheaper_method.py` tests this estimate.
+    plus that of reading K⁽ᵖ⁾ at each evaluation; reading one number takes the time of
+    twenty multiplications. A matrix-free evaluation with P parameters and n training
+    points costs c_p gradients of 3 n P multiplications, with c_p = (3p² − p − 2)/6 by
+    counting matrix products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), plus 1/3 for
+    constants that are recomputed. The result is `"dense"` if it costs less and its
+    kernels fit into a quarter of the available memory. `benchmarks/cheaper_method.py`
+    tests this estimate.
+
+    The number of evaluations follows from the last of the times `ts` and the fastest
+    rate of the linearized network, for the solvers that `solver="auto"` selects: in
+    long solves the dense method takes fewer. Without `ts` it is 300 for both.
+
+    **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
+    [`nth.kernels`][]; `ts` and `order` as for [`nth.solve`][].
+
+    **Raises:** `ValueError` for invalid input.
     """
     order = require_order("order", order)
-    points = points_of(trainable(network, problem, filter_spec, learning_rates))
+    trained = trainable(network, problem, filter_spec, learning_rates)
+    points = points_of(trained)
     rows, slots = points.n_rows, points.n_slots
-    reading = 20 * _EVALUATIONS * rows * slots ** (order - 1)
+    size = rows * slots ** (order - 1)
+    stiffness = None if ts is None else _stiffness(trained, ts)
+    reading, explicit = READING * _EVALUATIONS * size, float(_EVALUATIONS)
+    if stiffness is not None:
+        explicit = explicit_evaluations(stiffness)
+        reading = READING * explicit * size
+        if stiffness > NOT_STIFF:
+            loss = trained.problem.loss
+            reading = min(reading, implicit_cost(size, slots, order, loss))
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
-    solving = _EVALUATIONS * gradients * 3 * problem.n_train * points.n_params
+    solving = explicit * gradients * 3 * problem.n_train * points.n_params
     itemsize = points.output.dtype.itemsize
     fits = kernel_bytes(rows, slots, order, itemsize) < available_bytes() / 4
     cheaper = forming_cost(points, order) + reading < solving
     return "dense" if cheaper and fits else "matrix-free"
+
+
+def _stiffness(network: TrainableNetwork, ts: Any) -> float | None:
+    """ρT, with T the last of `ts`; `None` where values are traced or not finite."""
+    times = require_times(ts, network.dtype)
+    problem, parts = network.problem, (network.apply, network.params, network.rates)
+    if is_traced(times, parts, problem, jnp.zeros(())):
+        return None
+    stiffness = float(rate_of_network(*parts, problem)) * float(times[-1])
+    return stiffness if math.isfinite(stiffness) else None
 
 
 def gradient_flow(

@@ -62,7 +62,9 @@ def test_ntk_that_is_none(solve: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("name", ["nngp", "ntk"])
 def test_kernels_of_no_infinite_network(name: str) -> None:
     def solve(gram: Any) -> Any:
-        kernels = nth.infinite.InfiniteKernels(GRAM, GRAM)._replace(**{name: gram})
+        kernels = nth.infinite.InfiniteKernels(
+            **{"nngp": GRAM, "ntk": GRAM, name: gram}
+        )
         return nth.infinite.ensemble(kernels, PROBLEM, [1.0])
 
     expect(f"kernels.{name} have an eigenvalue of -", lambda: solve(-GRAM))
@@ -80,7 +82,7 @@ def test_rounding_of_a_kernel_is_no_fault() -> None:
     np.testing.assert_allclose(found, exact, atol=1e-6)
 
 
-def test_traced_kernels_are_not_looked_at() -> None:
+def test_traced_kernels_are_not_checked() -> None:
     def train(gram: Any) -> Any:
         return nth.closed_form(formed(gram), PROBLEM, [1.0]).train
 
@@ -142,7 +144,9 @@ def test_statistic_of_a_sweep() -> None:
     def fit(statistic: Any, values: Any = np.ones((3, 4))) -> Any:
         return nth.scaling.fit([1, 2, 4], values, statistic=statistic)
 
-    words = "statistic must give 3 finite real numbers, one for each width; got array("
+    words = (
+        "statistic must return 3 finite real numbers, one for each width; got array("
+    )
     expect(words, lambda: fit(lambda v, axis: 1j * np.mean(v, axis)))
     expect(words, lambda: fit(lambda v, axis: ["a"] * 3))
     expect("statistic is zero at widths [1.0, 2.0, 4.0]", lambda: fit(np.var))
@@ -305,7 +309,7 @@ def measure(later: Any) -> Any:
 def test_measure_that_differs_between_widths() -> None:
     expect("measure at width 3", measure(lambda key: {"a": jnp.ones(())}))
     expect("measure at width 3", measure(lambda key: jnp.ones((), jnp.float32)))
-    expect("measure must give floating scalars", measure(lambda key: jnp.ones(2)))
+    expect("measure must return floating scalars", measure(lambda key: jnp.ones(2)))
     expect("measure failed for the width 3", measure(lambda key: key.nothing))
 
 

@@ -4,7 +4,7 @@ Each is refused by its structure, shapes and dtypes, in every method that a user
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,7 @@ def test_state_with_and_without_weight_decay(name: str) -> None:
 
 
 def test_checks_are_not_compiled() -> None:
-    """They look at the structure alone, so that a solve is as fast without them."""
+    """They check the structure only, so that a solve is as fast without them."""
     dynamics, state = DYNAMICS["flow"], STATES["flow"]
     jaxpr = str(jax.make_jaxpr(lambda s: dynamics.vector_field(0.0, s, None))(state))
     assert "callback" not in jaxpr
@@ -162,24 +162,30 @@ class Mine(typed_nth.AbstractDynamics):
     problem: Any
     start: Any
     seen: Any
+    field: Any = staticmethod(lambda state: state)
+    norm: Any = staticmethod(lambda scaled: jnp.sqrt(jnp.sum(scaled**2)))
     label: str = "mine"
-    truncated = False
+    method: ClassVar[str] = "custom"
+    truncated: ClassVar[bool] = False
 
     def initial_state(self) -> Any:
         return self.start
 
     def vector_field(self, t: Any, state: Any, args: Any) -> Any:
-        return state
+        return self.field(state)
 
     def outputs(self, state: Any) -> Any:
         return self.seen
 
+    def penalty(self, state: Any) -> Any:
+        return jnp.zeros(())
+
     def error_norm(self, scaled: Any) -> Any:
-        return jnp.sqrt(jnp.sum(scaled**2))
+        return self.norm(scaled)
 
 
-def mine(start: Any, seen: Any) -> Any:
-    return Mine(problem=PROBLEM, start=start, seen=seen)
+def mine(start: Any, seen: Any, **functions: Any) -> Any:
+    return Mine(problem=PROBLEM, start=start, seen=seen, **functions)
 
 
 @pytest.mark.parametrize("start", [None, {}, "a", 1.0, jnp.arange(3)])
@@ -197,6 +203,22 @@ def test_outputs_of_own_dynamics(outputs: Any) -> None:
     with pytest.raises(
         ValueError, match=r"^dynamics: outputs\(state\) must be an array"
     ):
+        nth.integrate(own, [1.0])
+
+
+@pytest.mark.parametrize(
+    "field", [lambda s: s[:2], lambda s: (s, s), lambda s: s.astype(jnp.float32)]
+)
+def test_vector_field_of_own_dynamics(field: Any) -> None:
+    own = mine(jnp.ones(3), jnp.ones(6), field=field)
+    with pytest.raises(ValueError, match=r"^dynamics: vector_field\(t, state, args\)"):
+        nth.integrate(own, [1.0])
+
+
+@pytest.mark.parametrize("norm", [lambda s: s, lambda s: 1.0, lambda s: (s, s)])
+def test_error_norm_of_own_dynamics(norm: Any) -> None:
+    own = mine(jnp.ones(3), jnp.ones(6), norm=norm)
+    with pytest.raises(ValueError, match=r"^dynamics: error_norm\(scaled\) must be"):
         nth.integrate(own, [1.0])
 
 

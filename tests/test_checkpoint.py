@@ -35,6 +35,7 @@ class Relaxation(nth.AbstractDynamics):
     label: str = "relaxation"
     rate: float = 1.0
     jump: float = 1.0  # the rate is so many times greater after t = 0.7
+    method: ClassVar[str] = "custom"
     truncated: ClassVar[bool] = False
 
     def initial_state(self):
@@ -48,6 +49,9 @@ class Relaxation(nth.AbstractDynamics):
 
     def outputs(self, state):
         return state
+
+    def penalty(self, state):
+        return jnp.zeros(())
 
     def error_norm(self, scaled):
         return jnp.max(jnp.abs(scaled))
@@ -69,7 +73,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nothing may be solved; only shapes may be asked for."""
+    """From here on nothing may be solved; only shapes may be computed."""
     solve = _integrate._solve
 
     def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:

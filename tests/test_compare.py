@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import make_network, make_problem
 
@@ -175,14 +176,87 @@ def test_penalty_of_gradient_flow():
         np.testing.assert_allclose(a, b - s, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", [None, nth.GradientDescent(0.1)])
-def test_labels_of_test_points_are_checked_like_those_of_training_points(rule):
+@pytest.mark.parametrize("discrete", [False, True])
+def test_labels_of_test_points_are_checked_like_those_of_training_points(discrete):
     loss = nth.SoftmaxCrossEntropy()
     problem = nth.Problem(np.eye(3), [0, 1, 0], np.eye(3)[:1], loss=loss)
     network = make_network(3, 1, outputs=2)
+
+    def in_steps(network, problem, steps, orders, **options):
+        optimizer = optax.sgd(0.1)
+        return nth.compare_discrete(
+            network, problem, steps, optimizer, orders, **options
+        )
+
+    compare: Any = in_steps if discrete else nth.compare
     for y_test, words in (
         ([5], "y_test has labels of 2"),
         ([-1], "y_test has labels b"),
     ):
+        arguments: Any = (network, problem, np.array([1]))
         with pytest.raises(ValueError, match=words):
-            nth.compare(network, problem, np.array([1]), (2,), y_test=y_test, rule=rule)
+            compare(*arguments, (2,), y_test=y_test)
+
+
+# ---------------------------------------------------------------- other predictions
+
+
+def test_predictions_in_closed_form_are_compared(scalar):
+    """Level 2 integrated and in closed form have the same error."""
+    network, problem = make_network(4, 1), make_problem(4, 3)
+    kernels = nth.kernels(network, problem, order=4)
+    models = {
+        "closed": nth.closed_form(kernels, problem, TS),
+        "perturbative": nth.perturbative(kernels, problem, TS),
+    }
+    comparison = nth.compare(network, problem, TS, [2], models=models)
+    np.testing.assert_allclose(
+        comparison.error("closed"), comparison.error(2), atol=1e-7
+    )
+    assert comparison.error("perturbative")[-1] < comparison.error("closed")[-1]
+    assert comparison.valid_until("closed") == np.inf
+    assert "closed" in str(comparison)
+    assert "perturbative" in comparison.to_xarray().model
+    assert comparison.plot().axes
+
+
+@pytest.mark.parametrize(
+    ("ts", "points", "message"),
+    [
+        ([0.0, 0.5, 3.0], 4, r"has the times"),
+        ([0.0, 0.5], 4, r"\.ts has shape"),
+        (TS, 3, r"\.train has shape"),
+    ],
+)
+def test_predictions_of_another_problem_are_refused(ts, points, message):
+    network, problem = make_network(4, 1), make_problem(points, 3)
+    other = nth.closed_form(nth.kernels(network, problem, order=2), problem, ts)
+    with pytest.raises(ValueError, match=r"models\['closed'\].*" + message):
+        nth.compare(network, make_problem(4, 3), TS, [2], models={"closed": other})
+
+
+# ---------------------------------------------------------------- short descriptions
+
+
+def test_descriptions_are_short(scalar):
+    solution = scalar.solutions[2]
+    assert repr(solution).startswith(
+        "Solution(level-2 hierarchy, method dense, 3 times"
+    )
+    assert repr(solution).endswith("successful)")
+    assert "last test errors p = 2: " in repr(scalar)
+    assert len(repr(scalar)) < 200
+
+
+def test_descriptions_of_traced_and_batched_solutions():
+    problem, network = make_problem(4, 3), make_network(4, 1)
+
+    def solve(y):
+        solution = nth.solve(
+            network, nth.Problem(problem.x_train, y), TS, order=2, method="dense"
+        )
+        assert "train=f64[3,4]" in repr(solution)
+        return solution
+
+    batch = jax.vmap(solve)(jnp.stack([problem.y_train] * 2))
+    assert "train=f64[2,3,4]" in repr(batch)

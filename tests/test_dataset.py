@@ -85,7 +85,7 @@ def test_whole_floats_are_labels_for_a_loss_of_labels() -> None:
         (([0, 1, 2], [3]), "y_test has labels that y_train has not, 3: give training"),
         (([0, 1, 2], [0.5]), "y_test has labels that y_train has not, 0.5"),
         (([0, 1, 2], np.eye(3)), "y_test has shape (3, 3), and y_train holds class"),
-        (([5, 5, 5],), "y_train has one class alone, label 5"),
+        (([5, 5, 5],), "y_train has only one class, label 5"),
         (([12, 47, 33, 12],), "y_train holds integers, 3 distinct ones for 4 points"),
         (([0, 1, 2], None, "logistic"), "--loss logistic takes two classes; y_train"),
     ],

@@ -32,7 +32,7 @@ def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(*cases: tuple[str, Call]) -> pytest.MarkDecorator:
-    """Parametrise a test over calls, and the words that each is refused with."""
+    """Parametrize a test over calls and the messages of their errors."""
     named = [pytest.param(*case, id=" ".join(case[0].split()[:4])) for case in cases]
     return pytest.mark.parametrize(("words", "call"), named)
 
@@ -289,7 +289,7 @@ def never(leaf: Any) -> bool:
     ),
     ("filter_spec must be", lambda: formed(network(), filter_spec=(True, False))),
     (
-        "filter_spec chooses a leaf of type int64 for training: only real floating",
+        "filter_spec selects a leaf of type int64 for training, but only real floating",
         lambda: applied(
             lambda p, x: p[0] @ x,
             (jnp.ones(2), jnp.array(3)),
@@ -370,9 +370,9 @@ def test_hierarchy(kernels: Any) -> None:
         return lambda: nth.DenseHierarchy(kernels, problem, order=order)
 
     fewer = nth.Problem(X[:2], Y[:2], X[3:])
-    expect("(4, 3) for K(2), and problem has m = 3 points of which n = 2", dense(fewer))
+    expect("(4, 3) for K(2), and problem has m = 3 points, n = 2", dense(fewer))
     none = nth.Problem(X[:3], Y)
-    expect("m = 3 points of which n = 3 train: form them on its points", dense(none))
+    expect("m = 3 points, n = 3 for training: form them on its points", dense(none))
     expect("order must be at most 3, the order of kernels; got 4", dense(points(), 4))
     expect("order must be at least 2; got 1", dense(points(), 1))
     expect("order must be an integer of at least 2; got 2.0", dense(points(), 2.0))
@@ -473,7 +473,7 @@ def test_orders(orders: Any, words: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (2,), (1, 1)])
 def test_y_test(shape: tuple[int, ...]) -> None:
-    words = f"y_test has shape {shape}; x_test and y_train ask for (1,)."
+    words = f"y_test must have shape (1,), as x_test and y_train require; got {shape}."
     y_test = np.ones(shape)
     expect(words, lambda: nth.compare(network(), points(), [1.0], y_test=y_test))
 
@@ -481,7 +481,7 @@ def test_y_test(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("jit", [jax.jit, eqx.filter_jit])
 @pytest.mark.parametrize("argument", ["x_train", "y_train", "x_test"])
 def test_traced_nan(jit: Any, argument: str) -> None:
-    """What cannot be looked at when traced is found when it runs."""
+    """What cannot be checked when traced is checked at run time."""
     arrays = {"x_train": X[:3], "y_train": Y, "x_test": X[3:]}
 
     @jit
@@ -510,13 +510,13 @@ def far(seed: int) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def comparison() -> Any:
-    """The truth and level 2 of the first problem of `far`."""
+    """The trained network and level 2 of the first problem of `far`."""
     return nth.compare(*far(0), TIMES, (2,), method="dense")
 
 
 def test_comparison(comparison: Any) -> None:
     expect(
-        "order must be one of [2], the levels compared; got 7.",
+        "order must be one of the compared levels, [2]; got 7.",
         lambda: comparison.error(7),
     )
     words = "points must be one of 'train', 'test'; got 'tets'. Did you mean 'test'?"
@@ -530,7 +530,7 @@ def test_no_test_point(comparison: Any) -> None:
 
     problem, truth, solution = tests(comparison)
     less = eqx.tree_at(tests, comparison, (problem[:0], truth[:, :0], solution[:, :0]))
-    words = "points: there is no test point; give problem an x_test."
+    words = "points: problem has no test points; give it an x_test."
     expect(words, lambda: less.error(2))
     assert np.isfinite(less.error(2, "train")).all()
 
@@ -556,7 +556,7 @@ def test_window(seed: int) -> None:
 
 
 def test_window_of_other_times() -> None:
-    """The window belongs to the dynamics, whatever times are asked for."""
+    """The window belongs to the dynamics, whatever times are requested."""
     with pytest.warns(typed_nth.WindowWarning):
         many = nth.solve(*far(0), TIMES, order=3)
     with pytest.warns(typed_nth.WindowWarning):

@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import pickle
 import re
 import subprocess
@@ -28,9 +29,9 @@ PACKAGES = [
     "_network",
     "_kernels",
     "_dynamics",
+    "_solution",
     "_analytic",
     "infinite",
-    "_solution",
     "_integrate",
     "theory",
     "_solve",
@@ -127,6 +128,34 @@ def test_optional_dependencies_are_not_imported_by_the_library():
         assert not outside & {"matplotlib", "sklearn", "click", "xarray"}, name
 
 
+def classes() -> list[type]:
+    """Every class of the library."""
+    found = []
+    for name in modules():
+        if name[-1] != "__main__":
+            module = importlib.import_module(".".join(("nth", *name)))
+            found += [c for c in vars(module).values() if isinstance(c, type)]
+    return [c for c in found if c.__module__.startswith("nth.")]
+
+
+def is_method(member: object) -> bool:
+    return callable(member) or isinstance(member, property | classmethod | staticmethod)
+
+
+def test_classes_are_abstract_or_final():
+    """No concrete method is overridden, and no method calls that of a base class."""
+    for kind in classes():
+        for base in kind.__mro__[1:]:
+            if base.__module__.startswith("nth."):
+                abstract = getattr(base, "__abstractmethods__", frozenset())
+                common = {n for n in vars(kind).keys() & vars(base) if n[:2] != "__"}
+                overridden = {n for n in common if is_method(vars(base)[n])}
+                assert overridden <= abstract, (kind, base)
+    for name, tree in modules().items():
+        called = {n.func for n in ast.walk(tree) if isinstance(n, ast.Call)}
+        assert "super" not in {getattr(f, "id", None) for f in called}, name
+
+
 def documented() -> set[str]:
     """The names that the API pages of the documentation show."""
     pages = (ROOT / "docs").rglob("*.md")
@@ -176,6 +205,10 @@ print(MLP is nth.MLP, infinite is nth.infinite)
 def test_a_name_that_does_not_exist():
     with pytest.raises(AttributeError, match=r"^module 'nth' has no attribute 'mlp'$"):
         nth.mlp  # noqa: B018  # pyright: ignore
+    with pytest.raises(AttributeError, match=r"'gradient_descent': it is nth\.train"):
+        nth.gradient_descent  # noqa: B018  # pyright: ignore
+    with pytest.raises(AttributeError, match=r"'GradientDescent': take an optimizer"):
+        nth.GradientDescent  # noqa: B018  # pyright: ignore
     with pytest.raises(ImportError, match="cannot import name 'mlp' from 'nth'"):
         from nth import mlp  # noqa: F401  # pyright: ignore
 

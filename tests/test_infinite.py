@@ -1,5 +1,6 @@
 """Infinite width: kernels beside plain integrals, finite networks and slopes."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -132,7 +133,7 @@ def test_tiles_and_loops_over_layers_change_nothing(monkeypatch, name, two_sets)
     eqx.clear_caches()
     tiled = nth.infinite.kernels(*points, **options, **SCALES)
     eqx.clear_caches()
-    for part, expected in zip(tiled, whole, strict=True):
+    for part, expected in zip(*map(jax.tree.leaves, (tiled, whole)), strict=True):
         np.testing.assert_allclose(part, expected, rtol=1e-13)
         if not two_sets:
             np.testing.assert_array_equal(part, part.T)
@@ -294,7 +295,7 @@ def gaussian_problem():
     return problem, options, nth.infinite.kernels(problem.x, **options)
 
 
-def test_ensemble_of_really_wide_networks():
+def test_ensemble_of_wide_networks():
     """Mean and covariance over 4,000 networks of width 256, each by its own level 2."""
     problem, options, kernels = gaussian_problem()
     ts = [0.0, 2.0, 20.0, jnp.inf]
@@ -320,7 +321,7 @@ def test_ensemble_of_really_wide_networks():
 
 def test_ensemble_at_the_ends_is_prior_and_posterior():
     problem, _, kernels = gaussian_problem()
-    bayes = kernels._replace(ntk=kernels.nngp)
+    bayes = dataclasses.replace(kernels, ntk=kernels.nngp)
     law = nth.infinite.ensemble(bayes, problem, [0.0, jnp.inf])
     prior, y = np.asarray(kernels.nngp), np.asarray(problem.y_train)
     np.testing.assert_allclose(law.covariance[0], prior, atol=1e-15)
@@ -354,7 +355,7 @@ def test_ensemble_refuses_other_kernels(monkeypatch):
 
     def refused(message, **parts):
         with pytest.raises(ValueError, match=f"kernels {message}"):
-            nth.infinite.ensemble(kernels._replace(**parts), problem, [1.0])
+            nth.infinite.ensemble(dataclasses.replace(kernels, **parts), problem, [1.0])
 
     refused("have NaN or infinite entries", ntk=kernels.ntk.at[0, 1].set(jnp.nan))
     refused("have NaN or infinite entries", nngp=kernels.nngp.at[4, 4].set(jnp.inf))
@@ -364,7 +365,7 @@ def test_ensemble_refuses_other_kernels(monkeypatch):
 
     @jax.jit
     def traced(ntk):
-        changed = kernels._replace(ntk=ntk)
+        changed = dataclasses.replace(kernels, ntk=ntk)
         return nth.infinite.ensemble(changed, problem, [1.0]).mean
 
     np.testing.assert_array_equal(traced(kernels.ntk).shape, (1, 5))
@@ -395,7 +396,7 @@ def test_two_sets_of_points():
     block = nth.infinite.kernels(
         X[:1], X[1:], depth=2, activation="relu", use_bias=True
     )
-    for part, every in zip(block, whole, strict=True):
+    for part, every in zip(*map(jax.tree.leaves, (block, whole)), strict=True):
         np.testing.assert_allclose(part, every[:1, 1:], rtol=1e-15)
 
 

@@ -58,7 +58,7 @@ def test_digits(tmp_path: Path) -> None:
     assert result.exit_code == 0
     out = result.stdout
     assert "4 training and 3 test points; tanh network, width 8, depth 1" in out
-    for words in ("odd against even", "float64", "true loss", "p = 2", "p = 3"):
+    for words in ("odd against even", "float64", "network loss", "p = 2", "p = 3"):
         assert words in out
     folder = tmp_path / "new" / "folder"
     assert str(folder / "levels.png") in out
@@ -82,7 +82,7 @@ def test_data(tmp_path: Path, undrawn: None) -> None:
     assert str(expected) in result.stdout
     assert "data.npz: 4 training and 3 test points" in result.stdout
     assert "squared error of one output on targets -1 and +1" in result.stdout
-    assert "test accuracy at t = 1: truth" in result.stdout
+    assert "test accuracy at t = 1: trained network" in result.stdout
 
 
 def test_no_test_points(tmp_path: Path, undrawn: None) -> None:
@@ -92,7 +92,7 @@ def test_no_test_points(tmp_path: Path, undrawn: None) -> None:
     assert result.exit_code == 0
     assert "4 training and 0 test points; tanh network" in result.stdout
     assert "seed 0, float32" in result.stdout
-    assert "train accuracy at t = 1: truth" in result.stdout
+    assert "train accuracy at t = 1: trained network" in result.stdout
     assert "test accuracy" not in result.stdout
     assert not jax.config.read("jax_enable_x64")
 
@@ -289,7 +289,7 @@ def test_class_labels(tmp_path: Path, undrawn: None) -> None:
     assert str(expected) in result.stdout
     line = "3 classes, labels 0 to 2: softmax cross-entropy of 3 outputs\n"
     assert line in result.stdout
-    assert "test accuracy at t = 1: truth" in result.stdout
+    assert "test accuracy at t = 1: trained network" in result.stdout
 
 
 @pytest.mark.parametrize("loss", ["squared-error", "cross-entropy", "logistic"])

@@ -1,5 +1,5 @@
 """The hierarchy with no n^p tensor: its equations by brute force, the tensor form, the
-iterated integrals that both are made of, and the network really trained."""
+iterated integrals that both are made of, and the trained network."""
 
 from typing import Any, ClassVar
 
@@ -342,8 +342,8 @@ def test_default_blocks_fit_the_budget(monkeypatch):
 def test_new_points_after_the_solve(solved):
     """What they would have been told, had they been test points from the start."""
     x_new = make_problem(1, 4, seed=7).x_test
-    asked = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
-    dense = nth.DenseHierarchy(nth.kernels(NETWORK, asked, order=3), asked)
+    extended = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
+    dense = nth.DenseHierarchy(nth.kernels(NETWORK, extended, order=3), extended)
     expected, _ = flow_to(dense, TS[-1])
     state = solved["matrix-free"].state
     for block_size in (4, 3, 1):
@@ -380,10 +380,14 @@ def test_new_points_that_do_not_fit(x_new, words, monkeypatch):
         (
             {},
             {"order": 2},
-            r"state is of order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
+            r"state has order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
         ),
-        ({}, {"order": 2, "weight_decay": 0.1}, "state is of order 2"),
-        ({}, {"network": make_network(3, 2)}, "state has other arrays"),
+        ({}, {"order": 2, "weight_decay": 0.1}, "state has order 2"),
+        (
+            {},
+            {"network": make_network(3, 2)},
+            "state differs in structure, shapes or dtypes",
+        ),
     ],
 )
 def test_a_state_of_another_solve_is_refused(options, state_of, words):
@@ -420,6 +424,7 @@ class IteratedIntegrals(nth.AbstractDynamics):
     problem: nth.Problem
     formed: nth.Kernels
     label: str = "series of iterated integrals"
+    method: ClassVar[str] = "iterated integrals"
     truncated: ClassVar[bool] = True
 
     def initial_state(self):
@@ -433,6 +438,9 @@ class IteratedIntegrals(nth.AbstractDynamics):
 
     def outputs(self, state):
         return read_out(self.formed, state)
+
+    def penalty(self, state):
+        return jnp.zeros(())
 
     def error_norm(self, scaled):
         return jnp.max(jnp.stack([jnp.max(jnp.abs(one)) for one in scaled]))
@@ -467,7 +475,7 @@ def test_outputs_are_linear_in_iterated_integrals(outputs, order):
         assert np.max(np.abs(turned - told)) > 1e-6
 
 
-# ---------------------------------------------------------------- the truth
+# ------------------------------------------------------- the trained network
 
 
 def test_higher_levels_come_closer():
@@ -494,7 +502,7 @@ def points(n):
 def chosen(network, problem, order, method: Any = "auto"):
     """What `nth.solve` goes on to integrate."""
     own = trainable(network, problem, eqx.is_inexact_array)
-    return front.hierarchies(own, [order], method)[order].method
+    return front.hierarchies(own, [1.0], [order], method)[order].method
 
 
 def test_auto_is_dense_for_few_points():
@@ -508,8 +516,8 @@ def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
     monkeypatch.setattr(front, "available_bytes", lambda: 100)
     assert nth.cheaper_method(NETWORK, SMALL, order=2) == "matrix-free"
     assert chosen(NETWORK, SMALL, 2) == "matrix-free"
-    for asked in ("dense", "matrix-free"):
-        assert chosen(NETWORK, SMALL, 2, asked) == asked
+    for requested in ("dense", "matrix-free"):
+        assert chosen(NETWORK, SMALL, 2, requested) == requested
 
 
 def test_auto_turns_matrix_free_once_and_sooner_at_higher_levels():

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
@@ -124,9 +125,8 @@ def test_level_two(make):
     g = f
     for _ in range(STEPS):
         g = g - RATE * K @ (g[:3] - Y) / 3
-    rule = nth.GradientDescent(RATE)
-    compared = nth.compare(
-        network, problem, np.array([STEPS]), orders=(2,), rule=rule, **options
+    compared = nth.compare_discrete(
+        network, problem, np.array([STEPS]), optax.sgd(RATE), (2,), **options
     )
     close(compared.solutions[2].train[0], g[:3])
     close(compared.solutions[2].test[0], g[3:])
@@ -160,8 +160,7 @@ def test_training(make):
         )
     close(comparison.truth.train[-1], outputs(runge_kutta(theta))[:3], atol=1e-5)
     assert comparison.error(3)[-1] < 0.2
-    rule = nth.GradientDescent(RATE)
-    trained = nth.gradient_descent(network, problem, [STEPS], rule, **options)
+    trained = nth.train(network, problem, [STEPS], optax.sgd(RATE), **options)
     for _ in range(STEPS):
         theta = theta + RATE * field(theta)
     close(trained.train[0], outputs(theta)[:3])
@@ -180,15 +179,11 @@ def test_custom_vjp():
     dense = nth.solve(network, problem, [T], order=2, method="dense")
     close(dense.train[0], expected, atol=1e-6)
     assert jnp.isfinite(nth.gradient_flow(network, problem, [T]).loss)
-    assert jnp.isfinite(
-        nth.gradient_descent(network, problem, [1], nth.GradientDescent(0.1)).loss
-    )
+    assert jnp.isfinite(nth.train(network, problem, [1], optax.sgd(0.1)).loss)
     refused = (
         lambda: nth.kernels(network, problem, order=3),
         lambda: nth.solve(network, problem, [T], order=2, method="matrix-free"),
-        lambda: nth.solve_discrete(
-            network, problem, [1], nth.GradientDescent(0.1), order=2
-        ),
+        lambda: nth.solve_discrete(network, problem, [1], optax.sgd(0.1), order=2),
         lambda: nth.TaylorizedFlow(network, problem, degree=1),
         lambda: nth.contract(network, problem, [Y], order=2),
         lambda: nth.project(network, problem, 1, order=3),
@@ -223,7 +218,7 @@ def test_a_network_without_a_gradient_is_refused(apply):
         lambda: nth.gradient_flow(network, problem, [1.0]),
         lambda: nth.max_learning_rate(network, problem),
     ):
-        with pytest.raises(ValueError, match=r"network has no gradient .* It said: "):
+        with pytest.raises(ValueError, match=r"network has no gradient .* Error: "):
             call()
 
 
@@ -240,7 +235,9 @@ def test_a_batch_that_mixes_points_is_refused():
 
     network = nth.from_apply(mixed, params, batched=True)
     for problem in (nth.Problem(X[:3], Y, X[3:]), nth.Problem(X[:1], Y[:1])):
-        with pytest.raises(ValueError, match="with batched=True it is no function of"):
+        with pytest.raises(
+            ValueError, match="with batched=True it is not a function of"
+        ):
             nth.kernels(network, problem, order=2)
 
 

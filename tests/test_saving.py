@@ -68,7 +68,6 @@ def results(solution: nth.Solution) -> dict[str, Any]:
         "dense": nth.DenseHierarchy(kernels, problem, order=3),
         "matrix-free": nth.MatrixFreeHierarchy(network, problem, order=2),
         "flow": nth.GradientFlow(network, problem),
-        "rule": nth.GradientDescent(0.1, momentum=0.9),
         "Trajectory": nth.closed_form(kernels, problem, TS),
         "Sweep": nth.scaling.Sweep((2, 3), np.ones((2, 3))),
         "Exponent": nth.scaling.fit([1, 2, 4], [1.0, 2.0, 4.0]),
@@ -285,22 +284,27 @@ def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -
     other(solution, state={"a": one, "b": two}).save(file)
     shape = r"shape \(2, 3\) and dtype float64"
     wrong = {
-        rf"Of \['b'\] the file has {shape}, and the structure nothing": {"a": one},
-        rf"Of \['c'\] the file has nothing, and the structure {shape}": {
+        rf"For \['b'\] the file has {shape} and the structure has nothing": {"a": one},
+        rf"For \['c'\] the file has nothing and the structure has {shape}": {
             "a": one,
             "b": two,
             "c": two,
         },
-        r"and the structure shape \(3,\) and dtype float64": {"a": one, "b": one},
-        r"and the structure shape \(2, 3\) and dtype bool": {"a": one, "b": two > 0},
+        r"and the structure has shape \(3,\) and dtype float64": {"a": one, "b": one},
+        r"and the structure has shape \(2, 3\) and dtype bool": {
+            "a": one,
+            "b": two > 0,
+        },
     }
     for message, like in wrong.items():
-        with pytest.raises(ValueError, match=f"like has not the arrays.*{message}"):
+        with pytest.raises(
+            ValueError, match=f"like does not match the saved arrays.*{message}"
+        ):
             nth.Solution.load(file, like)
     for like in ("abc", 3, [1.0, one]):
         with pytest.raises(ValueError, match="like must be a pytree of arrays"):
             nth.Solution.load(file, like)
-    with pytest.raises(ValueError, match="saved_like has not the arrays"):
+    with pytest.raises(ValueError, match="saved_like does not match the saved arrays"):
         nth.Solution.load(file, saved_like=(jnp.zeros(3),))
 
 

@@ -62,7 +62,7 @@ def test_an_exact_law_and_its_prefactor():
 
 
 @pytest.mark.parametrize("reduced", [True, False])
-def test_intervals_hold_the_truth_as_often_as_they_say(reduced):
+def test_coverage_of_confidence_intervals(reduced):
     """80% intervals of 200 experiments, by Student and by bootstrap."""
     rng = np.random.default_rng(0)
     widths = np.asarray(WIDTHS, float)
@@ -94,7 +94,7 @@ def test_the_variance_of_the_ntk_falls_as_one_over_the_width():
 def test_bad_input_is_told():
     with pytest.raises(ValueError, match="widths must be distinct"):
         scaling.sweep(noisy, (4, 4), 2, key=KEY)
-    with pytest.raises(ValueError, match="measure must give floating scalars"):
+    with pytest.raises(ValueError, match="measure must return floating scalars"):
         scaling.sweep(lambda w, k: jnp.ones(3), (4,), 2, key=KEY)
     with pytest.raises(ValueError, match="at least three distinct finite numbers"):
         scaling.fit((1, 2), [1.0, 2.0])
@@ -104,7 +104,7 @@ def test_bad_input_is_told():
         scaling.fit(WIDTHS, [1.0, np.nan, 1.0, 1.0])
     with pytest.raises(ValueError, match="zero has no logarithm"):
         scaling.fit(WIDTHS, [1.0, 0.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match="one initialization a width"):
+    with pytest.raises(ValueError, match="one initialization for each width"):
         scaling.fit(WIDTHS, np.ones((4, 1)))
     with pytest.raises(ValueError, match="confidence must be below 1"):
         scaling.fit(WIDTHS, np.ones(4), confidence=1.0)

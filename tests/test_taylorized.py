@@ -21,7 +21,7 @@ def test_degree_1_is_level_2_on_outputs():
 
 
 def test_a_polynomial_network_is_its_own_polynomial(problem):
-    """A linear network of two layers is of degree 2 in θ: degree 2 is the truth."""
+    """A linear network of two layers is of degree 2 in θ: degree 2 is exact."""
     network = make_network(4, 1, activation="linear")
     quadratic = nth.integrate(nth.TaylorizedFlow(network, problem, degree=2), TS)
     truth = nth.gradient_flow(network, problem, TS)
@@ -78,8 +78,8 @@ def test_errors(problem):
     with pytest.raises(ValueError, match="degree must be at least 1; got 0"):
         nth.TaylorizedFlow(network, problem, degree=0)
     other = nth.TaylorizedFlow(network, make_problem(4, 2, seed=1), degree=2)
-    with pytest.raises(ValueError, match="has another x_train than problem"):
+    with pytest.raises(ValueError, match="and problem have different x_train"):
         nth.compare(network, problem, TS, [2], models={"other": other})
     same = nth.TaylorizedFlow(network, problem, degree=2)
-    with pytest.raises(ValueError, match=r"named by strings other than .truth."):
+    with pytest.raises(ValueError, match=r"strings as names, other than .truth."):
         nth.compare(network, problem, TS, [2], models={"truth": same})

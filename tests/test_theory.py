@@ -111,7 +111,7 @@ def test_order_for_is_the_least_level_whose_bound_is_small_enough(problem):
         assert found.error(p, 9.0) == pytest.approx(bound)
         assert found.order_for(1.01 * bound, 9.0) == p
     assert found.order_for(scale[4] * 0.99, 9.0) == 6
-    words = f"the least is {scale[6]:.4g}, of level 6"
+    words = f"the smallest is {scale[6]:.4g}, of level 6"
     with pytest.raises(ValueError, match=words):
         found.order_for(0.99 * scale[6], 9.0)
     # The cure works: a larger width.
@@ -198,18 +198,18 @@ def test_motion_by_its_definitions():
     for name, value in zip(names, expected, strict=True):
         np.testing.assert_allclose(getattr(found, name)[1], value, 1e-8, err_msg=name)
     np.testing.assert_allclose([found.change[0], found.distance[0]], 0, atol=1e-15)
-    with pytest.raises(ValueError, match="alignment takes one target a slot"):
+    with pytest.raises(ValueError, match="alignment needs one target per slot"):
         theory.motion(path, make_problem(3, 1))
 
 
-def test_bad_input_is_told(problem):
+def test_bad_input_raises(problem):
     with pytest.raises(ValueError, match="radius must be above 0"):
         theory.check_activation("tanh", radius=0.0)
     with pytest.raises(ValueError, match=r"x must have shape \(n, \*in\)"):
         theory.check_data(np.ones(3))
     vector = make_problem(2, 0, outputs=2)
     formed = nth.kernels(make_network(4, 1, outputs=2), vector, order=2)
-    with pytest.raises(ValueError, match="the theorems of a scalar network"):
+    with pytest.raises(ValueError, match="the theorems are for scalar networks"):
         theory.bounds(formed, 100)
     scalar = nth.kernels(make_network(4, 1), problem, order=2)
     with pytest.raises(ValueError, match="width must be at least 3"):

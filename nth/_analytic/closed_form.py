@@ -1,4 +1,4 @@
-"""The level p = 2 in closed form, for the squared error: no integration."""
+"""Level p = 2 in closed form, for the squared error."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,8 @@ from .._network.learning_rates import by_rates
 from .._network.memory import require_memory, tree_bytes
 from .._problem.losses import SquaredError
 from .._problem.problem import Problem
-from .decay_integrals import relax, relax_with, spectrum
+from .._solution.prediction import AbstractPrediction, summary
+from .decay_integrals import eigendecomposition, relax, relax_with
 
 Times = ArrayLike | Sequence[float]
 
@@ -31,8 +32,8 @@ NOT_FINITE = (
 )
 
 
-class Trajectory(eqx.Module):
-    """Outputs over time in closed form, not integrated: see [`nth.closed_form`][]."""
+class Trajectory(AbstractPrediction):
+    """Outputs over time in closed form: see [`nth.closed_form`][]."""
 
     ts: Float[Array, " T"]
     """The requested times; the last may be ∞."""
@@ -46,9 +47,12 @@ class Trajectory(eqx.Module):
     loss: Float[Array, " T"]
     """The training loss L of those outputs."""
 
+    def __repr__(self) -> str:
+        return summary(self)
+
 
 def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
-    """The level p = 2 at any times, for the squared error.
+    """Level p = 2 in closed form at any times, for the squared error.
 
     With K the NTK on the training points and k its rows at a point x, both at
     initialization, the outputs are
@@ -56,23 +60,23 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
         f(t) = y + e^{−K t/n} (f₀ − y),
         f(t, x) = f₀(x) − k K⁻¹ (1 − e^{−K t/n}) (f₀ − y)
 
-    (Lee et al. 2019, eqs. 9 to 11, with their ηt our t/n: our loss is a mean over the
-    points). K⁻¹(1 − e^{−K t/n}) is computed as ∫₀^{t/n} e^{−Ks} ds, so K may be
-    singular: what lies along an eigenvector of eigenvalue zero does not move.
+    (Lee et al. 2019, eqs. 9 to 11, with ηt there equal to t/n here, since the loss is a
+    mean over the points). K⁻¹(1 − e^{−K t/n}) is computed as ∫₀^{t/n} e^{−Ks} ds, so K
+    may be singular: components along eigenvectors of eigenvalue zero do not change.
 
     **Arguments:**
 
-    - `kernels`: made by [`nth.kernels`][] on the points of `problem`, of any order.
-    - `problem`: targets, and the loss [`nth.SquaredError`][].
-    - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf`.
+    - `kernels`: computed by [`nth.kernels`][] on the points of `problem`, of any order.
+    - `problem`: targets, with the loss [`nth.SquaredError`][].
+    - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
 
     **Returns:** [`nth.Trajectory`][].
 
-    Derivatives are exact also where eigenvalues of K coincide; at t = ∞ they are those
-    of a kernel that is not singular.
+    Derivatives are exact also where eigenvalues of K coincide; at t = ∞ they assume a
+    nonsingular kernel.
 
-    **Raises:** `ValueError` for another loss, bad times, or kernels that do not fit
-    or have NaN.
+    **Raises:** `ValueError` for another loss, invalid times, or kernels that do not
+    match `problem` or contain NaN.
     """
     level = DenseHierarchy(kernels, problem, order=2)
     require_squared_error(problem, "closed_form")
@@ -93,11 +97,11 @@ def _outputs(
     outputs, kernel = level.levels
     start, rows, square, residual = as_matrices(outputs, kernel, level.problem)
     times = ts / level.problem.n_train
-    eigen = spectrum(square)
+    eigen = eigendecomposition(square)
     decayed, integral = (
         part[..., 0] for part in relax_with(square, eigen, times, residual[:, None])
     )
-    # By e^{−Kt/n} itself on the training points: no difference of nearly equal numbers.
+    # e^{−Kt/n} itself on the training points avoids cancellation.
     train = start[None, : len(residual)] - residual[None] + decayed
     test = start[None, len(residual) :] - integral @ rows[len(residual) :].T
     path = jnp.concatenate([train, test], axis=1).reshape(-1, *outputs.shape)
@@ -109,7 +113,7 @@ def as_matrices(
     kernel: Float[Array, "m ..."],
     problem: Problem,
 ) -> tuple[Array, Array, Array, Array]:
-    """Slots in one row: f₀ (m·C), K (m·C, n·C), its training rows, and f₀ − y (n·C)."""
+    """With flattened slots: f₀ (m·C), K (m·C, n·C), its training rows, f₀ − y (n·C)."""
     size = problem.y_train.size
     start = outputs.reshape(-1)
     rows = kernel.reshape(-1, size)
@@ -128,7 +132,7 @@ def require_symmetric_ntk(kernel: Float[Array, "m ..."], problem: Problem) -> No
 def as_trajectory(
     outputs: Float[Array, "T m *out"], problem: Problem, ts: Float[Array, " T"]
 ) -> Trajectory:
-    """Outputs on all points become a [`nth.Trajectory`][]."""
+    """A [`nth.Trajectory`][] from the outputs on all points."""
     train, test = jnp.split(outputs, [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     return Trajectory(ts, train, test, loss)
@@ -137,10 +141,9 @@ def as_trajectory(
 def require_squared_error(
     problem: Problem,
     function: str,
-    cure: str = "For other losses integrate: nth.solve(network, problem, ts, "
-    "order=...).",
+    cure: str = "For other losses use nth.solve(network, problem, ts, order=...).",
 ) -> None:
-    """Raise `ValueError` unless `problem` is a problem with the squared error."""
+    """Raise `ValueError` unless `problem` has the squared error."""
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     if not isinstance(problem.loss, SquaredError):
         raise ValueError(
@@ -157,47 +160,49 @@ def displacement(
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
 ) -> Params:
-    """How far the parameters have moved at the level p = 2, for the squared error:
+    """The displacement of the parameters at level p = 2, for the squared error:
 
         θ(t) − θ₀ = −M Jᵀ K⁻¹ (1 − e^{−K t/n}) (f₀ − y),
 
     with J the Jacobian of the training outputs at θ₀, M the learning rates (1 by
-    default) and K = J M Jᵀ (Lee et al. 2019, eq. 8). The linearized network,
-    [`nth.TaylorizedFlow`][] of degree 1, moves so.
+    default) and K = J M Jᵀ (Lee et al. 2019, eq. 8). This is
+    the solution of [`nth.TaylorizedFlow`][] of degree 1.
 
     **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
     [`nth.kernels`][]; `ts` as for [`nth.closed_form`][].
 
-    **Returns:** a pytree like `network`, each trainable array with the times for its
-    first axis, `None` in place of what is frozen.
+    **Returns:** a pytree like `network`, with the times as the first axis of each
+    trainable array, and `None` in place of frozen leaves.
 
     **Raises:** `ValueError` as [`nth.closed_form`][] and [`nth.kernels`][].
     """
     require_squared_error(problem, "displacement")
     train = Problem(problem.x_train, problem.y_train)
-    own = trainable(network, train, filter_spec, learning_rates)
-    formed = form_kernels(own, own.problem, order=2)
+    trained = trainable(network, train, filter_spec, learning_rates)
+    formed = form_kernels(trained, trained.problem, order=2)
     times = require_times(ts, formed[1].dtype, with_infinity=True)
     require_memory(
         "ts",
         f"the parameters at {len(times)} times",
-        len(times) * (tree_bytes(own.params) + tree_bytes(formed[1])),
+        len(times) * (tree_bytes(trained.params) + tree_bytes(formed[1])),
         "Give fewer times.",
     )
-    return _pulled_back(own, formed.tensors, times)
+    return _pulled_back(trained, formed.tensors, times)
 
 
 @eqx.filter_jit
 def _pulled_back(
-    own: TrainableNetwork, levels: tuple[Array, ...], ts: Float[Array, " T"]
+    trained: TrainableNetwork, levels: tuple[Array, ...], ts: Float[Array, " T"]
 ) -> Params:
     outputs, kernel = levels
-    train = own.problem
+    train = trained.problem
     _, _, square, residual = as_matrices(outputs, kernel, train)
     integral = relax(square, ts / train.n_train, -residual[:, None])[1][..., 0]
-    _, pull = jax.vjp(lambda params: own.apply.over(params, train.x_train), own.params)
+    _, pull = jax.vjp(
+        lambda params: trained.apply.over(params, train.x_train), trained.params
+    )
 
     def moved(row: Float[Array, " slots"]) -> Params:
-        return by_rates(own.rates, pull(row.reshape(outputs.shape))[0])
+        return by_rates(trained.rates, pull(row.reshape(outputs.shape))[0])
 
     return jax.lax.map(moved, integral)

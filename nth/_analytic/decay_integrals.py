@@ -1,8 +1,8 @@
 """Nested time integrals of decaying exponentials, in closed form, to full accuracy.
 
-Every solution by powers of the kernel's motion is made of them. They are divided
-differences of e^{−ta}, and the textbook quotient loses all its digits where two rates
-coincide; here no subtraction is of nearly equal numbers.
+Solutions as power series in the change of the kernel consist of them. They are divided
+differences of e^{−ta}, and the textbook quotient loses all digits where two decay rates
+coincide; here nearly equal numbers are never subtracted.
 """
 
 import math
@@ -15,23 +15,23 @@ from jaxtyping import Array, Bool, Float
 from .._custom_types import Scalar
 from .._internal.eigenvalues import rounding_of
 
-# Rates closer than this over t are computed by a series of positive terms, which then
-# needs so many of them in float64: 4³² 35!/(32! 3!)/36! < 1e-17.
+# For decay rates closer than _NEAR/t a series of positive terms is used. In float64 it
+# needs _TERMS terms: 4³² 35!/(32! 3!)/36! < 1e-17.
 _NEAR = 4.0
 _TERMS = 32
-# Terms that XLA fuses into one kernel: a loop over single terms writes each to memory
-# and takes five times as long; more terms at once take long to compile.
+# The number of terms that XLA fuses into one kernel: a loop over single terms writes
+# each to memory and takes five times as long; more terms take long to compile.
 _UNROLL = 8
 
 
 def nested_decay(*rates: Float[Array, "..."], t: Scalar) -> Float[Array, "..."]:
-    """h[a₁, …, a_k](t), the integral of e^{−a₁s₁ − … − a_k s_k} over all stretches of
-    time s₁, …, s_k ≥ 0 that add up to t.
+    """h[a₁, …, a_k](t), the integral of e^{−a₁s₁ − … − a_k s_k} over all time
+    intervals s₁, …, s_k ≥ 0 with sum t.
 
     So h[a](t) = e^{−at}, h[0, a](t) = ∫₀ᵗ e^{−as} ds, and h[a, b, …] is e^{−at}
     convolved with h[b, …]. It is (−1)^{k−1} times the divided difference of
-    a ↦ e^{−at} at the rates (Hermite & Genocchi), thus symmetric in them. Rates may
-    coincide, and be zero; they are at least 0, of shapes of one rank that broadcast.
+    a ↦ e^{−at} at the rates (Hermite & Genocchi), and so symmetric in them. Rates are
+    nonnegative and may coincide; their shapes have one rank and broadcast.
     """
     return _table(rates, t)[-1][0]
 
@@ -39,13 +39,13 @@ def nested_decay(*rates: Float[Array, "..."], t: Scalar) -> Float[Array, "..."]:
 def decay_with_zero(
     *rates: Float[Array, "..."], t: Scalar
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """h[a₁, …, a_k](t) and h[0, a₁, …, a_k](t), for little more than the second."""
+    """h[a₁, …, a_k](t) and h[0, a₁, …, a_k](t), at about the cost of the second."""
     *_, before, (last,) = _table((jnp.zeros_like(rates[0]), *rates), t)
     return before[-1], last
 
 
 def _table(rates: tuple[Array, ...], t: Scalar) -> list[list[Array]]:
-    """h of every run of neighbors among the sorted rates, by the length of the run."""
+    """h of all sets of consecutive sorted rates, by the size of the set."""
     nodes = _ascending(rates)
     rows = [[jnp.exp(-t * node) for node in nodes]]
     for size in range(2, len(nodes) + 1):
@@ -60,8 +60,8 @@ def _table(rates: tuple[Array, ...], t: Scalar) -> list[list[Array]]:
 
 
 def _ascending(rates: tuple[Array, ...]) -> list[Array]:
-    """The rates sorted, elementwise: a sorting network, which XLA fuses with what
-    follows. `jnp.sort` of a stack would write them to memory."""
+    """The rates sorted elementwise by a sorting network, which XLA fuses with later
+    operations; `jnp.sort` of a stack would write them to memory."""
     nodes = list(rates)
     for last in range(len(nodes) - 1, 0, -1):
         for i in range(last):
@@ -87,10 +87,10 @@ def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
     def add(carry: Any, r: Array) -> tuple[Any, None]:
         # H_r(x₁…x_s) = H_r(x₁…x_{s−1}) + x_s H_{r−1}(x₁…x_s), each over (k−1+r)!.
         old, total = carry
-        grown: list[Array] = []
+        new: list[Array] = []
         for variable, term in zip(x, old, strict=True):
-            grown.append(variable * term / (power + r) + (grown[-1] if grown else 0))
-        return (grown, total + grown[-1]), None
+            new.append(variable * term / (power + r) + (new[-1] if new else 0))
+        return (new, total + new[-1]), None
 
     first = jnp.ones_like(x[0]) / math.factorial(power)
     r = jnp.arange(1, _TERMS + 1, dtype=first.dtype)
@@ -99,10 +99,10 @@ def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
 
 
 class Eigen(NamedTuple):
-    """A symmetric kernel without its negative eigenvalues: see `spectrum`."""
+    """A symmetric kernel without its negative eigenvalues: see `eigendecomposition`."""
 
     rates: Float[Array, " n"]
-    """The eigenvalues, 0 where they are negative."""
+    """The eigenvalues as decay rates: 0 where they are negative."""
 
     modes: Float[Array, "n n"]
     null: Bool[Array, " n"]
@@ -118,10 +118,11 @@ def relax(
     """e^{−Kt} · start and ∫₀ᵗ e^{−Ks} ds · start, for a symmetric K with no negative
     eigenvalue.
 
-    At t = ∞ the second is K⁺ · start, the pseudo-inverse: a zero eigenvalue moves
-    nothing. Derivatives are exact where eigenvalues coincide, too (Daleckii & Krein).
+    At t = ∞ the second is K⁺ · start with the pseudo-inverse K⁺: zero eigenvalues do
+    not contribute. Derivatives are exact also where eigenvalues coincide (Daleckii &
+    Krein).
     """
-    return relax_with(kernel, spectrum(kernel), ts, start)
+    return relax_with(kernel, eigendecomposition(kernel), ts, start)
 
 
 @jax.custom_jvp
@@ -131,7 +132,7 @@ def relax_with(
     ts: Float[Array, " T"],
     start: Float[Array, "n c"],
 ) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
-    """`relax`, given `spectrum(kernel)`: several calls then need it once."""
+    """`relax`, given `eigendecomposition(kernel)`, which several calls can share."""
     rates, modes, null, _ = eigen
     inside = modes.T @ start
 
@@ -149,16 +150,18 @@ def _relax_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     turned = modes.T @ (d_kernel + d_kernel.T) @ modes / 2
     inside, d_inside = modes.T @ start, modes.T @ d_start
     pair = rates[:, None], rates[None, :]
-    gone = null[:, None] | null[None, :]
+    either_null = null[:, None] | null[None, :]
 
     def at(t: Scalar, d_t: Scalar) -> tuple[Array, Array]:
         decay, integral = (part[:, None] for part in _filters(rates, null, t))
-        forever = jnp.isinf(t)
-        t = jnp.where(forever, end_of_time(rates, null), t)
+        infinite = jnp.isinf(t)
+        t = jnp.where(infinite, end_of_time(rates, null), t)
         # First divided differences of e^{−λt} and of ∫₀ᵗ e^{−λs} ds.
         slopes = -nested_decay(*pair, t=t), -nested_decay(0 * pair[0], *pair, t=t)
-        moved = [jnp.where(forever & gone, 0, s) * turned @ inside for s in slopes]
-        speed = decay * inside * jnp.where(forever, 0, d_t)
+        moved = [
+            jnp.where(infinite & either_null, 0, s) * turned @ inside for s in slopes
+        ]
+        speed = decay * inside * jnp.where(infinite, 0, d_t)
         d_decay = moved[0] + decay * d_inside - rates[:, None] * speed
         return modes @ d_decay, modes @ (moved[1] + integral * d_inside + speed)
 
@@ -166,16 +169,16 @@ def _relax_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
 
 
 def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
-    """e^{−λt} and ∫₀ᵗ e^{−λs} ds; at t = ∞ zero eigenvalues have no integral."""
-    forever = jnp.isinf(t)
-    t = jnp.where(forever, 0, t)
+    """e^{−λt} and ∫₀ᵗ e^{−λs} ds; at t = ∞ the integral of a zero eigenvalue is 0."""
+    infinite = jnp.isinf(t)
+    t = jnp.where(infinite, 0, t)
     end = jnp.where(null, 0, 1 / jnp.where(null, 1, rates))
-    decay = jnp.where(forever, null.astype(rates.dtype), jnp.exp(-rates * t))
+    decay = jnp.where(infinite, null.astype(rates.dtype), jnp.exp(-rates * t))
     integral = nested_decay(jnp.zeros_like(rates), rates, t=t)
-    return decay, jnp.where(forever, end, integral)
+    return decay, jnp.where(infinite, end, integral)
 
 
-def spectrum(kernel: Float[Array, "n n"]) -> Eigen:
+def eigendecomposition(kernel: Float[Array, "n n"]) -> Eigen:
     """The eigendecomposition of a symmetric `kernel`."""
     values, modes = jnp.linalg.eigh(kernel)
     rates = jnp.maximum(values, 0)
@@ -183,6 +186,6 @@ def spectrum(kernel: Float[Array, "n n"]) -> Eigen:
 
 
 def end_of_time(rates: Float[Array, " n"], null: Array) -> Scalar:
-    """A time after which e^{−λt} is zero in floating point, for every λ that is not."""
+    """A time after which e^{−λt} is zero in floating point for every nonzero λ."""
     slowest = jnp.min(jnp.where(null, jnp.inf, rates))
     return jnp.where(jnp.isfinite(slowest), 800 / slowest, 0)

@@ -13,6 +13,7 @@ from .._kernels.kernels import Kernels
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory, tree_bytes
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction, summary
 from .closed_form import (
     FORM_THEM,
     NOT_FINITE,
@@ -22,21 +23,27 @@ from .closed_form import (
     require_squared_error,
     require_symmetric_ntk,
 )
-from .decay_integrals import Eigen, decay_with_zero, end_of_time, nested_decay, spectrum
+from .decay_integrals import (
+    Eigen,
+    decay_with_zero,
+    eigendecomposition,
+    end_of_time,
+    nested_decay,
+)
 
-# Number of blocks of first slots: the memory besides K⁽⁴⁾ is a few times K⁽⁴⁾ over this
-# number, and each block reads all of K⁽⁴⁾ once.
+# The number of blocks of first slots: the memory in addition to K⁽⁴⁾ is a few times
+# that of K⁽⁴⁾ divided by this number, and each block reads all of K⁽⁴⁾ once.
 _BLOCKS = 8
-# Entries of K⁽⁴⁾ up to which first slots are evaluated together: enough to hide the
-# overhead of a loop, few enough for a processor's cache.
+# First slots are evaluated together up to this number of entries of K⁽⁴⁾: enough to
+# hide the overhead of a loop, few enough for a processor's cache.
 _ENTRIES_AT_ONCE = 2**17
 # Nested integrals hold at most this many arrays, each as large as the entries of K⁽⁴⁾
 # for one first slot.
 _SPARE = 40
 
 
-class Perturbation(eqx.Module):
-    """All terms up to order 1/width and no others: see [`nth.perturbative`][]."""
+class Perturbation(AbstractPrediction):
+    """Outputs and NTK up to order 1/width: see [`nth.perturbative`][]."""
 
     ts: Float[Array, " T"]
     """The requested times; the last may be ∞."""
@@ -53,6 +60,9 @@ class Perturbation(eqx.Module):
     ntk: Float[Array, "T m ..."]
     """The NTK at each time, Θ₀ + Θ¹(t), of shape `(T, m, *out, n, *out)`."""
 
+    def __repr__(self) -> str:
+        return summary(self)
+
 
 def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     """Gradient flow of the squared error up to order 1/width, in closed form.
@@ -68,16 +78,16 @@ def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     In the eigenbasis of Θ₀ each integral is a nested integral of e^{−λs}, which has a
     closed form also where eigenvalues coincide or are zero.
 
-    Level p = 4 of [`nth.solve`][] contains the same terms, and feeds the corrected
-    outputs back to the residual, so the two differ by terms of higher order in 1/width.
+    Level p = 4 of [`nth.solve`][] contains the same terms, and also uses the corrected
+    outputs in the residual, so the two differ by terms of higher order in 1/width.
 
     **Arguments:**
 
-    - `kernels`: made by [`nth.kernels`][] on the points of `problem`, of order 4 or
+    - `kernels`: computed by [`nth.kernels`][] on the points of `problem`, of order 4 or
         more.
-    - `problem`: targets, and the loss [`nth.SquaredError`][].
+    - `problem`: targets, with the loss [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`
-        if the NTK on the training points is not singular.
+        if the NTK on the training points is nonsingular.
 
     **Returns:** [`nth.Perturbation`][]. The work is O(m·n³) for each time. The memory
     is half that of K⁽⁴⁾ in addition to K⁽⁴⁾ itself, and a few times that of the NTK at
@@ -135,12 +145,12 @@ def _solve(
     start, rows, square, residual = as_matrices(f, kernel, problem)
     size = len(residual)
     higher = (third.reshape(-1, size, size), fourth.reshape(-1, size, size, size))
-    eigen = spectrum(square)
+    eigen = eigendecomposition(square)
     rates, vectors, null, _ = eigen
     delta = vectors.T @ residual
     times = jnp.where(jnp.isinf(ts), end_of_time(rates, null), ts / problem.n_train)
     test_rows = rows[size:] @ vectors
-    modes = _Modes(rates, vectors, delta, times, with_tests=len(test_rows) > 0)
+    modes = _Eigenbasis(rates, vectors, delta, times, with_tests=len(test_rows) > 0)
     fed, gathered, motions = _of_slots(modes, higher)
 
     def at(step: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -157,7 +167,7 @@ def _solve(
     return outputs, ntk, eigen
 
 
-class _Modes(eqx.Module):
+class _Eigenbasis(eqx.Module):
     """The eigenbasis of Θ₀ on the training points, and the times."""
 
     rates: Float[Array, " N"]
@@ -176,16 +186,16 @@ class _Modes(eqx.Module):
     """Whether there are test points."""
 
 
-# K⁽³⁾ and K⁽⁴⁾, or rows of them: a row for each first slot, an axis for each slot.
+# K⁽³⁾ and K⁽⁴⁾, or rows of them: one row for each first slot, one axis for each slot.
 _Higher = tuple[Float[Array, "r N N"], Float[Array, "r N N N"]]
 
 
 def _of_slots(
-    modes: _Modes, higher: _Higher
+    modes: _Eigenbasis, higher: _Higher
 ) -> tuple[Float[Array, "T M"], Float[Array, "T M"], Float[Array, "T M N"]]:
-    """`_of_row` of each first slot, block by block: the modes, then the test points.
+    """`_of_row` for each first slot, in blocks: the eigenvectors, then the test points.
 
-    A test point's own output does not decay: its rate is zero.
+    The decay rate of a test point is zero: its output has no term in df/dt.
     """
     extra = len(higher[0]) - len(modes.rates)
     rates = jnp.pad(modes.rates, (0, extra))
@@ -210,9 +220,9 @@ def _of_slots(
 
 
 def _of_rows(
-    modes: _Modes, rates: Float[Array, " r"], higher: _Higher
+    modes: _Eigenbasis, rates: Float[Array, " r"], higher: _Higher
 ) -> tuple[Float[Array, "r T"], Float[Array, "r T"], Float[Array, "r T N"]]:
-    """`_of_row` of each, vectorized if they are small."""
+    """`_of_row` for each row, vectorized if the rows are small."""
     together = higher[1].size <= _ENTRIES_AT_ONCE
     row = jax.checkpoint(lambda row: _of_row(modes, *row))
     batch = len(rates) if together else None
@@ -220,7 +230,7 @@ def _of_rows(
 
 
 def _of_row(
-    modes: _Modes,
+    modes: _Eigenbasis,
     rate: Scalar,
     third: Float[Array, "N N"],
     fourth: Float[Array, "N N N"],

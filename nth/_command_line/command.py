@@ -1,8 +1,8 @@
 """`python -m nth`: levels of the hierarchy compared with the trained network.
 
 The data are handwritten digits, or the user's own with `--data`. Prints the table of
-[`nth.compare`][] and writes its figure. JAX is imported when the options are known to
-be good: `--help` and `--version` do not wait for it.
+[`nth.compare`][] and writes its figure. JAX is imported after the options
+are checked, so that `--help` and `--version` are fast.
 """
 
 import math
@@ -31,7 +31,7 @@ from .dataset import LOSSES, as_inputs, as_targets, digits, read
 
 # Renard's series R10: ten times to a decade, in round numbers.
 _DECADE = (1.0, 1.25, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-# Those of nth.MLP, which cannot be asked without importing JAX; a test compares them.
+# The activations of nth.MLP, listed without importing JAX; a test compares them.
 _ACTIVATIONS = ("tanh", "erf", "relu", "gelu", "sigmoid", "softplus", "sin", "linear")
 # Each further level takes about 5 s more to compile.
 _HIGHEST_ORDER = 10
@@ -138,13 +138,13 @@ def times_until(last: float) -> np.ndarray:
     "--seed",
     type=click.IntRange(0, 2**32 - 1),  # JAX drops higher bits if x64 is off
     default=0,
-    help="Of the network and of the digits.",
+    help="Seed of the network and of the digits.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
     default="float64",
-    help="Of the data, the network and the solve.",
+    help="Precision of the data, the network and the solve.",
 )
 @click.option(
     "--output",
@@ -190,7 +190,7 @@ def run(
     data: Path | None,
     normalize: bool,
 ) -> None:
-    """The main job, of checked options."""
+    """Run the comparison with checked options."""
     start = time.perf_counter()
     _require("matplotlib", "the figure needs matplotlib")
     if data is None:
@@ -256,7 +256,7 @@ def _as_times(until: float, times: tuple[float, ...] | None, dtype: str) -> np.n
 
 
 def _check_writable(output: Path) -> None:
-    """Raise unless the results can be written: now, and not after a long solve."""
+    """Raise, before a long solve, unless the results can be written."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):

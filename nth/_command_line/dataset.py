@@ -24,7 +24,7 @@ _SMALLEST_NORM = 0.1
 
 
 class Targets(NamedTuple):
-    """Targets as the loss takes them, and how they were made, in one line."""
+    """Targets in the form of the loss, and a description in one line."""
 
     train: np.ndarray
     test: np.ndarray | None
@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def as_inputs(
     arrays: dict[str, np.ndarray], dtype: str, normalize: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """`x_train` and `x_test`, each input as a vector of `dtype`, of unit norm if asked.
+    """`x_train` and `x_test`, with inputs as vectors of `dtype`, normalized on request.
 
     Warns if norms are far from 1.
     """
@@ -204,7 +204,7 @@ def _are_labels(y: np.ndarray, loss: str | None) -> bool:
 def _of_labels(
     train: np.ndarray, test: np.ndarray | None, loss: str | None, dtype: str
 ) -> Targets:
-    """Targets made of class labels; in one line, what was made of them."""
+    """Targets from class labels, with a description in one line."""
     train = train.astype(np.int64) if train.dtype.kind in "bf" else train
     classes = _classes(train, test, loss)
     count = len(classes)
@@ -220,18 +220,18 @@ def _of_labels(
         numbers.append(_numbered("y_test", _flat(test), classes))
     out_size = count
     if loss == "cross-entropy":
-        how = f"{count} outputs"
+        outputs = f"{count} outputs"
     elif count == 2:
-        how, out_size = "one output on targets -1 and +1", "scalar"
+        outputs, out_size = "one output on targets -1 and +1", "scalar"
         numbers = [(2.0 * number - 1).astype(dtype) for number in numbers]
     else:
-        how = (
+        outputs = (
             f"{count} outputs on one-hot targets (to regress the numbers, save y_train "
             "as floats)"
         )
         numbers = [np.eye(count, dtype=dtype)[number] for number in numbers]
     known = numbers[1] if test is not None else None
-    description = f"{kinds}: {_NAMES[loss]} of {how}"
+    description = f"{kinds}: {_NAMES[loss]} of {outputs}"
     return Targets(numbers[0], known, loss, out_size, description)
 
 
@@ -249,7 +249,7 @@ def _classes(
     classes = np.unique(labels)
     count = len(classes)
     if count == 1:
-        raise ValueError(f"y_train has one class alone, label {classes[0]}.")
+        raise ValueError(f"y_train has only one class, label {classes[0]}.")
     consecutive = np.array_equal(classes, np.arange(count))
     if loss is None and not consecutive and 2 * count > len(labels):
         raise ValueError(
@@ -261,7 +261,7 @@ def _classes(
 
 
 def _numbered(name: str, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Each label's place among `classes`."""
+    """The index of each label in `classes`."""
     if labels.ndim != 1:
         raise ValueError(
             f"{name} has shape {labels.shape}, and y_train holds class labels: give "

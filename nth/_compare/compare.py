@@ -1,4 +1,4 @@
-"""Solve several levels and train the network, side by side."""
+"""Solve several levels and train the network, for comparison."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,6 @@ from jaxtyping import Array, ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from .._custom_types import Params
-from .._discrete.rule import GradientDescent
-from .._discrete.solve import gradient_descent, levels_by_steps
 from .._dynamics.base import AbstractDynamics
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.parameter_dynamics import AbstractDescent
@@ -36,8 +34,12 @@ from .._internal.validation import (
 )
 from .._network.base import trainable
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction
+from .._solution.solution import Solution
 from .._solve import METHODS, Method, hierarchies
 from .comparison import Comparison
+
+Model = AbstractDynamics | AbstractPrediction
 
 
 def compare(
@@ -46,97 +48,64 @@ def compare(
     ts: ArrayLike | Sequence[float],
     orders: Sequence[int] = (2, 3, 4),
     *,
-    models: Mapping[str, AbstractDynamics] = MappingProxyType({}),
+    models: Mapping[str, Model] = MappingProxyType({}),
     y_test: Any = None,
     method: Method = "auto",
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
     weight_decay: Any = 0.0,
-    rule: GradientDescent | None = None,
     **options: Unpack[IntegrateOptions],
 ) -> Comparison:
-    """Solve several levels of the hierarchy and train the network, side by side.
+    """Solve several levels of the hierarchy and compare them with the trained network.
 
     **Arguments:**
 
     - `network`, `problem`, `ts`, `method`, `filter_spec`, `learning_rates`,
-        `weight_decay`, `options`: as for [`nth.solve`][]; from
-        `checkpoint="run.npz"` each model has a file of its own, `run-truth.npz`,
+        `weight_decay`, `options`: as for [`nth.solve`][]; with
+        `checkpoint="run.npz"` each model has a separate file: `run-truth.npz`,
         `run-p2.npz` and so on.
     - `orders`: the levels p, each from 2 to 12. Kernels are formed once for all levels
         that are solved in their dense form.
-    - `models`: other models of training by name, each a dynamics of the same problem
-        and loss, with the same trained parameters, learning rates and weight decay,
-        such as [`nth.TaylorizedFlow`][]; compared as the levels are.
-    - `y_test`: test targets, in the form of `problem.y_train`; for accuracy alone.
-    - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
-        of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
-        flow are refused.
+    - `models`: other models of training by name, compared as the levels are: each a
+        dynamics of the same problem and loss, with the same trained parameters,
+        learning rates and weight decay, such as [`nth.TaylorizedFlow`][]; or a
+        prediction at the same times, such as that of [`nth.closed_form`][] or
+        [`nth.perturbative`][].
+    - `y_test`: test targets, in the form of `problem.y_train`; used for the accuracy.
 
     **Returns:** [`nth.Comparison`][].
 
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
-    levels = _check_orders(orders)
+    levels = check_orders(orders)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_name("method", method, METHODS)
     _check_names(models)
-    if rule is None:
-        check_options(options)
-    else:
-        _refuse_with_rule(method, weight_decay, models, options)
+    check_options(options)
     own = trainable(network, problem, filter_spec, learning_rates)
     flow = GradientFlow(own, own.problem, weight_decay=weight_decay)
-    known = None if y_test is None else _check_y_test(y_test, flow)
-    if rule is not None:
-        solutions = levels_by_steps(own, ts, levels, rule)
-        truth = gradient_descent(own, own.problem, ts, rule)
-        return Comparison(truth, solutions, problem, known)
+    known = None
+    if y_test is not None:
+        known = check_y_test(y_test, own.problem, own.apply.output)
     _check_models(models, flow)
     require_times(ts, own.dtype)
-    hierarchy = hierarchies(own, levels, method, weight_decay)
+    hierarchy = hierarchies(own, ts, levels, method, weight_decay)
     truth = integrate(flow, ts, **_own_file(options, "truth"))
     solutions = {
         p: integrate(hierarchy[p], ts, **_own_file(options, f"p{p}")) for p in levels
     }
     others = {
-        name: integrate(dynamics, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
-        for name, dynamics in models.items()
+        name: model
+        if isinstance(model, AbstractPrediction)
+        else integrate(model, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
+        for name, model in models.items()
     }
+    _check_predictions(others, truth)
     return Comparison(truth, solutions, problem, known, others)
 
 
-def _refuse_with_rule(
-    method: Method,
-    weight_decay: Any,
-    models: Mapping[str, AbstractDynamics],
-    options: IntegrateOptions,
-) -> None:
-    """Nothing, if no option of the flow is given beside a rule."""
-    if models:
-        raise ValueError(
-            f"models: {next(iter(models))!r} is a model of the flow, and a rule trains "
-            "in steps: leave out models, or the rule."
-        )
-    if method not in ("auto", "matrix-free"):
-        raise ValueError(
-            f"rule: discrete training has no method {method!r}; leave out method, "
-            'or give "matrix-free".'
-        )
-    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-        raise ValueError(
-            "weight_decay: give it to the rule, nth.GradientDescent(..., "
-            f"weight_decay={weight_decay})."
-        )
-    if options:
-        raise ValueError(
-            f"{sorted(options)[0]} is an option of the flow: with a rule there is "
-            "nothing to integrate. Leave it out."
-        )
-
-
 def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
-    """`options` with a checkpoint of this model's own: run.npz, run-p2.npz."""
+    """`options` with the checkpoint of one model: run.npz becomes run-p2.npz."""
     path = options.get("checkpoint")
     if path is None:
         return options
@@ -144,7 +113,7 @@ def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
     return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
 
 
-def _check_orders(orders: Sequence[int]) -> list[int]:
+def check_orders(orders: Sequence[int]) -> list[int]:
     try:
         levels = [require_order("orders", p) for p in orders]
     except TypeError:
@@ -158,11 +127,11 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
     return levels
 
 
-# Names of the network and of the levels, in tables, data sets and files.
+# Names of the trained network and of the levels in tables, data sets and files.
 _TAKEN = re.compile(r"truth|p\W*\d+")
 
 
-def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
+def _check_names(models: Mapping[str, Model]) -> None:
     example = 'models={"linear": nth.TaylorizedFlow(network, problem, degree=1)}'
     if not isinstance(models, Mapping):
         raise ValueError(
@@ -172,46 +141,73 @@ def _check_names(models: Mapping[str, AbstractDynamics]) -> None:
     for name, dynamics in models.items():
         if not isinstance(name, str) or not name or _TAKEN.fullmatch(name):
             raise ValueError(
-                'models must be named by strings other than "truth" and those of '
-                f'levels, such as "p=2"; got {name!r}.'
+                'models must have strings as names, other than "truth" and names '
+                f'of levels such as "p=2"; got {name!r}.'
             )
-        example = "nth.TaylorizedFlow(network, problem, degree=2)"
-        require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
+        if not isinstance(dynamics, AbstractPrediction):
+            example = "nth.TaylorizedFlow(network, problem, degree=2)"
+            require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
-def _check_models(models: Mapping[str, AbstractDynamics], flow: GradientFlow) -> None:
-    """Raise if a model is trained otherwise than the network is, by `flow`."""
-    if not models:
+def _check_predictions(
+    models: Mapping[str, AbstractPrediction], truth: Solution
+) -> None:
+    """Raise if a model predicts other outputs, or at other times, than `truth` has."""
+    for name, model in models.items():
+        for part in ("ts", "train", "test"):
+            theirs, ours = getattr(model, part), getattr(truth, part)
+            if theirs.shape != ours.shape:
+                raise ValueError(
+                    f"models[{name!r}].{part} has shape {theirs.shape}, and that of "
+                    f"the trained network {ours.shape}: predict at the same times, on "
+                    "the points of problem."
+                )
+        same = np.allclose if not is_traced(model.ts, truth.ts) else None
+        if same and not same(model.ts, truth.ts, rtol=1e-5, equal_nan=True):
+            raise ValueError(
+                f"models[{name!r}] has the times {model.ts}, and compare {truth.ts}: "
+                "give both the same ts."
+            )
+
+
+def _check_models(models: Mapping[str, Model], flow: GradientFlow) -> None:
+    """Raise `ValueError` if a model is trained differently from `flow`."""
+    dynamics_of = {
+        name: model
+        for name, model in models.items()
+        if isinstance(model, AbstractDynamics)
+    }
+    if not dynamics_of:
         return
     start = flow.outputs(flow.initial_state())
-    for name, dynamics in models.items():
+    for name, dynamics in dynamics_of.items():
         for points in ("x_train", "y_train", "x_test"):
             ours = getattr(flow.problem, points)
             theirs = getattr(dynamics.problem, points)
             if not eqx.tree_equal(ours, theirs):
                 raise ValueError(
-                    f"models[{name!r}] has another {points} than problem: make it of "
-                    "the same problem."
+                    f"models[{name!r}] and problem have different {points}: make the "
+                    "model with the same problem."
                 )
         if not eqx.tree_equal(dynamics.problem.loss, flow.problem.loss):
             raise ValueError(
-                f"models[{name!r}] is of the loss {dynamics.problem.loss!r}, and "
-                f"problem of {flow.problem.loss!r}: make it of the same problem."
+                f"models[{name!r}] has the loss {dynamics.problem.loss!r}, and problem "
+                f"has {flow.problem.loss!r}: make the model with the same problem."
             )
         if isinstance(dynamics, AbstractDescent | TaylorizedFlow):
             _check_training(name, dynamics, flow)
         outputs = (dynamics.outputs(dynamics.initial_state()), start)
         if not is_traced(outputs) and not np.allclose(*outputs, rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"models[{name!r}] has other outputs at t = 0 than network: make it of "
-                "the same network."
+                f"models[{name!r}] and network have different outputs at t = 0: make "
+                "the model with the same network."
             )
 
 
 def _check_training(
     name: str, dynamics: AbstractDescent | TaylorizedFlow, flow: GradientFlow
 ) -> None:
-    """Raise if other parameters are trained, or with other rates or weight decay."""
+    """Raise `ValueError` if trained parameters, rates or weight decay differ."""
     with_frozen = [
         jax.tree.structure(params, is_leaf=lambda leaf: leaf is None)
         for params in (dynamics.params, flow.params)
@@ -219,8 +215,8 @@ def _check_training(
     trained = [jax.tree.structure(d.params) for d in (dynamics, flow)]
     if with_frozen[0] == with_frozen[1] and trained[0] != trained[1]:
         raise ValueError(
-            f"models[{name!r}] trains other parameters than compare does: give both "
-            "the same filter_spec."
+            f"models[{name!r}] and compare train different parameters: give both the "
+            "same filter_spec."
         )
     descends = isinstance(dynamics, AbstractDescent)
     decay = dynamics.weight_decay if descends else None
@@ -235,7 +231,9 @@ def _check_training(
             else f"a {type(dynamics).__name__} has none, so leave out {option}, or the "
             "model."
         )
-        raise ValueError(f"models[{name!r}] has other {option} than compare: {cure}")
+        raise ValueError(
+            f"models[{name!r}] and compare have different {option}: {cure}"
+        )
 
 
 def _same_decay(one: Any, other: Any) -> bool:
@@ -261,20 +259,21 @@ def _same_rates(one: Params | None, other: Params | None, params: Params) -> boo
         return False
 
 
-def _check_y_test(y_test: Any, flow: GradientFlow) -> Array:
-    """`y_test` in the form of the training targets, checked as those are."""
-    problem = flow.problem
+def check_y_test(y_test: Any, problem: Problem, output: jax.ShapeDtypeStruct) -> Array:
+    """`y_test` in the form of the training targets, checked as those are; `output` has
+    the shape and dtype of one output."""
     targets = require_finite("y_test", as_array("y_test", y_test))
     expected = (problem.n_test, *problem.y_train.shape[1:])
     if targets.shape != expected:
         raise ValueError(
-            f"y_test has shape {targets.shape}; x_test and y_train ask for {expected}."
+            f"y_test must have shape {expected}, as x_test and y_train require; got "
+            f"{targets.shape}."
         )
     targets = targets.astype(problem.y_train.dtype)
     if is_traced(targets):
         return targets
     try:
         checked = problem.loss.check_targets(targets, targets.dtype)
-        return problem.loss.check_outputs(checked, flow.apply.output)
+        return problem.loss.check_outputs(checked, output)
     except ValueError as error:
         raise ValueError(str(error).replace("y_train", "y_test")) from None

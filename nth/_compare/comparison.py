@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._internal.validation import require_concrete, require_name
+from .._internal.validation import is_traced, require_concrete, require_name
 from .._problem.losses import SoftmaxCrossEntropy
 from .._problem.problem import Problem
+from .._solution.prediction import AbstractPrediction
 from .._solution.solution import Solution
 from .table import name_of, table
 
@@ -23,9 +24,9 @@ Points = Literal["train", "test"]
 
 
 class Comparison(eqx.Module):
-    """Solutions of several levels beside the trained network.
+    """Solutions of several levels, compared with the trained network.
 
-    `print` it for a table; see also `plot` and `to_xarray`.
+    `print(comparison)` shows a table; see also `plot` and `to_xarray`.
     """
 
     truth: Solution
@@ -35,12 +36,12 @@ class Comparison(eqx.Module):
     """The truncated hierarchy, by level p."""
 
     problem: Problem
-    """Points, targets and loss."""
+    """The points, targets and loss."""
 
     y_test: Array | None
-    """Test targets, used for test accuracy alone."""
+    """Test targets, used for the test accuracy only."""
 
-    models: dict[str, Solution] = eqx.field(default_factory=dict)
+    models: dict[str, AbstractPrediction] = eqx.field(default_factory=dict)
     """Other models of training, by name."""
 
     @property
@@ -50,13 +51,13 @@ class Comparison(eqx.Module):
 
     @property
     def clock(self) -> Literal["time", "step"]:
-        """What `ts` counts: time, or the steps of a rule."""
+        """Whether `ts` holds times or steps of an optimizer."""
         discrete = jnp.issubdtype(self.ts.dtype, jnp.integer)
         return "step" if discrete else "time"
 
     @property
-    def every(self) -> dict[int | str, Solution]:
-        """`solutions`, and then `models`."""
+    def every(self) -> dict[int | str, AbstractPrediction]:
+        """`solutions` followed by `models`."""
         return {**self.solutions, **self.models}
 
     def error(self, order: int | str, points: Points = "test") -> Float[Array, " T"]:
@@ -68,18 +69,43 @@ class Comparison(eqx.Module):
         truth = getattr(self.truth, points)
         difference = getattr(self._solution(order), points) - truth
         if truth.shape[1] == 0:
-            raise ValueError("points: there is no test point; give problem an x_test.")
+            raise ValueError("points: problem has no test points; give it an x_test.")
         return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
+
+    def error_estimate(
+        self, order: int | str, points: Points | None = None
+    ) -> Float[Array, " T"]:
+        """The estimate that level `order` makes of its own `error`, with no trained
+        network; over all points, or over `points`. NaN where there is no estimate.
+        """
+        if points is not None:
+            require_name("points", points, ("train", "test"))
+        errors = getattr(self._solution(order), "output_errors", None)
+        if errors is None:
+            return jnp.full(self.ts.shape, jnp.nan, self.truth.loss.dtype)
+        n = self.problem.n_train
+        rows = {None: errors, "train": errors[:, :n], "test": errors[:, n:]}[points]
+        return jnp.sqrt(jnp.mean(rows**2, axis=range(1, rows.ndim)))
+
+    def trusted_until(self, order: int | str, share: float = 0.1) -> float:
+        """The first requested time at which the estimated error of level `order` is
+        more than `share` of the predicted change; ∞ if it never is, NaN if unknown."""
+        prediction = self._solution(order)
+        if not isinstance(prediction, Solution):
+            return float("nan")
+        until = prediction.trusted_until(share)
+        require_concrete("comparison", until, "Comparison.trusted_until")
+        return float(until)
 
     def accuracy(
         self, order: int | str, points: Points = "test"
     ) -> Float[Array, " T"] | None:
-        """The share of `points` whose label is predicted, at each time, by level
-        `order`, by the model of that name, or by the network, `"truth"`.
+        """The fraction of `points` whose label is predicted correctly at each time, by
+        level `order`, by the model of that name, or by the trained network, `"truth"`.
 
         Labels are the sign of scalar targets ±1, or the class of integer labels,
-        one-hot rows or probabilities. `None` if the targets are not labels, or
-        are not known.
+        one-hot rows or probabilities. `None` if the targets are not labels or were
+        not given.
         """
         require_name("points", points, ("train", "test"))
         solution = self.truth if order == "truth" else self._solution(order)
@@ -93,16 +119,36 @@ class Comparison(eqx.Module):
             return None
         return jnp.where(jnp.isfinite(solution.loss), jnp.mean(right, axis=1), jnp.nan)
 
-    def _solution(self, order: int | str) -> Solution:
+    def _solution(self, order: int | str) -> AbstractPrediction:
         if not isinstance(order, int | str) or order not in self.every:
             raise ValueError(
-                f"order must be one of {list(self.every)}, the levels compared; "
+                f"order must be one of the compared levels, {list(self.every)}; "
                 f"got {order!r}."
             )
         return self.every[order]
 
+    def valid_until(self, order: int | str) -> float:
+        """When level `order`, or the model of that name, left its window; ∞ if it did
+        not, or has none."""
+        prediction = self._solution(order)
+        known = prediction.valid_until if isinstance(prediction, Solution) else np.inf
+        require_concrete("comparison", known, "Comparison.valid_until")
+        return float(known)
+
     def __str__(self) -> str:
         return table(self)
+
+    def __repr__(self) -> str:
+        if is_traced(self, jnp.zeros(())) or self.ts.ndim != 1 or self.ts.size == 0:
+            return eqx.tree_pformat(self)
+        points: Points = "test" if self.problem.n_test else "train"
+        errors = [
+            f"{name_of(p)}: {float(self.error(p, points)[-1]):.1e}" for p in self.every
+        ]
+        return (
+            f"Comparison({len(self.ts)} {self.clock}s from {self.ts[0]:.4g} to "
+            f"{self.ts[-1]:.4g}, last {points} errors {', '.join(errors)})"
+        )
 
     def plot(self) -> "Figure":
         """A figure: loss, errors and, for labels, accuracy over time.
@@ -115,10 +161,11 @@ class Comparison(eqx.Module):
         return plot_comparison(self)
 
     def to_xarray(self) -> "xarray.Dataset":
-        """A labeled data set, with dimensions `model`, `time`, `point` and `output`.
+        """A labeled data set with dimensions such as `model`, `time` and `test_point`.
 
-        `model` is `"truth"`, `"p=2"` and so on, or another model's name. Needs
-        xarray: `pip install 'neural-tangent-hierarchy[examples]'`.
+        `model` is `"truth"` for the trained network, `"p=2"` and so on for levels, or
+        the name of another model. Needs xarray:
+        `pip install 'neural-tangent-hierarchy[examples]'`.
         """
         import xarray
 
@@ -128,12 +175,16 @@ class Comparison(eqx.Module):
             **{name_of(p, "="): solution for p, solution in self.every.items()},
         }
         every = list(models.values())
+        ends = [self.valid_until(p) for p in self.every]
         out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
+        estimates = [np.asarray(self.error_estimate(p)) for p in self.every]
+        unknown = np.full(self.ts.shape, np.nan, self.truth.loss.dtype)
         data: dict[str, Any] = {
             "train": (("model", "time", "train_point", *out), _stack(every, "train")),
             "test": (("model", "time", "test_point", *out), _stack(every, "test")),
             "loss": (("model", "time"), _stack(every, "loss")),
-            "valid_until": ("model", _stack(every, "valid_until")),
+            "error_estimate": (("model", "time"), np.stack([unknown, *estimates])),
+            "valid_until": ("model", np.stack([self.truth.valid_until, *ends])),
         }
         for points in ("train", "test"):
             scores = [self.accuracy("truth", points)]
@@ -149,7 +200,7 @@ def _is_right(
     outputs: Float[Array, "T points *out"], targets: Array, problem: Problem
 ) -> Bool[Array, "T points"] | None:
     """Whether each label is predicted; `None` if the targets are not labels."""
-    with jax.ensure_compile_time_eval():  # of targets: outputs may be traced
+    with jax.ensure_compile_time_eval():  # the outputs may be traced
         signs = bool(jnp.all(jnp.abs(targets) == 1))
         one_hot = bool(jnp.all((targets == 0) | (targets == 1)))
     if jnp.issubdtype(targets.dtype, jnp.integer) and outputs.ndim == 3:
@@ -164,5 +215,5 @@ def _is_right(
     return None
 
 
-def _stack(solutions: Sequence[Solution], name: str) -> np.ndarray:
+def _stack(solutions: Sequence[AbstractPrediction], name: str) -> np.ndarray:
     return np.stack([np.asarray(getattr(solution, name)) for solution in solutions])

@@ -14,7 +14,7 @@ _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fa
 
 
 def plot_comparison(comparison: "Comparison") -> Figure:
-    """Panels: loss, error on training and test points, and accuracy for labels."""
+    """Panels of loss, error on training and test points, and accuracy for labels."""
     import matplotlib
 
     kinds: list["Points"] = ["train"]
@@ -58,7 +58,12 @@ def _levels(comparison: "Comparison") -> list[tuple[int | str, Any, str]]:
 def _plot_loss(axis: Any, comparison: "Comparison") -> None:
     ts = np.asarray(comparison.ts)
     axis.plot(
-        ts, comparison.truth.loss, color="black", lw=2.5, alpha=0.5, label="network"
+        ts,
+        comparison.truth.loss,
+        color="black",
+        lw=2.5,
+        alpha=0.5,
+        label="trained network",
     )
     for p, solution, color in _levels(comparison):
         label = p if isinstance(p, str) else f"$p = {p}$"
@@ -78,8 +83,11 @@ def _plot_error(axis: Any, comparison: "Comparison", kind: "Points") -> None:
         error = np.asarray(comparison.error(p, kind))
         shown = (error > 0) & (ts > 0)
         axis.plot(ts[shown], error[shown], color=color, lw=1.5)
+        estimate = np.asarray(comparison.error_estimate(p, kind))
+        shown = (estimate > 0) & (ts > 0)
+        axis.plot(ts[shown], estimate[shown], color=color, lw=1, ls="--", alpha=0.7)
     axis.set_yscale("log")
-    axis.set_title(f"RMS error, {kind} points")
+    axis.set_title(f"RMS error (-- estimate), {kind}")
 
 
 def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
@@ -93,9 +101,9 @@ def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
 
 
 def _mark_windows(axis: Any, comparison: "Comparison") -> None:
-    for _, solution, color in _levels(comparison):
-        if np.isfinite(solution.valid_until):
-            axis.axvline(float(solution.valid_until), color=color, lw=0.8, ls=":")
+    for p, _, color in _levels(comparison):
+        if np.isfinite(until := comparison.valid_until(p)):
+            axis.axvline(until, color=color, lw=0.8, ls=":")
 
 
 def _log_time(axis: Any, comparison: "Comparison") -> None:

@@ -12,17 +12,20 @@ from .._internal.validation import require_concrete
 if TYPE_CHECKING:
     from .comparison import Comparison, Points
 
+# A level is trusted while its estimated error is below this share of the change.
+_TRUSTED = 0.1
+
 _SYMBOL = {"time": "t", "step": "step"}
 
 
 def _rows(ts: np.ndarray, most: int = 9) -> list[int]:
-    """The times in a table: all, or at most `most`, log-spaced, including the last."""
+    """Indices of the times in a table: all, or `most`, log-spaced, with the last."""
     ts = ts.astype(np.float64)  # integer zeros could not be clipped to 1e-300
     if len(ts) <= most:
         return list(range(len(ts)))
     positive = ts[ts > 0]
-    wanted = np.geomspace(max(positive[0], ts[-1] / 1e3), ts[-1], most)
-    return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in wanted})
+    spaced = np.geomspace(max(positive[0], ts[-1] / 1e3), ts[-1], most)
+    return sorted({int(np.argmin(np.abs(np.log(ts.clip(1e-300) / t)))) for t in spaced})
 
 
 def name_of(order: int | str, equals: str = " = ") -> str:
@@ -30,14 +33,14 @@ def name_of(order: int | str, equals: str = " = ") -> str:
     return order if isinstance(order, str) else f"p{equals}{order}"
 
 
-def _at(comparison: "Comparison", when: Any) -> str:
+def _at(comparison: "Comparison", t: Any) -> str:
     """A time, such as `t = 0.25`, or a step, such as `step 12`."""
     sign = "t = " if comparison.clock == "time" else "step "
-    return f"{sign}{float(when):.4g}"
+    return f"{sign}{float(t):.4g}"
 
 
 def table(comparison: "Comparison") -> str:
-    """Errors at a few times, and a line for each window exit and each accuracy."""
+    """Errors and estimates at a few times, then window exits, trust and accuracies."""
     require_concrete("comparison", (comparison, jnp.zeros(())), "a table")
     orders = list(comparison.every)
     kinds: list["Points"] = ["train"]
@@ -46,11 +49,15 @@ def table(comparison: "Comparison") -> str:
     ts = np.asarray(comparison.ts)
     columns: dict[str, Any] = {
         _SYMBOL[comparison.clock]: ts,
-        "true loss": np.asarray(comparison.truth.loss),
+        "network loss": np.asarray(comparison.truth.loss),
     }
     for kind in kinds:
         for p in orders:
             columns[f"{kind}\n{name_of(p)}"] = np.asarray(comparison.error(p, kind))
+    for p in orders:
+        estimate = np.asarray(comparison.error_estimate(p))
+        if np.any(np.isfinite(estimate)):
+            columns[f"estimate\n{name_of(p)}"] = estimate
     rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
     formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
     lines = [
@@ -58,6 +65,7 @@ def table(comparison: "Comparison") -> str:
         "",
         tabulate(rows, headers=list(columns), floatfmt=formats, missingval=""),
         *_window_lines(comparison),
+        *_trust_lines(comparison),
         *_accuracy_lines(comparison, kinds),
     ]
     return "\n".join(lines)
@@ -65,16 +73,30 @@ def table(comparison: "Comparison") -> str:
 
 def _window_lines(comparison: "Comparison") -> list[str]:
     return [
-        f"{name_of(p)} left its window at {_at(comparison, s.valid_until)}."
-        for p, s in comparison.every.items()
-        if np.isfinite(s.valid_until)
+        f"{name_of(p)} left its window at {_at(comparison, until)}."
+        for p, until in ((p, comparison.valid_until(p)) for p in comparison.every)
+        if np.isfinite(until)
     ]
+
+
+def _trust_lines(comparison: "Comparison") -> list[str]:
+    """Until when each level is trusted, by its own estimate of its error."""
+    lines = []
+    for p in comparison.every:
+        until = comparison.trusted_until(p, _TRUSTED)
+        at = _at(comparison, until) if np.isfinite(until) else "the last time"
+        if not np.isnan(until):
+            lines.append(f"{name_of(p)} is trusted until {at}.")
+    if lines:
+        rule = f"estimated error below {_TRUSTED:.0%} of the predicted change"
+        lines[0] = lines[0][:-1] + f" ({rule})."
+    return lines
 
 
 def _accuracy_lines(comparison: "Comparison", kinds: Sequence["Points"]) -> list[str]:
     lines = []
     for kind in kinds:
-        shares = {"truth": comparison.accuracy("truth", kind)}
+        shares = {"trained network": comparison.accuracy("truth", kind)}
         for p in comparison.every:
             shares[name_of(p)] = comparison.accuracy(p, kind)
         known = [

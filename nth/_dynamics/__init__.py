@@ -1,5 +1,5 @@
-"""Training in continuous time, as initial state and vector field.
+"""Models of training in continuous time: an initial state and a vector field.
 
-`dense` and `matrix_free` are the truncated hierarchy (Huang & Yau, eqs. 15, 22),
-`gradient_flow` is the trained network (eq. 4), `taylorized` another model.
+`dense` and `matrix_free` are the truncated hierarchy (Huang & Yau, eqs. 15 and 22),
+`gradient_flow` is the trained network (eq. 4), `taylorized` is an alternative model.
 """

@@ -1,7 +1,7 @@
-"""What can be integrated: an initial state, its vector field, and the outputs."""
+"""The interface of dynamics: initial state, vector field and outputs."""
 
 import abc
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -12,6 +12,12 @@ from .._custom_types import Params, Scalar, State
 from .._internal.validation import as_array
 from .._problem.inputs import require_like
 from .._problem.problem import Problem
+
+if TYPE_CHECKING:
+    # A type checker would take Equinox's alias for an instance variable.
+    from typing import ClassVar as AbstractClassVar
+else:
+    from equinox import AbstractClassVar
 
 
 class AbstractDynamics(eqx.Module):
@@ -24,13 +30,13 @@ class AbstractDynamics(eqx.Module):
     """The points, targets and loss. The targets are checked against the outputs."""
 
     label: eqx.AbstractVar[str]
-    """What a message or a legend calls it."""
+    """The name used in messages and legends."""
 
-    method: ClassVar[str] = "custom"
-    """How it predicts, as `Solution.stats` has it."""
+    method: AbstractClassVar[str]
+    """The method of prediction, for `Solution.stats`."""
 
-    truncated: ClassVar[bool]
-    """Whether it holds inside a window only, so that `valid_until` is looked for."""
+    truncated: AbstractClassVar[bool]
+    """Whether the model holds inside a window only, whose end is `valid_until`."""
 
     @abc.abstractmethod
     def initial_state(self) -> State:
@@ -38,7 +44,7 @@ class AbstractDynamics(eqx.Module):
 
     @abc.abstractmethod
     def vector_field(self, t: Scalar, state: State, args: Any) -> State:
-        """d(state)/dt; `args` is unused, and there because diffrax passes it."""
+        """d(state)/dt; `args` is unused, but diffrax passes it."""
 
     @abc.abstractmethod
     def outputs(self, state: State) -> Float[Array, "m *out"]:
@@ -46,22 +52,16 @@ class AbstractDynamics(eqx.Module):
 
     @abc.abstractmethod
     def error_norm(self, scaled: State) -> Scalar:
-        """The norm by which a step's error is judged, each entry over its tolerance."""
+        """The norm of a step's error estimate, with each entry over its tolerance."""
+
+    @abc.abstractmethod
+    def penalty(self, state: State) -> Scalar:
+        """The term added to L in training: λ/2 ‖θ‖² for a weight decay λ, else 0."""
 
     def loss(self, state: State) -> Scalar:
         """The predicted training loss L."""
         train = self.outputs(state)[: self.problem.n_train]
         return self.problem.loss(train, self.problem.y_train)
-
-    def penalty(self, state: State) -> Scalar:
-        """What training lowers beside L: λ/2 ‖θ‖² for a weight decay λ, else 0."""
-        leaves = jax.tree.leaves(state)
-        if not leaves:
-            raise ValueError(
-                f"state has no array; got {state!r}. Use Solution.state, or the "
-                "initial_state() of this dynamics."
-            )
-        return jnp.zeros((), jnp.result_type(leaves[0]))
 
     def output_gradient(
         self, outputs: Float[Array, "m *out"]
@@ -71,8 +71,8 @@ class AbstractDynamics(eqx.Module):
         outputs = as_array("outputs", outputs)
         if outputs.shape[:1] != (points,):
             raise ValueError(
-                f"outputs must have a row for each of the {points} points of problem, "
-                f"as outputs(state) has; got shape {outputs.shape}."
+                f"outputs must have one row for each of the {points} points of "
+                f"problem, like outputs(state); got shape {outputs.shape}."
             )
         train = outputs[: self.problem.n_train]
         return self.problem.loss.gradient(train, self.problem.y_train)
@@ -80,8 +80,8 @@ class AbstractDynamics(eqx.Module):
     def output_rates(
         self, t: Scalar, state: State
     ) -> tuple[Float[Array, "n *out"], Float[Array, "n *out"], Scalar]:
-        """g and df̃/dt on the training points, whose product is the loss's rate, and
-        the rate of the penalty.
+        """g and df̃/dt on the training points, whose inner product is dL/dt, and the
+        time derivative of the penalty.
         """
         rate = self.vector_field(t, state, None)
         outputs, velocity = jax.jvp(self.outputs, (state,), (rate,))
@@ -91,9 +91,9 @@ class AbstractDynamics(eqx.Module):
 
 
 class AbstractKernelDynamics(AbstractDynamics):
-    """Dynamics whose outputs move by a kernel, df̃/dt = −K̃⁽²⁾ · g, which a state knows.
+    """Dynamics with a kernel, df̃/dt = −K̃⁽²⁾ · g, that is a function of the state.
 
-    Off a weight decay: what it adds to df̃/dt is no part of the kernel.
+    The contribution of weight decay to df̃/dt is not part of the kernel.
     """
 
     @abc.abstractmethod
@@ -104,7 +104,7 @@ class AbstractKernelDynamics(AbstractDynamics):
     def ntk_product(
         self, state: State, vector: Float[Array, "n *out"]
     ) -> Float[Array, "m *out"]:
-        """K̃⁽²⁾ · v at a state, in time linear in n where no kernel is held."""
+        """K̃⁽²⁾ · v at a state, in time linear in n if the state holds no kernel."""
 
 
 def require_state(state: State, like: State) -> None:
@@ -113,15 +113,17 @@ def require_state(state: State, like: State) -> None:
 
 
 def require_vector(vector: Any, n_train: int, output: Any) -> None:
-    """Raise `ValueError` unless `vector` has an entry for each training slot; `output`
-    has the shape and dtype of one output."""
+    """Raise `ValueError` unless `vector` has one entry for each training slot.
+
+    `output` has the shape and dtype of one output.
+    """
     like = jax.ShapeDtypeStruct((n_train, *output.shape), output.dtype)
     require_like("vector", vector, like, "the outputs on the training points")
 
 
 def two_norm(scaled: Params) -> Scalar:
-    """The error norm of parameters: the root of the sum of their squares.
+    """The error norm of parameters: the square root of the sum of their squares.
 
-    The sum and not the mean: |δf| ≤ ‖∇f‖·‖δθ‖, however many parameters there are.
+    The sum, not the mean: |δf| ≤ ‖∇f‖·‖δθ‖ for any number of parameters.
     """
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(scaled)))

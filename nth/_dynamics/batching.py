@@ -13,8 +13,8 @@ from .._network.memory import activation_bytes
 from .._problem.inputs import count, take
 from .._problem.problem import Problem
 
-# What one block of points may hold by default: near the size of a processor's cache,
-# or, on an accelerator, enough to fill it.
+# The default memory of one block of points: about the size of a processor's cache,
+# or enough to keep an accelerator busy.
 _BLOCK_BYTES = {"cpu": 2**26}
 _BLOCK_BYTES_ELSEWHERE = 2**30
 
@@ -30,16 +30,16 @@ def in_blocks(
 
 
 def counted_rows(rows: int, size: int) -> Bool[Array, "k b"]:
-    """Which rows of `as_blocks` are not copies."""
+    """A mask of the rows of `as_blocks` that are not padding."""
     size = min(size, rows)
     blocks = -(-rows // size)
     return (jnp.arange(size * blocks) < rows).reshape(size, blocks).T
 
 
 def as_blocks(rows: Inputs, size: int) -> PyTree[Shaped[Array, "k b ..."]]:
-    """Rows in blocks of `size`, the last filled up with copies of the last row.
+    """Rows in blocks of `size`, padded with copies of the last row.
 
-    A block takes every k-th row: rows sharded over devices are so in each block.
+    A block takes every k-th row, so that rows sharded over devices stay sharded.
     """
     total = count(rows)
     size = min(size, total)
@@ -56,20 +56,21 @@ def as_blocks(rows: Inputs, size: int) -> PyTree[Shaped[Array, "k b ..."]]:
 def default_block(
     apply: OutputFunction, params: Params, problem: Problem, order: int
 ) -> int:
-    """Points to a block, the blocks of the training points all about as large.
+    """The number of points in a block, for training blocks of about equal size.
 
-    The budget is of one device: points that are shared out have as many times more.
+    The memory budget is that of one device, times the number of devices that share the
+    points.
     """
     budget = _BLOCK_BYTES.get(jax.default_backend(), _BLOCK_BYTES_ELSEWHERE)
-    one = activation_bytes(apply, params, take(problem.x_train, 0))
+    per_point = activation_bytes(apply, params, take(problem.x_train, 0))
     shares = _shares(problem.x_train)
-    most = shares * max(1, budget // (2 * order * one))
+    most = shares * max(1, budget // (2 * order * per_point))
     blocks = -(-problem.n_train // most)
     return shares * -(-problem.n_train // (blocks * shares))
 
 
 def _shares(x: Inputs) -> int:
-    """Over how many devices the points are sharded."""
+    """The number of devices over which the points are sharded."""
     rows = jax.tree.leaves(x)[0]
     if is_traced(rows) or rows.sharding.is_fully_replicated:
         return 1

@@ -22,11 +22,11 @@ from .parameter_dynamics import AbstractDescent
 
 
 class GradientFlow(AbstractDescent):
-    """The trained network, in continuous time (Huang & Yau, eq. 3):
+    """The trained network in continuous time (Huang & Yau, eq. 3):
 
         dθ/dt = −M (∇_θ L(θ) + λ θ),        ∇_θ L(θ) = J(θ)ᵀ g,
 
-    with learning rates M = 1 and a weight decay λ = 0 unless they are given.
+    with learning rates M (default 1) and weight decay λ (default 0).
 
     **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
     [`nth.kernels`][]; `weight_decay` is λ ≥ 0.
@@ -50,9 +50,13 @@ class GradientFlow(AbstractDescent):
         learning_rates: PyTree = None,
         weight_decay: Any = 0.0,
     ):
-        own = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = own.apply, own.params, own.problem
-        self.rates = own.rates
+        trained = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = (
+            trained.apply,
+            trained.params,
+            trained.problem,
+        )
+        self.rates = trained.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         self.label = "network"

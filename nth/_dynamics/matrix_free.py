@@ -29,15 +29,16 @@ from .batching import as_blocks, counted_rows, default_block, in_blocks
 from .parameter_dynamics import AbstractDescent
 from .series import SeriesState, Steps, require_state
 from .taylor_coefficients import Coefficients, best_coefficients
+from .truncation import AbstractTruncation, series_factor
 
-# Kernel columns computed together when the whole kernel is requested.
+# The number of kernel columns computed together when the whole kernel is requested.
 _COLUMNS = 16
 
 
-class MatrixFreeHierarchy(AbstractDescent):
+class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
     """The truncated hierarchy as a series in ε, at the cost of a few gradients.
 
-    Give each application of the operator D a weight ε: θ_ε = θ₀ + Σ_k ε^k u_k solves
+    With a weight ε for each application of D, θ_ε = θ₀ + Σ_k ε^k u_k solves
     dθ/dt = −ε J(θ)ᵀ g. With [·]_k the coefficient of ε^k,
 
         du_k/dt = −[J(θ_ε)ᵀ g]_{k−1},   u_k(0) = 0,   k = 1 … p−1,
@@ -91,9 +92,13 @@ class MatrixFreeHierarchy(AbstractDescent):
         block_size: int | None = None,
     ):
         self.order = require_integer("order", order, 2)
-        own = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = own.apply, own.params, own.problem
-        self.rates = own.rates
+        trained = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = (
+            trained.apply,
+            trained.params,
+            trained.problem,
+        )
+        self.rates = trained.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         if block_size is None:
@@ -102,9 +107,9 @@ class MatrixFreeHierarchy(AbstractDescent):
         require_forward_mode(
             self.apply, self.params, problem.x_train, 'the method "matrix-free"'
         )
-        one = take(problem.x_train, slice(1))
+        first = take(problem.x_train, slice(1))
         self.coefficients = best_coefficients(
-            lambda params: self.apply.over(params, one), self.params
+            lambda params: self.apply.over(params, first), self.params
         )
         self.label = f"level-{order} hierarchy"
 
@@ -117,7 +122,7 @@ class MatrixFreeHierarchy(AbstractDescent):
         self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> SeriesState:
         """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if present."""
-        base, steps = self._series(state, moved=True)
+        base, steps = self._series(state)
         require_points_like("x", x, "x_train", self.problem.x_train, y)
         points = count(x)
 
@@ -150,13 +155,13 @@ class MatrixFreeHierarchy(AbstractDescent):
         """λ/2 Σ_{k<p} [‖θ_ε‖²]_k, to the same order as f̃."""
         self._series(state, moved=True)
         if self.weight_decay is None:
-            return super().penalty(state)
+            return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
         terms = (state.base, *state.steps)
         products = [
-            jnp.vdot(one, other)
+            jnp.vdot(a, b)
             for i, step in enumerate(terms)
             for partner in terms[: self.order - i]
-            for one, other in zip(
+            for a, b in zip(
                 jax.tree.leaves(step), jax.tree.leaves(partner), strict=True
             )
         ]
@@ -164,6 +169,27 @@ class MatrixFreeHierarchy(AbstractDescent):
 
     def outputs(self, state: SeriesState) -> Float[Array, "m *out"]:
         return self._outputs(state, self.problem.x)
+
+    def output_terms(self, state: SeriesState) -> Float[Array, "p m *out"]:
+        """[f(θ_ε)]_0, …, [f(θ_ε)]_{p−1} on all points, whose sum is f̃."""
+        base, steps = self._series(state)
+
+        def block(x: Inputs) -> Float[Array, "b p *out"]:
+            terms = self.coefficients(
+                lambda params: self.apply.over(params, x), base, steps
+            )
+            return jnp.stack(terms, axis=1)
+
+        return jnp.moveaxis(in_blocks(block, self.problem.x, self.block_size), 1, 0)
+
+    def output_errors(self, state: SeriesState) -> Float[Array, "m *out"]:
+        """The network at θ₀ + Σ_k u_k minus f̃, times a calibrated factor.
+
+        Both have the terms [f]_0, …, [f]_{p−1}, so the difference is of the order of
+        the first term that f̃ lacks. It costs one forward pass.
+        """
+        there = self.over(self.parameters(state), self.problem.x)
+        return series_factor(self.order) * (there - self.outputs(state))
 
     def predict(self, state: SeriesState, x_new: Any) -> Float[Array, "points *out"]:
         """f̃ at new points, Σ_k [f(θ_ε, x)]_k.
@@ -240,7 +266,7 @@ class MatrixFreeHierarchy(AbstractDescent):
     def _series(
         self, state: Any, argument: str = "state", *, moved: bool = False
     ) -> tuple[Params, Steps]:
-        """θ₀ now, and u_1 … u_{p−1}; a `moved` state has θ₀ where that decays."""
+        """u_0, and u_1 … u_{p−1}; under weight decay a `moved` state must have u_0."""
         decays = self.weight_decay is not None if moved else None
         require_state(argument, state, self.order, self.params, decays)
         base = self.params if state.base is None else state.base
@@ -257,8 +283,8 @@ class MatrixFreeHierarchy(AbstractDescent):
     ) -> Steps:
         """[J(θ_ε)ᵀ g]_0, …, [J(θ_ε)ᵀ g]_{p−2} of one block, by one reverse pass.
 
-        g is the gradient of the mean loss over `points` points, of which the block is a
-        part.
+        g is the gradient of the mean loss over `points` points, which include the
+        block.
 
         Since ∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}, the pull-back of g through the single
         coefficient k = p − 2 gives all of them. The highest, k = p − 1, is needed only

@@ -1,4 +1,4 @@
-"""Training dynamics of parameters, or of series coefficients for them: the part that
+"""Training dynamics of parameters or of their series coefficients: the part that
 continuous and discrete training share."""
 
 import abc
@@ -15,11 +15,11 @@ from .base import AbstractKernelDynamics
 
 
 class AbstractDescent(AbstractKernelDynamics):
-    """Training by d(state)/dt = −M (G + λ·state), with G what the loss asks for.
+    """Training by d(state)/dt = −M (G + λ·state), with G the gradient of the loss.
 
-    The two public ones are [`nth.GradientFlow`][], whose state is θ, and
-    [`nth.MatrixFreeHierarchy`][]. Gradient descent takes the same G on the points of a
-    batch.
+    The two public subclasses are [`nth.GradientFlow`][], whose state is θ, and
+    [`nth.MatrixFreeHierarchy`][]. Gradient descent evaluates the same G on the
+    points of a batch.
     """
 
     apply: eqx.AbstractVar[OutputFunction]
@@ -37,11 +37,11 @@ class AbstractDescent(AbstractKernelDynamics):
 
     @abc.abstractmethod
     def parameters(self, state: State) -> Params:
-        """The parameters that a state stands for."""
+        """The parameters of a state."""
 
     @abc.abstractmethod
     def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
-        """The network itself at `params`, on any number of points."""
+        """The outputs of the network at `params`, on any number of points."""
 
     def slope(self, state: State, x: Inputs, y: Shaped[Array, "b ..."]) -> State:
         """G + λ·state on the points `x`, `y`."""

@@ -15,7 +15,7 @@ class SeriesState(eqx.Module):
     """The coefficients of θ_ε at one time: the state of a `MatrixFreeHierarchy`."""
 
     base: Params | None
-    """u_0 = θ₀ under weight decay, which changes it; `None` without weight decay."""
+    """u_0, which is θ₀ at t = 0 and decays; `None` without weight decay."""
 
     steps: Steps
     """u_1, …, u_{p−1}."""
@@ -29,27 +29,29 @@ class SeriesState(eqx.Module):
 def require_state(
     argument: str, state: Any, order: int, params: Params, decays: bool | None
 ) -> None:
-    """Raise `ValueError` unless `state` is of level `order`, of parameters like
-    `params`, and has θ₀ if that `decays`; for `None` it may have it."""
+    """Raise `ValueError` unless `state` has level `order` and the layout of `params`.
+
+    It must have u_0 if `decays` is true, must not if it is false, and may if `None`.
+    """
     require_instance(argument, state, SeriesState, "Solution.state")
     if not isinstance(state.steps, tuple):
         raise ValueError(f"{argument}.steps must be a tuple; got {state.steps!r}.")
     if state.order != order:
         raise ValueError(
-            f"{argument} is of order {state.order}, and this hierarchy of order "
+            f"{argument} has order {state.order}, and this hierarchy has order "
             f"{order}: use nth.MatrixFreeHierarchy(..., order={state.order})."
         )
     if decays is not None and (state.base is not None) != decays:
         given, wanted = ("no ", "") if decays else ("", "no ")
         raise ValueError(
-            f"{argument} is of a hierarchy with {given}weight_decay, and this one has "
-            f"{wanted}weight_decay: give both the same."
+            f"{argument} belongs to a hierarchy with {given}weight_decay, and this one "
+            f"has {wanted}weight_decay: give both the same."
         )
     terms = (*state.steps, *([] if state.base is None else [state.base]))
     if any(_layout(term) != _layout(params) for term in terms):
         raise ValueError(
-            f"{argument} has other arrays than the parameters of this hierarchy's "
-            "network: take the state of a solution of this network."
+            f"{argument} differs in structure, shapes or dtypes from the parameters of "
+            "this hierarchy's network: use the state of a solution of this network."
         )
 
 

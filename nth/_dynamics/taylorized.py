@@ -27,13 +27,13 @@ class TaylorizedFlow(AbstractDynamics):
         f_d(w, x) = Σ_{k=0}^{d} (1/k!) ∇ᵏf(θ₀, x)[w, …, w],
 
     which is trained by dw/dt = −M ∇_w L(f_d(w)) (Bai et al. 2020), with learning rates
-    M = 1 unless they are given.
+    M (default 1).
 
     Degree 1 is the linearized network (Lee et al. 2019): its outputs are those of level
     p = 2, for any loss. Higher degrees are **not** level p = d + 1 of the hierarchy.
     The outputs of both are exact to order t^d; beyond that the hierarchy keeps the
     words of at most d gradients, while the Taylorized network keeps every power of t,
-    for a function that is not the network. Its loss never increases, because it is a
+    but of a function that is not the network. Its loss never increases, because it is a
     gradient flow, so no window is determined.
 
     The state is w. An evaluation costs a few gradients of the loss, as for
@@ -67,9 +67,13 @@ class TaylorizedFlow(AbstractDynamics):
         learning_rates: PyTree = None,
     ):
         self.degree = require_order("degree", degree, 1)
-        own = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = own.apply, own.params, own.problem
-        self.rates = own.rates
+        trained = trainable(network, problem, filter_spec, learning_rates)
+        self.apply, self.params, self.problem = (
+            trained.apply,
+            trained.params,
+            trained.problem,
+        )
+        self.rates = trained.rates
         require_forward_mode(
             self.apply, self.params, problem.x_train, "a Taylor polynomial"
         )
@@ -97,16 +101,21 @@ class TaylorizedFlow(AbstractDynamics):
         require_state(state, self.params)
         return self._polynomial(state, self.problem.x)
 
+    def penalty(self, state: Params) -> Scalar:
+        """0: there is no weight decay."""
+        require_state(state, self.params)
+        return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+
     def error_norm(self, scaled: Params) -> Scalar:
         require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)
 
     def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:
         """f_d(w): the sum of the coefficients in ε of f(θ₀ + ε w)."""
-        still = jax.tree.map(jnp.zeros_like, state)
+        zeros = jax.tree.map(jnp.zeros_like, state)
         terms = self.coefficients(
             lambda params: self.apply.over(params, x),
             self.params,
-            [state] + [still] * (self.degree - 1),
+            [state] + [zeros] * (self.degree - 1),
         )
         return sum(terms[1:], terms[0])

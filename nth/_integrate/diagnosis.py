@@ -1,4 +1,4 @@
-"""Why a solve failed at its start: what is not finite there, and at which point."""
+"""The cause of a failure at t = 0: which values are not finite, and at which points."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from .._network.learning_rates import overflow_by_rates
 
 
 def cause_at_start(dynamics: AbstractDynamics) -> str | None:
-    """What is NaN or infinite at t = 0, in words; `None` if nothing is."""
+    """A description of what is NaN or infinite at t = 0; `None` if nothing is."""
     n_train, state = dynamics.problem.n_train, dynamics.initial_state()
     outputs, g, rate = _evaluated(dynamics, state)
     if isinstance(dynamics, AbstractDescent):
@@ -31,19 +31,19 @@ def cause_at_start(dynamics: AbstractDynamics) -> str | None:
         return f"the output at t = 0 is NaN or infinite at {name_points(bad, n_train)}."
     if (bad := rows_not_finite(g)).size:
         return (
-            "the derivative of the loss in the output is NaN or infinite at "
-            f"{name_points(bad, n_train)}, at t = 0. Check the loss and y_train there."
+            "the derivative of the loss with respect to the output is NaN or infinite "
+            f"at {name_points(bad, n_train)}, at t = 0. Check the loss and y_train."
         )
     power = getattr(dynamics, "order", 2) - 1
     overflow = overflow_by_rates(getattr(dynamics, "rates", None), power)
     if bool(all_finite(*jax.tree.leaves(rate))):
         return overflow
     return overflow or (
-        "the outputs are finite at t = 0, and their rate of change is not: a higher or "
-        "forward-mode derivative of the network is NaN or infinite at some point, as "
-        "those of a norm or a square root are at 0. Remove the points where it is, or "
-        "make the network smooth there, for instance by jnp.sqrt(s + 1e-12) in place "
-        'of jnp.sqrt(s); order 2 with method="dense" takes reverse mode alone.'
+        "the outputs are finite at t = 0, but their rate of change is not: a higher or "
+        "forward-mode derivative of the network is NaN or infinite at some point, such "
+        "as that of a norm or a square root at 0. Remove such points, or make the "
+        "network smooth there, for instance by jnp.sqrt(s + 1e-12) in place of "
+        'jnp.sqrt(s); order 2 with method="dense" needs reverse mode only.'
     )
 
 

@@ -1,4 +1,4 @@
-"""The kernel that moves the outputs, along a solution: whole, or its leading modes."""
+"""The NTK along a solution: the whole kernel, or its leading eigenvectors."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class KernelPath(eqx.Module):
     """The kernel at each of `solution.ts`, of shape `(T, m, *out, n, *out)`."""
 
     solution: Solution
-    """The solution that it belongs to."""
+    """The solution along which the kernel was evaluated."""
 
     @property
     def ts(self) -> Float[Array, " T"]:
@@ -54,33 +54,33 @@ def kernel_along(
     ts: ArrayLike | Sequence[float],
     **options: Unpack[IntegrateOptions],
 ) -> KernelPath:
-    """The kernel K̃⁽²⁾(t) that moves the outputs, df̃/dt = −K̃⁽²⁾ · g, along a solution.
+    """The kernel K̃⁽²⁾(t) of the outputs, df̃/dt = −K̃⁽²⁾ · g, along a solution.
 
-    - Of [`nth.DenseHierarchy`][] it is part of the state; constant for p = 2.
-    - Of [`nth.MatrixFreeHierarchy`][] it is Σ_{k=0}^{p−2} [J(θ_ε) J(θ_ε)ᵀ]_k, the same
-        kernel to rounding, at n·C products of vectors.
-    - Of [`nth.GradientFlow`][] it is the NTK at θ(t), which the others predict.
+    - For [`nth.DenseHierarchy`][] it is part of the state, and constant for p = 2.
+    - For [`nth.MatrixFreeHierarchy`][] it is Σ_{k=0}^{p−2} [J(θ_ε) J(θ_ε)ᵀ]_k, the same
+        kernel up to rounding error, at the cost of n·C products with vectors.
+    - For [`nth.GradientFlow`][] it is the NTK at θ(t), which the others predict.
 
     **Arguments:**
 
-    - `dynamics`: one of these, or your own [`nth.AbstractKernelDynamics`][].
-    - `ts`: times, shape `(T,)`, increasing, from 0 on.
+    - `dynamics`: one of these, or another [`nth.AbstractKernelDynamics`][].
+    - `ts`: times, shape `(T,)`, increasing and nonnegative.
     - `options`: those of [`nth.integrate`][], without `save_fn`.
 
-    **Returns:** [`nth.KernelPath`][], of T·m·n·C² numbers; NaN at times that the solve
-    did not reach. Without tensors the state, too, is kept at each time. For many
-    points see [`nth.spectrum_along`][].
+    **Returns:** [`nth.KernelPath`][], with T·m·n·C² entries; NaN at times that the
+    solve did not reach. Except for the dense hierarchy the state is also kept at each
+    time. For many points see [`nth.spectrum_along`][].
 
     **Raises:** as [`nth.integrate`][]; `ValueError` for kernels that would not fit in
     memory.
     """
     dynamics = _with_kernel(dynamics, options)
     _require_memory(dynamics, ts)
-    if isinstance(dynamics, DenseHierarchy):  # of its state, K̃⁽²⁾ is a small part
+    if isinstance(dynamics, DenseHierarchy):  # K̃⁽²⁾ is a small part of its state
         solution = integrate(dynamics, ts, **{**options, "save_fn": _SaveNTK(dynamics)})
         ntk = solution.saved
     else:
-        solution = integrate(dynamics, ts, **{**options, "save_fn": _state_itself})
+        solution = integrate(dynamics, ts, **{**options, "save_fn": _save_state})
         ntk = _kernels_of(dynamics, solution.saved)
     start = jax.tree.map(lambda leaf: leaf[None], dynamics.initial_state())
     return KernelPath(_kernels_of(dynamics, start)[0], ntk, solution)
@@ -106,16 +106,16 @@ def _kernels_of(dynamics: AbstractKernelDynamics, states: State) -> Array:
 
 
 class SpectrumPath(eqx.Module):
-    """Leading modes of K̃⁽²⁾ over time: see [`nth.spectrum_along`][]."""
+    """Leading eigenvectors of K̃⁽²⁾ over time: see [`nth.spectrum_along`][]."""
 
     eigenvalues: Float[Array, "T k"]
-    """The k largest eigenvalues on the training points, falling."""
+    """The k largest eigenvalues on the training points, in decreasing order."""
 
     modes: Float[Array, "T k n *out"]
-    """Their eigenvectors, of norm one; the sign is of no meaning."""
+    """Their normalized eigenvectors; the signs are arbitrary."""
 
     solution: Solution
-    """The solution that they belong to."""
+    """The solution along which the kernel was evaluated."""
 
     @property
     def ts(self) -> Float[Array, " T"]:
@@ -129,23 +129,23 @@ def spectrum_along(
     count: int = 6,
     **options: Unpack[IntegrateOptions],
 ) -> SpectrumPath:
-    """The largest eigenvalues of K̃⁽²⁾(t) on the training points, and their vectors:
+    """The largest eigenvalues of K̃⁽²⁾(t) on the training points, and eigenvectors:
 
         K̃⁽²⁾(t) e_i = λ_i e_i,        λ_1 ≥ λ_2 ≥ … ≥ λ_count.
 
-    No kernel is formed: SciPy's `eigsh` (ARPACK) takes products with vectors, each at
-    the price of about two gradients. The state is kept at each time: p − 1 copies of
+    No kernel is formed: SciPy's `eigsh` (ARPACK) uses products with vectors, each at
+    the cost of about two gradients. The state is kept at each time: p − 1 copies of
     the parameters for [`nth.MatrixFreeHierarchy`][].
 
     **Arguments:**
 
     - `dynamics`, `ts`, `options`: as for [`nth.kernel_along`][].
-    - `count`: how many, fewer than the n·C training slots.
+    - `count`: the number of eigenvalues, below the number n·C of training slots.
 
     **Returns:** [`nth.SpectrumPath`][]; NaN at times that the solve did not reach.
 
-    **Raises:** `ValueError` for a bad count, or under `jax.jit`, where SciPy cannot
-    work; else as [`nth.integrate`][].
+    **Raises:** `ValueError` for an invalid count, or under `jax.jit`, which SciPy does
+    not support; otherwise as [`nth.integrate`][].
     """
     dynamics = _with_kernel(dynamics, options)
     count = require_integer("count", count, 1)
@@ -155,11 +155,11 @@ def spectrum_along(
     if count >= np.prod(shape):
         raise ValueError(
             f"count must be below {np.prod(shape)}, the number of training slots; got "
-            f"{count}. For all of them, jnp.linalg.eigh of nth.kernel_along(...)."
+            f"{count}. For all of them use jnp.linalg.eigh of nth.kernel_along(...)."
         )
     if is_traced(dynamics, start, jnp.zeros(())):
-        raise ValueError("spectrum_along cannot be used under jax.jit: SciPy works it.")
-    solution = integrate(dynamics, ts, **{**options, "save_fn": _state_itself})
+        raise ValueError("spectrum_along cannot be used under jax.jit: it uses SciPy.")
+    solution = integrate(dynamics, ts, **{**options, "save_fn": _save_state})
     states = [
         jax.tree.map(lambda leaf, i=i: leaf[i], solution.saved)
         for i in range(len(solution.ts))
@@ -171,7 +171,7 @@ def spectrum_along(
     return SpectrumPath(eigenvalues, modes, solution)
 
 
-def _state_itself(t: Scalar, state: State, args: Any) -> State:
+def _save_state(t: Scalar, state: State, args: Any) -> State:
     return state
 
 
@@ -187,10 +187,10 @@ class _SaveNTK(eqx.Module):
 def _with_kernel(
     dynamics: AbstractDynamics, options: IntegrateOptions
 ) -> AbstractKernelDynamics:
-    """`dynamics`, if it knows its kernel and nothing else is saved."""
+    """`dynamics`, if it has a kernel and `save_fn` is not given."""
     check_options(options)
     if options.get("save_fn") is not None:
-        raise ValueError("save_fn: here it is the kernel that is saved. Leave it out.")
+        raise ValueError("save_fn: the kernel is saved here. Leave out save_fn.")
     require_instance("dynamics", dynamics, AbstractKernelDynamics, _EXAMPLE)
     assert isinstance(dynamics, AbstractKernelDynamics)  # for the type checker
     return dynamics
@@ -206,11 +206,11 @@ def _product(
 def _leading(
     dynamics: AbstractKernelDynamics, state: State, count: int, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, falling, and their vectors, one a row."""
+    """Eigenvalues in decreasing order, and the eigenvectors as rows."""
     leaves = jax.tree.leaves(state)
     dtype = leaves[0].dtype
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
-        nothing = np.full((count, *shape), np.nan, dtype)
-        return nothing.reshape(count, -1)[:, 0], nothing
+        missing = np.full((count, *shape), np.nan, dtype)
+        return missing.reshape(count, -1)[:, 0], missing
 
     return leading_modes(partial(_product, dynamics, state), shape, dtype, count)

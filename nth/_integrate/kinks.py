@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._custom_types import Scalar, State
 
-# A rejected step that was shortened and has still been rejected is at a kink if its
-# error has fallen by a power of the step below this; for a smooth f that power is about
-# the order of the estimate, 4 or 5, and at a jump of f' or f it is 2 or 1.
+# A step that is rejected twice in a row is at a kink if the error decreased with a
+# smaller power of the step size than this. For a smooth f that power is about the order
+# of the error estimate, 4 or 5; at a jump of f' or f it is 2 or 1.
 _KINK_POWER = 2.5
 
 # Each kink multiplies the tolerance by the first factor, each step that is accepted at
@@ -22,13 +22,14 @@ _RELAX, _RECOVER = 10.0, 0.98
 
 
 class KinkState(eqx.Module):
-    """What the controller remembers: of the inner one, and of the last rejection."""
+    """The state of the inner controller, and the last step for comparison."""
 
     inner: Any
     relaxation: Scalar
     rejected: Bool[Array, ""]
     step: Scalar
     error: Scalar
+    started: Bool[Array, ""]
 
 
 class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any]):
@@ -36,11 +37,12 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
 
     At a kink an error estimate of order q falls only as h or h², and an adaptive
     controller reduces h until the kink contributes less than the tolerance: with many
-    kinks it takes nearly all steps that way. Here two rejections in a row whose errors
-    do not fall as fast as for a smooth vector field count as a kink. The tolerances
+    kinks, most of the steps are spent on this. Here two rejections in a row whose
+    errors do not fall as fast as for a smooth vector field count as a kink, after the
+    first step, in which the estimate of some methods is of lower order. The tolerances
     are then multiplied by 10, up to `loosest` in relative tolerance, and return slowly.
 
-    While no kink is detected, every step is the one of the inner controller.
+    While no kink is detected, the steps are those of the inner controller.
 
     **Arguments:**
 
@@ -77,8 +79,9 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
         t1, inner = self.controller.init(
             terms, t0, t1, y0, dt0, args, func, error_order
         )
-        one = jnp.ones_like(t1)
-        return t1, KinkState(inner, one, jnp.asarray(False), t1 - t0, one)
+        ones = jnp.ones_like(t1)
+        no = jnp.asarray(False)
+        return t1, KinkState(inner, ones, no, t1 - t0, ones, no)
 
     def adapt_step_size(
         self,
@@ -94,18 +97,19 @@ class KinkController(diffrax.AbstractAdaptiveStepSizeController[KinkState, Any])
         state, h = controller_state, t1 - t0
         error = jnp.asarray(self.norm(self._scaled(y0, y1_candidate, y_error)))
         power = jnp.log(error / state.error) / jnp.log(h / state.step)
-        kink = state.rejected & (error > state.relaxation) & (power < _KINK_POWER)
-        most = jnp.maximum(self.loosest / self.controller.rtol, 1)
+        repeated = state.rejected & state.started
+        kink = repeated & (error > state.relaxation) & (power < _KINK_POWER)
+        largest = jnp.maximum(self.loosest / self.controller.rtol, 1)
         relaxation = jnp.where(kink, state.relaxation * _RELAX, state.relaxation)
-        relaxation = jnp.minimum(relaxation, most).astype(state.relaxation.dtype)
+        relaxation = jnp.minimum(relaxation, largest).astype(state.relaxation.dtype)
         relaxed = jax.tree.map(lambda e: e / relaxation, y_error)
         keep, next_t0, next_t1, jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1_candidate, args, relaxed, error_order, state.inner
         )
         keep = jnp.asarray(keep)
-        calm = keep & ~state.rejected
-        later = jnp.where(calm, jnp.maximum(relaxation * _RECOVER, 1), relaxation)
-        new = KinkState(inner, later, ~keep, h, error)
+        smooth = keep & ~state.rejected
+        later = jnp.where(smooth, jnp.maximum(relaxation * _RECOVER, 1), relaxation)
+        new = KinkState(inner, later, ~keep, h, error, state.started | keep)
         return keep, next_t0, next_t1, jump, new, result
 
     def _scaled(self, y0: State, y1: State, error: State | None) -> State:

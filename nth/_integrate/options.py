@@ -20,11 +20,13 @@ from .._internal.validation import (
     require_callable,
     require_instance,
     require_integer,
+    require_name,
     require_path,
     require_positive,
     require_scale,
 )
 from .._network.memory import available_bytes
+from .choice import SolverOption
 
 # Steps are counted in 32 bits.
 _MOST_STEPS = 2**31 - 1
@@ -36,7 +38,7 @@ CONSTANT_STEPS = "stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1"
 class IntegrateOptions(TypedDict, total=False):
     """The options of [`nth.integrate`][], shared by all continuous-time solves."""
 
-    solver: diffrax.AbstractSolver
+    solver: SolverOption
     stepsize_controller: diffrax.AbstractStepSizeController | None
     dt0: Any
     adjoint: diffrax.AbstractAdjoint
@@ -61,10 +63,10 @@ def check_options(options: IntegrateOptions) -> None:
             )
         _CHECKS[name](value)
     controller = _innermost(options.get("stepsize_controller"))
-    adaptive = controller is None or isinstance(
-        controller, diffrax.AbstractAdaptiveStepSizeController
-    )
-    solver = options.get("solver")
+    adaptive = is_adaptive(controller)
+    solver = options.get("solver", "auto")
+    if isinstance(solver, str):
+        solver = None
     if adaptive:
         _require_error_estimate(solver)
     else:
@@ -72,6 +74,9 @@ def check_options(options: IntegrateOptions) -> None:
 
 
 def _check_solver(solver: Any) -> None:
+    if isinstance(solver, str):
+        require_name("solver", solver, ("auto",))
+        return
     require_instance("solver", solver, diffrax.AbstractSolver, "diffrax.Tsit5()")
     structure = solver.term_structure
     kind = typing.get_origin(structure) or structure
@@ -79,7 +84,7 @@ def _check_solver(solver: Any) -> None:
         raise ValueError(
             f"solver: diffrax.{type(solver).__name__} is for equations in several "
             "parts (stochastic, split or symplectic), and training is a single "
-            "ordinary differential equation. Use a solver for those, such as "
+            "ordinary differential equation. Use a solver for these, such as "
             "diffrax.Tsit5(), or diffrax.Kvaerno5() if it is stiff."
         )
 
@@ -105,8 +110,8 @@ def _check_adjoint(adjoint: Any) -> None:
     require_instance("adjoint", adjoint, diffrax.AbstractAdjoint, example)
     if isinstance(adjoint, diffrax.BacksolveAdjoint | diffrax.ImplicitAdjoint):
         raise ValueError(
-            f"adjoint: diffrax.{type(adjoint).__name__} keeps no values between the "
-            "first and the last time, which the solve needs. Use "
+            f"adjoint: diffrax.{type(adjoint).__name__} does not save values between "
+            "the first and the last time, which the solve needs. Use "
             f"{example} for reverse mode (the default), diffrax.ForwardMode() for "
             "forward mode, or diffrax.DirectAdjoint() for both."
         )
@@ -117,8 +122,8 @@ def _check_max_steps(max_steps: Any) -> None:
     needed = 16 * count  # a time and a loss rate for each step
     if count > _MOST_STEPS or needed > available_bytes() / 2:
         raise ValueError(
-            f"max_steps: what is kept of each step takes {needed / 2**30:,.1f} GiB for "
-            f"{count} steps. Give a smaller number; the default is {2**16}."
+            f"max_steps: the values kept for {count} steps take {needed / 2**30:,.1f} "
+            f"GiB. Give a smaller number; the default is {2**16}."
         )
 
 
@@ -150,8 +155,15 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def is_adaptive(controller: Any) -> bool:
+    """Whether the steps are chosen by an error estimate, as by default."""
+    controller = _innermost(controller)
+    adaptive = diffrax.AbstractAdaptiveStepSizeController
+    return controller is None or isinstance(controller, adaptive)
+
+
 def _innermost(controller: Any) -> Any:
-    """The controller that sets the steps, without wrappers that only clip them."""
+    """The controller that chooses the steps, without wrappers that only clip them."""
     while isinstance(controller, diffrax.ClipStepSizeController):
         controller = controller.controller
     return controller
@@ -162,8 +174,8 @@ def _require_error_estimate(solver: Any) -> None:
     if solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         name = type(solver).__name__
         raise ValueError(
-            f"solver: diffrax.{name} has no error estimate to choose its steps by. "
-            f"Take fixed steps, {CONSTANT_STEPS}, or wrap the solver, "
+            f"solver: diffrax.{name} has no error estimate for adaptive steps. "
+            f"Use fixed steps, {CONSTANT_STEPS}, or wrap the solver, "
             f"diffrax.HalfSolver(diffrax.{name}())."
         )
 
@@ -181,19 +193,19 @@ def _require_fixed_steps(
     if isinstance(controller, diffrax.StepTo):
         if dt0 is not None:
             raise ValueError(
-                "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or take "
+                "dt0 and diffrax.StepTo(ts) both set the steps: leave out dt0, or use "
                 f"{CONSTANT_STEPS}."
             )
         if options.get("checkpoint") is not None:
             raise ValueError(
                 "stepsize_controller: with a checkpoint the solver stops at each of "
-                "ts, which diffrax.StepTo cannot do. Take fixed steps by "
+                "ts, which diffrax.StepTo cannot do. Use fixed steps, "
                 f"{CONSTANT_STEPS}."
             )
     while isinstance(solver, diffrax.HalfSolver):
         solver = solver.solver
     if isinstance(solver, diffrax.AbstractImplicitSolver):
-        # By default diffrax takes the tolerances from an adaptive controller.
+        # By default diffrax uses the tolerances of an adaptive controller.
         rtol = getattr(solver.root_finder, "rtol", 0.0)
         if not isinstance(rtol, int | float | np.generic | jax.Array):
             name = type(solver).__name__

@@ -15,14 +15,14 @@ from .._solution.results import RESULTS
 from .._solution.solution import Solution
 from .diagnosis import cause_at_start
 from .options import CONSTANT_STEPS
-from .validity import warn_of_window
+from .validity import first_inaccurate, warn_of_error, warn_of_window
 
 
 def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RESULTS:
-    """The result of a solve, from diffrax's, whether the truncation left its window,
-    and whether all outputs and losses at the times reached are finite."""
+    """The result of a solve, given the result `solved` of diffrax, whether the model
+    left its window, and whether all outputs and losses at reached times are finite."""
     results = diffrax.RESULTS
-    known = (
+    pairs = (
         (results.event_occurred, RESULTS.diverged),
         (results.max_steps_reached, RESULTS.max_steps_reached),
         (results.dt_min_reached, RESULTS.step_too_small),
@@ -31,8 +31,8 @@ def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RE
         (results.nonlinear_divergence, RESULTS.implicit_step_failed),
     )
     result = RESULTS.failed
-    for theirs, own in known:
-        result = RESULTS.where(solved == theirs, own, result)
+    for theirs, ours in pairs:
+        result = RESULTS.where(solved == theirs, ours, result)
     ended = RESULTS.where(left, RESULTS.left_window, RESULTS.successful)
     ended = RESULTS.where(finite | left, ended, RESULTS.not_finite)
     return RESULTS.where(solved == results.successful, ended, result)
@@ -46,9 +46,8 @@ def report(
     reached = (result == RESULTS.successful) | (result == RESULTS.left_window)
     failed = ~reached & jnp.isinf(solution.valid_until)
     last_time, label = solution.stats["last_time"], solution.label
-    warning = partial(warn_of_window, label)
     if is_traced(solution):
-        say(warning, solution.valid_until, reached, last_time)
+        _warn(solution, reached)
         return _raise_later(solution, failed, max_steps) if throw else solution
     if failed and throw:
         causes = _failures(max_steps)
@@ -58,10 +57,18 @@ def report(
         raise RuntimeError(
             f"the solve of the {label} failed at t = {last_time:.6g}, before the last "
             f"time {solution.ts[-1]:.6g}: {reason} Pass throw=False for the values up "
-            "to there."
+            "to that time."
         )
-    say(warning, solution.valid_until, reached, last_time)
+    _warn(solution, reached)
     return solution
+
+
+def _warn(solution: Solution, reached: Bool[Array, ""]) -> None:
+    """One warning, of the window or else of the estimated error, where it applies."""
+    until, last_time = solution.valid_until, solution.stats["last_time"]
+    say(partial(warn_of_window, solution.label), until, reached, last_time)
+    first = first_inaccurate(solution.ts, solution.error_share, until)
+    say(partial(warn_of_error, solution.label), first)
 
 
 def _index(result: Any, causes: list[tuple[Any, str]]) -> Array:
@@ -77,12 +84,12 @@ def _raise_later(
     causes = _failures(max_steps)
     messages = [
         f"the solve of the {solution.label} failed before the last time: {reason} "
-        "Pass throw=False for the values up to there."
+        "Pass throw=False for the values up to that time."
         for _, reason in causes
     ]
     index = _index(solution.result, causes)
 
-    def outputs(s: Solution) -> tuple[Any, ...]:  # each may be the only one used
+    def outputs(s: Solution) -> tuple[Any, ...]:  # a caller may use only one of them
         return s.train, s.test, s.loss
 
     checked = eqx.branched_error_if(outputs(solution), failed, index, messages)
@@ -92,18 +99,19 @@ def _raise_later(
 def _failures(max_steps: int) -> list[tuple[Any, str]]:
     """Each result of a failed solve, with its message; the last is for any other."""
     kink = (
-        "At a kink of the loss or of the network adaptive steps shrink without end: "
-        f"take fixed ones, solver=diffrax.Heun(), {CONSTANT_STEPS}."
+        "At a kink of the loss or of the network adaptive steps can become too small: "
+        f"use fixed steps, solver=diffrax.Heun(), {CONSTANT_STEPS}."
     )
     return [
         (
             RESULTS.max_steps_reached,
-            f"it took max_steps={max_steps} steps. Give a larger max_steps, or earlier "
-            f"times. {kink}",
+            f"it took max_steps={max_steps} steps. Give a larger max_steps or earlier "
+            'times; for long times, where solver="auto" cannot be used, as under '
+            f"jax.jit, solver=nth.ROCK4(). {kink}",
         ),
         (
             RESULTS.step_too_small,
-            "its steps became smaller than the least that is allowed, as happens where "
+            "its steps became smaller than the smallest allowed step, as happens where "
             f"outputs are not finite. {kink}",
         ),
         (
@@ -113,13 +121,13 @@ def _failures(max_steps: int) -> list[tuple[Any, str]]:
         ),
         (
             RESULTS.not_finite,
-            "outputs or losses are NaN or infinite. Check the loss; and fixed steps "
-            "that are too large do that: give a smaller dt0, or leave out "
-            "stepsize_controller for adaptive steps.",
+            "outputs or losses are NaN or infinite. Check the loss. Fixed steps may "
+            "be too large: give a smaller dt0, or leave out stepsize_controller for "
+            "adaptive steps.",
         ),
         (
             None,
-            "the equations of an implicit step were not solved. Give smaller steps, "
-            "other tolerances, or an explicit solver, such as diffrax.Tsit5().",
+            "the equations of an implicit step could not be solved. Use smaller steps, "
+            "other tolerances, or an explicit solver such as diffrax.Tsit5().",
         ),
     ]

@@ -1,4 +1,4 @@
-"""A progress bar for solves that last for more than a few seconds."""
+"""A progress bar for solves that take more than a few seconds."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from .._internal.progress import delayed_bar
 from .._internal.validation import is_traced
 
-# Seconds between two updates of a bar, at least.
+# The minimum number of seconds between two updates of a bar.
 INTERVAL = 0.1
-# The bars of the solves that are running, by number.
+# The bars of running solves, by number.
 _BARS: dict[int, tqdm] = {}
 _NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -24,7 +24,7 @@ _State = tuple[Int[Array, ""], Int[Array, ""]]
 
 
 class DelayedProgressMeter(diffrax.AbstractProgressMeter[_State]):
-    """A bar with the share of the time reached, shown after a delay."""
+    """A bar with the fraction of the time reached, shown after a delay."""
 
     label: str = eqx.field(static=True)
     refresh_steps: int = eqx.field(static=True, default=50)
@@ -36,7 +36,7 @@ class DelayedProgressMeter(diffrax.AbstractProgressMeter[_State]):
         number, steps = state
 
         def move(number: Array) -> Array:
-            # The number is returned, so that these calls run in their order.
+            # The number is returned, so that these calls run in order.
             return jax.pure_callback(_move, _NUMBER, number, jnp.asarray(progress))
 
         due = steps % self.refresh_steps == 0
@@ -53,11 +53,11 @@ class DelayedProgressMeter(diffrax.AbstractProgressMeter[_State]):
 
 def fraction_bar(total: float, label: str, disable: bool = False) -> tqdm:
     """A bar that shows a fraction of `total`."""
-    form = "{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    template = "{desc}: {percentage:.1f}%|{bar}| {elapsed}<{remaining}{postfix}"
     return delayed_bar(
         total=total,
         desc=label,
-        bar_format=form,
+        bar_format=template,
         mininterval=INTERVAL,
         miniters=0,
         leave=False,

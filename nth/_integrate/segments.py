@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.checkpoint import Checkpoint, is_spread, on_host
+from .estimates import at_start
 from .progress import fraction_bar
 
 
@@ -26,7 +27,7 @@ class Piece(NamedTuple):
     result: Any
 
 
-class _Known(NamedTuple):
+class _Progress(NamedTuple):
     """The content of a checkpoint: the number of times reached, and their results."""
 
     done: Any
@@ -50,7 +51,7 @@ def from_time_to_time(
     """
     spread = is_spread((dynamics, dynamics.initial_state()))
     leads = not spread or jax.process_index() == 0
-    known = _so_far(run, dynamics, ts, file, spread)
+    known = _restored(run, dynamics, ts, file, spread)
     hidden = not (progress and leads)
     bar = fraction_bar(float(ts[-1]), dynamics.label, hidden)
     _show(bar, known.counts)
@@ -58,7 +59,7 @@ def from_time_to_time(
     for i in range(int(known.done), len(ts)):
         start = ts[i - 1] if i else jnp.zeros_like(ts[0])
         piece = run(jax.tree.map(jnp.asarray, known.state), start, ts[i : i + 1])
-        known, result = _with(known, piece), piece.result
+        known, result = _extended(known, piece), piece.result
         _show(bar, known.counts)
         if result != successful:
             break
@@ -71,15 +72,15 @@ def from_time_to_time(
     return Piece(*kept, result=result)
 
 
-def _so_far(
+def _restored(
     run: Callable[..., Piece],
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
     file: Checkpoint | None,
     spread: bool,
-) -> _Known:
+) -> _Progress:
     """The content of `file`, or the initial values if there is none."""
-    state = dynamics.initial_state()
+    state = at_start(dynamics)
     first = jax.eval_shape(run, state, ts[0], ts[:1])
     saved = jax.tree.map(
         lambda leaf: np.full((len(ts), *leaf.shape[1:]), np.nan, leaf.dtype),
@@ -94,11 +95,11 @@ def _so_far(
         if spread:
             message = "checkpoint: the processes see different files; share one folder."
             multihost_utils.assert_equal(known[0], message)
-    return _Known(*known)
+    return _Progress(*known)
 
 
-def _with(known: _Known, piece: Piece) -> _Known:
-    """The results so far, with one more interval."""
+def _extended(known: _Progress, piece: Piece) -> _Progress:
+    """The results so far, extended by one interval."""
     for kept, new in zip(
         *map(jax.tree.leaves, (known.saved, piece.saved)), strict=True
     ):
@@ -106,7 +107,7 @@ def _with(known: _Known, piece: Piece) -> _Known:
     counts = {name: known.counts[name] + new for name, new in piece.counts.items()}
     counts["last_time"] = np.asarray(piece.counts["last_time"])
     valid_until = np.minimum(known.valid_until, piece.valid_until)
-    return _Known(known.done + 1, known.saved, valid_until, counts, piece.state)
+    return _Progress(known.done + 1, known.saved, valid_until, counts, piece.state)
 
 
 def _show(bar: tqdm, counts: dict[str, Any]) -> None:

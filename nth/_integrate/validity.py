@@ -1,8 +1,8 @@
-"""The window in which a truncation holds: where it ends, and the warning about it.
+"""The window in which a truncation is valid: its end, and the warning about it.
 
-Under gradient flow the training loss never increases. So at the first time that the
-predicted loss does, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With a weight
-decay λ, it is L + λ/2 ‖θ‖² that never increases.
+Under gradient flow the training loss never increases. So when the predicted loss first
+increases, ⟨g, df̃/dt⟩ > 0, the truncation has left its window. With weight decay λ the
+quantity that never increases is L + λ/2 ‖θ‖².
 """
 
 from collections.abc import Callable
@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
+from .._internal.validation import AccuracyWarning
 from .._internal.warnings import warn
 
-# A solve stops where outputs exceed their initial scale by this factor.
+# A solve stops when its outputs exceed their initial scale by this factor.
 _BLOW_UP = 1e6
 
 
@@ -37,7 +38,7 @@ def loss_rate(dynamics: AbstractDynamics, t: Scalar, state: State) -> Scalar:
 
 
 def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
-    """When `rates` first exceeds zero, by linear interpolation between two steps."""
+    """The time when `rates` first exceeds zero, interpolated between two steps."""
     # A rate that is zero up to rounding error, as at a perfect fit, is not a rise.
     rises = jnp.isfinite(ts) & (rates > jnp.finfo(rates.dtype).eps ** 0.5)
     after = jnp.argmax(rises)
@@ -77,6 +78,34 @@ def warn_of_window(
     lost = "" if successful else f", and from t = {last_time:.4g} on they are NaN"
     warn(
         f"the {label} left its window at t = {valid_until:.4g}: its predicted loss "
-        "rises there, as no gradient flow's does. Later values are no predictions"
+        "increases there, unlike that of gradient flow. Later values are not valid "
+        f"predictions"
         f"{lost}; see Solution.valid_until.{note}"
+    )
+
+
+# A warning is issued where the estimated error passes this share of the change.
+_WARN_SHARE = 0.5
+
+
+def first_inaccurate(
+    ts: Float[Array, " T"], shares: Float[Array, " T"], valid_until: Scalar
+) -> Scalar:
+    """The first of `ts` at which the estimated error calls for a warning; ∞ if there is
+    none, or if the window was left: that has a warning of its own."""
+    inaccurate = shares > _WARN_SHARE
+    first = jnp.where(jnp.any(inaccurate), ts[jnp.argmax(inaccurate)], jnp.inf)
+    return jnp.where(jnp.isinf(valid_until), first, jnp.inf)
+
+
+def warn_of_error(label: str, note: str, inaccurate_from: Any) -> None:
+    """Warn once, at the user's line, if the estimated error is large."""
+    if np.isinf(inaccurate_from):
+        return
+    warn(
+        f"the {label} has an estimated error of more than {_WARN_SHARE:.0%} of the "
+        f"change that it predicts, from t = {inaccurate_from:.4g} on; see "
+        "Solution.error_estimate. Give a higher order, earlier times or a wider "
+        f"network.{note}",
+        AccuracyWarning,
     )

@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-# Seconds after which the temporary file of a write is taken for that of a killed one.
-# A write that goes on changes its file far more often.
+# Seconds after which a temporary file is considered left over from a killed process.
+# A running write modifies its file far more often.
 _STALE = 24 * 3600
-# Bytes of the longest header that is read; one takes about 200 for each array.
+# The largest header in bytes that is read; a header has about 200 for each array.
 _LONGEST_TEXT = 2**26
 
 
@@ -37,14 +37,14 @@ class ArraySpec(NamedTuple):
 
     @classmethod
     def of(cls, array: Any) -> "ArraySpec":
-        """That of an array, or of a `jax.ShapeDtypeStruct`."""
+        """The specification of an array, or of a `jax.ShapeDtypeStruct`."""
         return cls(np.dtype(array.dtype).name, tuple(array.shape))
 
 
 def save_arrays(path: Path, identity: str, leaves: Sequence[np.ndarray]) -> None:
-    """Replace the file `path` by an archive of `leaves`, in one step, or leave it.
+    """Atomically replace the file `path` by an archive of `leaves`.
 
-    A link stays one: its target is replaced.
+    A symbolic link is kept, and its target is replaced.
 
     **Raises:** `OSError` if it cannot be written.
     """
@@ -93,16 +93,16 @@ def load_arrays(
 
 
 def _replace(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    """Put what `save` writes in place of the file `path`, in one step.
+    """Atomically replace the file `path` by the output of `save`.
 
-    Each write has a temporary file of its own, made exclusively ("x"): two writers do
-    not share one, and no link that lies there is followed.
+    Each write has a separate temporary file, created exclusively ("x"), so that writers
+    do not share a file and no existing link is followed.
     """
     name = path.name[-40:]  # a name has at most 255 bytes
     partial = path.with_name(f".{name}.{secrets.token_hex(8)}.partial")
     with contextlib.ExitStack() as undo:
         with open(partial, "xb") as file:
-            # Not before: what may lie there already is not of this write.
+            # Not before: an existing file would not belong to this write.
             undo.callback(partial.unlink, missing_ok=True)
             save(file)
             file.flush()
@@ -167,12 +167,12 @@ def _digest(header: str, leaves: Sequence[np.ndarray]) -> str:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of an array in C order, not copied where they lie so."""
+    """The bytes of an array in C order, without a copy if it is contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _stored(dtype: str) -> np.dtype:
-    """The dtype that stands for `dtype` in a file: NumPy cannot save bfloat16."""
+    """The dtype used for `dtype` in a file: NumPy cannot save bfloat16."""
     kept = np.dtype(dtype)
     if not (jnp.issubdtype(kept, jnp.number) or kept == np.bool_):
         raise ValueError(f"arrays of dtype {dtype} are not saved")

@@ -1,4 +1,4 @@
-"""Files of results: a fingerprint of what they belong to, and errors for all others."""
+"""Files of results, identified by a fingerprint; other files are errors."""
 
 import hashlib
 import os
@@ -33,9 +33,9 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _without_addresses(text: str) -> str:
-    """Text in which functions do not print what a copy or a process does not share.
+    """`text` without the parts that differ between copies of a function and processes.
 
-    That is their address and, of a jitted function, its name, which a copy has not.
+    These are addresses, and the names of jitted functions.
     """
     text = re.sub(r"<PjitFunction of .*? at 0x[0-9a-f]+>>", "<PjitFunction>", text)
     return re.sub(r" at 0x[0-9a-f]+", "", text)
@@ -48,7 +48,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def on_host(tree: PyTree) -> PyTree:
-    """`tree` as NumPy arrays, gathered where they are spread over processes."""
+    """`tree` as NumPy arrays, gathered if they are spread over processes."""
 
     def gathered(leaf: Any) -> np.ndarray:
         if is_spread(leaf):
@@ -59,7 +59,7 @@ def on_host(tree: PyTree) -> PyTree:
 
 
 def is_spread(tree: PyTree) -> bool:
-    """Whether any array lies in part with another process."""
+    """Whether a part of any array belongs to another process."""
     leaves = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     return not all(leaf.is_fully_addressable for leaf in leaves)
 
@@ -98,7 +98,7 @@ class Checkpoint:
     def read_leaves(
         self, fits: Callable[[list[ArraySpec]], bool]
     ) -> list[np.ndarray] | None:
-        """The arrays in the file, if `fits` accepts what their header says of them."""
+        """The arrays in the file, if `fits` accepts the header."""
         try:
             found = load_arrays(self.path, self.identity, fits)
         except FileNotFoundError:
@@ -125,7 +125,7 @@ class Checkpoint:
         )
 
     def write(self, tree: PyTree) -> None:
-        """Replace the file by one that holds the arrays of `tree`, or leave it.
+        """Atomically replace the file by one with the arrays of `tree`.
 
         **Raises:** `ValueError` if the file cannot be written.
         """

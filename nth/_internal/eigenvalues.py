@@ -26,15 +26,19 @@ def require_symmetric(argument: str, matrix: Array, cure: str) -> None:
 
     A tracer is not checked. `cure` is a sentence.
     """
-    if is_traced(matrix):
-        return
-    scale = float(jnp.max(jnp.abs(matrix)))
-    asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
-    if asymmetry > _tolerance(matrix) * scale:
+    if not is_traced(matrix) and not is_symmetric(matrix):
+        asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
         raise ValueError(
             f"{argument} are not symmetric: two entries that must be equal differ by "
             f"{asymmetry:.3g}. {cure}"
         )
+
+
+def is_symmetric(matrix: Array) -> bool:
+    """Whether a concrete `matrix` is symmetric up to rounding error; so is NaN."""
+    scale = float(jnp.max(jnp.abs(matrix)))
+    asymmetry = float(jnp.max(jnp.abs(matrix - matrix.T)))
+    return not asymmetry > _tolerance(matrix) * scale
 
 
 def require_covariance(argument: str, matrix: Array, cure: str) -> None:
@@ -70,9 +74,9 @@ def leading_modes(
     dtype: DTypeLike,
     count: int,
 ) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, "count ..."]]:
-    """The largest eigenvalues, in decreasing order, and their vectors of `shape`.
+    """The largest eigenvalues, in decreasing order, and eigenvectors of `shape`.
 
-    By Lanczos' method, SciPy's `eigsh` (ARPACK): it takes products v ↦ K v alone.
+    By the Lanczos method, SciPy's `eigsh` (ARPACK), which needs only products v ↦ K v.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import
 

@@ -1,4 +1,4 @@
-"""Reading what a function is made of from its jaxpr."""
+"""Analysis of jaxprs: the primitives of a function."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from jax.extend.core import Literal
 
 
 def primitives(jaxpr: Any) -> Iterator[str]:
-    """The names of the primitives of a jaxpr, those of its parts included."""
+    """The names of the primitives of a jaxpr, including its nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for part in jax.tree.leaves(
@@ -24,8 +24,8 @@ def differentiated(
 ) -> tuple[set[str], list[bool]]:
     """The names of the primitives that derivatives pass through.
 
-    `active` says which inputs are differentiated, all by default. Also returns which
-    outputs depend on those by floating numbers: integers carry no derivative.
+    `active` marks the inputs that are differentiated, by default all. Also returns
+    which outputs depend on them through floating-point numbers.
     """
     active = [True] * len(jaxpr.invars) if active is None else active
     known = {var for var, on in zip(jaxpr.invars, active, strict=True) if on}

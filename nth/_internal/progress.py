@@ -9,5 +9,5 @@ DELAY = 5
 
 
 def delayed_bar(**options: Any) -> tqdm:
-    """A bar of `tqdm` with `options`, shown once `DELAY` seconds are over."""
+    """A bar of `tqdm` with `options`, shown after `DELAY` seconds."""
     return tqdm(delay=DELAY, **options)

@@ -20,23 +20,31 @@ from jaxtyping import Array, Bool, Float
 Name = TypeVar("Name", bound=str)
 
 # The highest level, degree or number of derivatives: compile time grows exponentially
-# where an operation has no rule in Taylor arithmetic, and no use of more is known.
+# where an operation has no rule in Taylor arithmetic, and more has no known use.
 MOST_ORDER = 12
 
 
 class WindowWarning(UserWarning):
-    """A prediction was requested past the window in which its truncation holds."""
+    """A prediction was requested past the window in which its truncation is valid."""
+
+
+class AccuracyWarning(WindowWarning):
+    """The estimated error of a prediction passed half of the change that it predicts.
+
+    Issued once for a solve, at the first requested time where
+    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
+    """
 
 
 def is_traced(*trees: Any) -> bool:
-    """Whether any leaf is a tracer, so that no value can be looked at."""
+    """Whether any leaf is a tracer, which has no concrete value."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def require_concrete(argument: str, value: Any, purpose: str) -> None:
-    """Raise `ValueError` if `value` is traced, because `purpose` looks at its numbers.
+    """Raise `ValueError` if `value` is traced, because `purpose` needs its numbers.
 
-    Under `jax.jit` also constants are traced once they have been computed with.
+    Under `jax.jit` results of computations with constants are traced too.
     """
     if is_traced(value):
         raise ValueError(
@@ -46,7 +54,7 @@ def require_concrete(argument: str, value: Any, purpose: str) -> None:
 
 
 def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
-    """`array` where every `ok` holds, else an error: now, or at run time if traced."""
+    """`array`; raises an error unless all of `ok` holds, at run time if traced."""
     if is_traced(ok):
         return eqx.error_if(array, ~ok, message)
     if not bool(jnp.all(ok)):  # one number, which every process of several can read
@@ -55,7 +63,7 @@ def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
 
 
 def as_array(argument: str, value: Any) -> Array:
-    """`value` as an array of real numbers, none of which changes by the conversion.
+    """`value` as an array of real numbers that the conversion does not change.
 
     With `jax_enable_x64` off JAX stores 32 bits: floats are rounded to float32, but
     numbers that do not fit are refused, and arrays that would become all 0.
@@ -113,9 +121,9 @@ def _refuse_unfit(argument: str, array: np.ndarray) -> None:
 
 
 def placed_by_compiler(array: Array) -> Array:
-    """`array` where it lies; axes of its mesh that are explicit become automatic.
+    """`array`, with explicit axes of its mesh made automatic.
 
-    `jax.make_mesh` makes explicit axes, which take a sharding for every gather.
+    `jax.make_mesh` makes explicit axes, which require a sharding for every gather.
     """
     if is_traced(array) or not isinstance(array.sharding, NamedSharding):
         return array
@@ -218,7 +226,7 @@ def require_times(
 def require_integer(
     argument: str, value: Any, least: int, most: int | None = None, why: str = ""
 ) -> int:
-    """`value` as an `int` from `least` to `most`; `why` there is a greatest one."""
+    """`value` as an `int` from `least` to `most`; `why` is the reason for `most`."""
     require_concrete(argument, value, "this function")
     try:
         if isinstance(value, bool | np.bool_):
@@ -253,7 +261,9 @@ def require_scale(argument: str, value: Any) -> Any:
         return require(value, jnp.isfinite(value) & (value >= 0), message)
     try:
         kind = np.asarray(value).dtype.kind
-        if np.shape(value) != () or kind not in "fiuV":  # "V": bfloat16 and its like
+        if (
+            np.shape(value) != () or kind not in "fiuV"
+        ):  # "V": bfloat16 and similar dtypes
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -285,7 +295,7 @@ def require_name(argument: str, value: Any, known: Iterable[Name]) -> Name:
 
 
 def near_match(value: Any, known: Iterable[str]) -> str:
-    """A sentence with the name of `known` that `value` may have meant, or nothing."""
+    """A sentence with the similar name in `known`, or an empty string."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 

@@ -40,7 +40,7 @@ def _say_worst(words: Callable[..., None], *found: Any) -> None:
 
 
 def _call_back(function: Callable[..., None], *values: Array) -> None:
-    """A debug callback, called once where `vmap` would call it for each member."""
+    """A debug callback, called once for a batch, not once for each member."""
 
     @custom_vmap
     def call(*values: Array) -> Array:

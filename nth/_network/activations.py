@@ -46,8 +46,8 @@ def _linear(x: Array) -> Array:
 class _Named:
     """A function that is pickled and copied by its name.
 
-    JAX's own functions are jitted, and those cannot be pickled. There is one object of
-    each name in a process, so that copies are equal and nothing is compiled twice.
+    Functions of JAX are jitted, and jitted functions cannot be pickled. There is one
+    object for each name in a process, so that copies are equal and share jit caches.
     """
 
     def __init__(self, name: str, function: Callable[[Array], Array]):
@@ -83,9 +83,9 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 def as_activation(
     activation: str | Callable[[Array], Array],
 ) -> Callable[[Array], Array]:
-    """The function that a name stands for.
+    """The function with a given name.
 
-    A callable is returned as it is, unless it is a function with a name here, such as
+    A callable is returned unchanged, unless it is a function with a name, such as
     `jax.nn.relu`.
     """
     if not callable(activation):
@@ -99,10 +99,10 @@ def as_activation(
 def elementwise_activation(
     activation: str | Callable[[Array], Array], dtype: DTypeLike
 ) -> Callable[[Array], Array]:
-    """The function that `activation` stands for, checked by its shapes.
+    """The function of `activation`, with checked shapes.
 
     **Raises:** `ValueError` unless it maps each entry of an array to a number of the
-    same dtype, and has derivatives by `jax.jvp`.
+    same dtype, and `jax.jvp` differentiates it twice.
     """
     function = as_activation(activation)
     z = jax.ShapeDtypeStruct((3,), dtype)
@@ -117,8 +117,8 @@ def elementwise_activation(
         value, _ = jax.eval_shape(second, z)
     except Exception as error:
         raise ValueError(
-            "activation must be a function of an array, entry by entry, that jax.jvp "
-            f"differentiates (jax.custom_vjp has no forward mode). It said: {error}"
+            "activation must be an elementwise function of an array that jax.jvp "
+            f"differentiates (jax.custom_vjp has no forward mode). Error: {error}"
         ) from error
     if (value.shape, value.dtype) != (z.shape, z.dtype):
         raise ValueError(
@@ -129,13 +129,13 @@ def elementwise_activation(
 
 
 def refuse_derivative(function: Callable[[Array], Array], dtype: DTypeLike) -> None:
-    """Raise `ValueError` if `function` closes over a value that is differentiated: now,
-    or, under `jax.jit`, when the computation is."""
+    """Raise `ValueError` if `function` closes over a value that is differentiated, now
+    or, under `jax.jit`, when the compiled function is differentiated."""
     _without_derivative(function(jnp.ones(1, dtype)))
 
 
 _without_derivative = refusing_derivatives(
-    "activation depends on a value that is differentiated, and nth.infinite.kernels "
-    "has derivatives in its inputs and scales only. Apply jax.lax.stop_gradient to "
+    "activation depends on a value that is differentiated, but nth.infinite.kernels "
+    "is differentiable in its inputs and scales only. Apply jax.lax.stop_gradient to "
     "that value."
 )

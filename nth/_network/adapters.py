@@ -26,14 +26,14 @@ class ApplyNetwork(eqx.Module):
                 raise ValueError(
                     "apply_fn must return one array of outputs; it returned "
                     f"{jax.tree.structure(outputs)}. (With Flax's mutable=... the "
-                    "outputs are the first part.)"
+                    "outputs are the first element.)"
                 )
             return outputs[0]
         return self.apply_fn(self.params, x)
 
 
 class NNXNetwork(eqx.Module):
-    """A `flax.nnx.Module`, split; a shared weight is a single array."""
+    """A `flax.nnx.Module`, split into arrays; a shared weight is a single array."""
 
     params: PyTree
     others: PyTree
@@ -62,7 +62,7 @@ def from_apply(
     - `apply_fn`: `apply_fn(params, x)`, such as a Flax module's `apply`.
     - `params`: a pytree; its floating-point arrays are trained unless a `filter_spec`
         selects others. Its path in the module is `.params`. Leaves that are not arrays
-        are passed on unchanged.
+        are passed to `apply_fn` unchanged.
     - `batched`: `False` if `apply_fn` takes one input `(*in)`, `True` if it takes a
         batch `(points, *in)`; it is then called with batches of one point.
 
@@ -79,10 +79,10 @@ def from_apply(
 
 def _as_leaf(leaf: Any) -> Any:
     if np.ma.isMaskedArray(leaf):
-        raise ValueError("params holds a masked array: give its .filled(...) values.")
+        raise ValueError("params has a masked array: give its .filled(...) values.")
     numbers = (np.ndarray, np.generic, float, complex)
-    known = isinstance(leaf, numbers) and np.asarray(leaf).dtype.kind in "biufcV"
-    return jnp.asarray(leaf) if known else leaf
+    numeric = isinstance(leaf, numbers) and np.asarray(leaf).dtype.kind in "biufcV"
+    return jnp.asarray(leaf) if numeric else leaf
 
 
 def as_module(network: Any) -> Any:

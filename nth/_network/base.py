@@ -32,7 +32,7 @@ from .learning_rates import rates_of
 
 
 class OutputFunction(eqx.Module):
-    """f(θ, x) of one input: a network with its trainable part θ taken out.
+    """f(θ, x) of one input: a network without its trainable part θ.
 
     Leaves that are not arrays, such as activation functions, are static, so it works
     under all JAX transformations.
@@ -50,8 +50,8 @@ class OutputFunction(eqx.Module):
         if kinds := {type(leaf) for leaf in jax.tree.leaves(rest) if _unhashable(leaf)}:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise ValueError(
-                f"network has a leaf of type {names}, which cannot be hashed: hold it "
-                "in a static field, or as an array."
+                f"network has a leaf of type {names}, which cannot be hashed: make it "
+                "a static field, or an array."
             )
 
     def network(self, params: Params) -> Any:
@@ -81,10 +81,10 @@ def _unhashable(leaf: Any) -> bool:
 
 
 class TrainableNetwork(eqx.Module):
-    """A network, checked and split for a problem: made once, in each public function.
+    """A network, checked for a problem and split; made once in each public function.
 
-    Functions and dynamics that take a network also take a `TrainableNetwork`, with the
-    options that it was made with.
+    Functions and dynamics that take a network also take a `TrainableNetwork`, which
+    then determines `filter_spec` and `learning_rates`.
     """
 
     apply: OutputFunction
@@ -112,12 +112,12 @@ def trainable(
     filter_spec: PyTree,
     learning_rates: PyTree = None,
 ) -> TrainableNetwork:
-    """The network with its trainable parameters taken out; checked with the problem.
+    """The network, split into trainable parameters and the rest, and checked.
 
     **Raises:** `ValueError` if the network has active dropout or state, mixes the
     points of a batch, has no trainable parameters, has a dtype other than that of the
-    data, or has outputs that do not fit inputs or targets; or if `learning_rates` do
-    not fit the network.
+    data, or has outputs that do not match the targets; or if `learning_rates` do not
+    match the network.
     """
     if isinstance(network, TrainableNetwork):
         return network
@@ -177,7 +177,7 @@ def _checked_params(params: Params, problem: Problem) -> Params:
             require_supported_dtype("network", dtype)
         if not eqx.is_inexact_array(leaf) or not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"filter_spec chooses a leaf of type {dtype} for training: only "
+                f"filter_spec selects a leaf of type {dtype} for training, but only "
                 "real floating arrays can be trained."
             )
         require_supported_dtype("network", dtype)
@@ -193,7 +193,7 @@ def _checked_params(params: Params, problem: Problem) -> Params:
         partial(
             require_finite,
             "network",
-            cure="draw it again, with scales that fit its dtype.",
+            cure="initialize it again, with scales that fit its dtype.",
         ),
         params,
     )
@@ -227,27 +227,27 @@ def _output_of_structure(key: Static) -> jax.ShapeDtypeStruct:
 def _traced_output(params: Params, frozen: PyTree, x: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one output, from one trace of outputs and gradients.
 
-    Reverse mode under `jax.vmap` is what every method here takes.
+    Every method of this package uses reverse mode under `jax.vmap`.
     """
 
     def value_and_gradient(params: Params, frozen: PyTree, x: Any) -> Any:
         outputs, pull = jax.vjp(lambda params: eqx.combine(params, frozen)(x), params)
         return outputs, pull(jnp.ones_like(outputs))[0]
 
-    several = jax.tree.map(
+    batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), x
     )
     mapped = eqx.filter_vmap(value_and_gradient, in_axes=(None, None, 0))
     try:
-        outputs, _ = eqx.filter_eval_shape(mapped, params, frozen, several)
+        outputs, _ = eqx.filter_eval_shape(mapped, params, frozen, batch)
         output = jax.ShapeDtypeStruct(outputs.shape[1:], outputs.dtype)
     except Exception as error:
         _check_output(_plain_output(params, frozen, x), params)
         raise ValueError(
             "network has no gradient with respect to its parameters by jax.vjp under "
-            "jax.vmap, as every method here takes. Replace the function that has none, "
+            "jax.vmap, which every method needs. Replace the function that has none, "
             "for instance jax.lax.while_loop by jax.lax.scan, or give it a "
-            f"jax.custom_jvp. It said: {error}"
+            f"jax.custom_jvp. Error: {error}"
         ) from error
     return _check_output(output, params)
 
@@ -260,7 +260,7 @@ def _plain_output(params: Params, frozen: PyTree, x: Any) -> Any:
     except Exception as error:
         raise ValueError(
             f"network failed on one input of x_train, {layout(x)}; it must map one "
-            f"input to one output (no batch axis, no key, no state). It said: {error}"
+            f"input to one output (no batch axis, no key, no state). Error: {error}"
         ) from error
 
 
@@ -272,8 +272,8 @@ def _check_output(output: Any, params: Params) -> jax.ShapeDtypeStruct:
         )
     if output.size == 0:
         raise ValueError(
-            f"network has outputs of shape {output.shape}, which hold no number: it "
-            "must have at least one output."
+            f"network has outputs of shape {output.shape}, which are empty: it must "
+            "have at least one output."
         )
     if output.dtype != jax.tree.leaves(params)[0].dtype:
         raise ValueError(

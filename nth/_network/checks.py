@@ -29,8 +29,8 @@ def refuse_randomness_and_state(network: Any) -> None:
         elif isinstance(layer, kinds) and not getattr(layer, "inference", False):
             raise ValueError(
                 f"network has state ({type(layer).__name__}) that training would "
-                "change: the hierarchy is of a function of parameters alone. Use a "
-                "layer without state (LayerNorm, GroupNorm), or switch it with "
+                "change, but it must be a function of its parameters only. Use a "
+                "layer without state (LayerNorm, GroupNorm), or switch it off with "
                 "eqx.nn.inference_mode(network) and close over its state."
             )
 
@@ -54,8 +54,8 @@ def refuse_changing_state(network: Any, x: Any) -> None:
     if changed[0]:
         raise ValueError(
             "network changes its own variables when it is called, as dropout and "
-            "BatchNorm in training mode do: the hierarchy is of a function of "
-            "parameters alone. Switch them off with network.eval()."
+            "BatchNorm in training mode do, but it must be a function of its "
+            "parameters only. Switch them off with network.eval()."
         )
 
 
@@ -65,14 +65,14 @@ def refuse_mixed_points(network: Any, problem: Problem) -> None:
     if not batched or is_traced(network, problem):
         return
     x = take(problem.x, slice(0, 3))
-    if count(x) == 1:  # the second point: any other, in the same dtype
+    if count(x) == 1:  # add any second point of the same dtype
         x = join(x, jax.tree.map(_another, x))
     try:
         together = network.apply_fn(network.params, x)
     except Exception as error:
         raise ValueError(
             f"network failed on a batch of {count(x)} points, though batched=True; it "
-            f"must take any number of them. It said: {error}"
+            f"must accept any number of them. Error: {error}"
         ) from error
     alone = jnp.stack([network(take(x, i)) for i in range(count(x))])
     scale = jnp.max(jnp.abs(alone))
@@ -80,10 +80,11 @@ def refuse_mixed_points(network: Any, problem: Problem) -> None:
     same = together.shape == alone.shape
     if not same or not bool(jnp.max(jnp.abs(together - alone)) <= tolerance):
         raise ValueError(
-            "network gives a point of a batch another output than the point alone, so "
-            "with batched=True it is no function of one input: batch normalization in "
-            "training mode does so. Use running statistics, such as "
-            "use_running_average=True, or a layer that normalizes each point alone."
+            "network has different outputs for a point in a batch and for the point "
+            "alone, so with batched=True it is not a function of one input: batch "
+            "normalization in training mode, for instance. Use running statistics, "
+            "such as use_running_average=True, or a layer that normalizes each point "
+            "separately."
         )
 
 
@@ -96,9 +97,9 @@ def warn_of_statistics(network: Any, params: Params) -> None:
     names = _statistics(network, params)
     if names:
         warn(
-            f"network: {', '.join(names)} would be trained, and by where they are held "
-            "they are statistics, not parameters. Freeze them with filter_spec, or "
-            "close over them: nth.from_apply(lambda p, x: apply_fn({'params': p, "
+            f"network: {', '.join(names)} would be trained, but their collection "
+            "marks them as statistics, not parameters. Freeze them with filter_spec, "
+            "or close over them: nth.from_apply(lambda p, x: apply_fn({'params': p, "
             "**rest}, x), variables['params']).",
             UserWarning,
         )
@@ -110,11 +111,11 @@ def _statistics(network: Any, params: Params) -> list[str]:
     nodes = jax.tree_util.tree_leaves_with_path(
         params, is_leaf=lambda node: isinstance(node, kinds)
     )
-    found = [
+    paths = [
         p for p, node in nodes if isinstance(node, kinds) and jax.tree.leaves(node)
     ]
     variables = network.params if isinstance(network, ApplyNetwork) else None
     if isinstance(variables, Mapping) and "params" in variables:
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        found += [p for p, _ in leaves if getattr(p[1], "key", None) != "params"]
-    return [jax.tree_util.keystr(path) for path in found]
+        paths += [p for p, _ in leaves if getattr(p[1], "key", None) != "params"]
+    return [jax.tree_util.keystr(path) for path in paths]

@@ -1,9 +1,10 @@
 """Recognition of networks that are provably chains of dense layers.
 
-A chain has a structure that kernels can use: the gradient of an output by a weight is
-the outer product of two vectors. What is taken for a chain is decided by exact type, so
-that no subclass, weight used twice or layer under `vmap` is; and an activation must be
-shown, from its jaxpr, to act on each neuron alone. All else goes the generic way.
+A chain has a structure that kernels can use: the gradient of an output with respect to
+a weight is the outer product of two vectors. A chain is recognized by exact type, which
+excludes subclasses, shared weights and layers under `vmap`, and the jaxpr of an
+activation must prove that it acts on each neuron separately. All other networks use the
+generic algorithms.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from .._custom_types import Params
 from .base import OutputFunction
 from .mlp import MLP
 
-# Primitives whose k-th output depends on the k-th entries of their operands alone.
+# Primitives whose k-th output depends only on the k-th entries of their operands.
 _ELEMENTWISE = frozenset(
     """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
@@ -31,10 +32,10 @@ _ELEMENTWISE = frozenset(
 
 
 class Layer(eqx.Module):
-    """x ↦ σ(W x + b), the scales of the pass included in W and b.
+    """x ↦ σ(W x + b), with the scales of the forward pass included in W and b.
 
-    A parameter w that stands in the pass as s·w moves s·w by s² times the gradient with
-    respect to s·w: s² is its rate, 0 if it is frozen.
+    For a parameter w that enters the forward pass as s·w, training changes s·w by s²
+    times the gradient with respect to s·w: s² is its rate, 0 if it is frozen.
     """
 
     weight: Float[Array, "fan_out fan_in"]
@@ -45,7 +46,7 @@ class Layer(eqx.Module):
 
 
 class _Scaled(eqx.Module):
-    """z ↦ s σ(z) of one vector."""
+    """z ↦ s σ(z) for one vector."""
 
     function: Callable[[Array], Array]
     scale: float
@@ -55,7 +56,7 @@ class _Scaled(eqx.Module):
 
 
 class _Mapped(eqx.Module):
-    """z ↦ σ(z₁), σ(z₂), … of one vector, as equinox applies σ."""
+    """z ↦ σ(z₁), σ(z₂), … for one vector, as Equinox applies σ."""
 
     function: Callable[[Array], Array]
 
@@ -66,9 +67,9 @@ class _Mapped(eqx.Module):
 def as_layers(
     apply: OutputFunction, params: Params, x: Any
 ) -> tuple[Layer, ...] | None:
-    """The layers of a fully connected network; `None` if it is not provably one.
+    """The layers of a fully connected network, or `None` if it is not provably one.
 
-    `x` is one input. A parameter trains if `params` holds it.
+    `x` is one input. A parameter is trained if `params` contains it.
     """
     network = apply.network(params)
     if type(network) is MLP:
@@ -77,8 +78,8 @@ def as_layers(
         layers = _of_equinox(network, params)
     else:
         return None
-    one_array = isinstance(x, jax.Array | jax.ShapeDtypeStruct)
-    if layers is None or not one_array or x.size != layers[0].weight.shape[-1]:
+    is_array = isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+    if layers is None or not is_array or x.size != layers[0].weight.shape[-1]:
         return None
     if layers[0].activation is None:  # an affine function: nothing beyond K⁽²⁾
         return None
@@ -93,7 +94,8 @@ def as_layers(
 
 
 def rated(layers: tuple[Layer, ...], rates: Params | None) -> tuple[Layer, ...] | None:
-    """`layers` at the learning rates of their parameters; `None` if one has several."""
+    """`layers` with the learning rates of their parameters, or `None` if a parameter
+    has several."""
     if rates is None:
         return layers
     if any(rate.ndim for rate in jax.tree.leaves(rates)):
@@ -134,9 +136,9 @@ def _of_mlp(network: MLP, params: Any) -> tuple[Layer, ...]:
 
 def _of_equinox(network: eqx.nn.MLP, params: Any) -> tuple[Layer, ...] | None:
     functions = (network.activation, network.final_activation)
-    learnt = any(eqx.is_array(leaf) for leaf in jax.tree.leaves(functions))
+    learned = any(eqx.is_array(leaf) for leaf in jax.tree.leaves(functions))
     plain = all(type(layer) is eqx.nn.Linear for layer in network.layers)
-    if learnt or not plain or network.scan or network.depth == 0:
+    if learned or not plain or network.scan or network.depth == 0:
         return None
     activations = [_Mapped(functions[0])] * (len(network.layers) - 1)
     activations.append(_Mapped(functions[1]))
@@ -165,7 +167,7 @@ def _without_last_identity(layers: list[Layer]) -> tuple[Layer, ...]:
 
 
 def _has_dtype(layer: Layer, dtype: Any) -> bool:
-    """Whether W is a matrix and b a vector, of `dtype` both."""
+    """Whether W is a matrix and b a vector, both of `dtype`."""
     arrays = [array for array in (layer.weight, layer.bias) if array is not None]
     shapes = [layer.weight.shape, layer.weight.shape[:1]]
     fits = [array.shape for array in arrays] == shapes[: len(arrays)]
@@ -176,10 +178,11 @@ def _has_dtype(layer: Layer, dtype: Any) -> bool:
 def _acts_on_each_neuron(
     function: Callable[[Array], Array], z: jax.ShapeDtypeStruct
 ) -> bool:
-    """Asked of σ‴ along a direction: σ, σ′ and σ″ are in it, and any `custom_jvp`."""
+    """Checked in the jaxpr of σ‴ along a direction, which contains σ, σ′, σ″ and any
+    `custom_jvp`."""
     try:
         traced = jax.make_jaxpr(_slope(_slope(_slope(lambda z, _: function(z)))))(z, z)
-    except Exception:  # whatever it is, the generic way says it better
+    except Exception:  # the generic algorithm raises a clearer error
         return False
     keeps_shape = [aval.shape for aval in traced.out_avals] == [z.shape]
     return keeps_shape and all(_is_elementwise(eqn) for eqn in traced.jaxpr.eqns)
@@ -199,7 +202,7 @@ def _neurons(layer: Layer) -> jax.ShapeDtypeStruct:
 def _is_elementwise(equation: Any) -> bool:
     name = equation.primitive.name
     if name == "broadcast_in_dim":
-        # Of a constant: no equation let through here makes a number of a vector.
+        # Of a constant: none of the accepted equations maps a vector to a scalar.
         return equation.invars[0].aval.shape == ()
     parts = [part for part in equation.params.values() if hasattr(part, "eqns")]
     inner = [_is_elementwise(inner) for part in parts for inner in part.eqns]

@@ -1,4 +1,4 @@
-"""Which points make outputs, gradients or kernels NaN or infinite."""
+"""Points at which outputs, gradients or kernels are NaN or infinite."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from .._problem.inputs import count
 from .base import OutputFunction
 from .learning_rates import overflow_by_rates
 
-# Points whose gradients are computed together.
+# The number of points whose gradients are computed together.
 _BATCH = 64
 _CURE = (
     "Remove these points, or make the network differentiable there, for instance by "
@@ -32,7 +32,7 @@ def all_finite(*arrays: Array) -> Bool[Array, ""]:
 def checked_finite(
     argument: str, arrays: Sequence[Array], cure: str
 ) -> tuple[Array, ...]:
-    """`arrays`, with an error now, or at run time if traced, for NaN or infinity."""
+    """`arrays`; raises an error for NaN or infinity, at run time if traced."""
     message = f"{argument} have NaN or infinite entries: {cure}"
     return tuple(require(array, all_finite(array), message) for array in arrays)
 
@@ -40,11 +40,11 @@ def checked_finite(
 def cause_of_non_finite(
     apply: OutputFunction, params: Params, x: Inputs, n_train: int
 ) -> str | None:
-    """Where the outputs or their gradients are NaN or infinite, in words.
+    """A description of where the outputs or their gradients are NaN or infinite.
 
-    `x` holds the training points first. `None` if both are finite at every point.
+    `x` has the training points first. `None` if both are finite at every point.
     """
-    outputs, norms = _looked_at(apply, params, x)
+    outputs, norms = _outputs_and_norms(apply, params, x)
     bad = rows_not_finite(outputs)
     if bad.size:
         return (
@@ -55,8 +55,8 @@ def cause_of_non_finite(
     if bad.size:
         return (
             "the gradient of the network's output with respect to its parameters is "
-            f"NaN or infinite at {name_points(bad, n_train)}, as that of a norm, a "
-            f"square root or a quotient can be at 0. {_CURE}"
+            f"NaN or infinite at {name_points(bad, n_train)}, such as that of a norm, "
+            f"a square root or a quotient at 0. {_CURE}"
         )
     return None
 
@@ -69,13 +69,13 @@ def require_finite_kernels(
     n_train: int,
     rates: Params | None = None,
 ) -> None:
-    """Raise `ValueError` if a kernel, as K⁽¹⁾ … K⁽ᵖ⁾, has a NaN or infinite entry."""
+    """Raise `ValueError` if one of the kernels K⁽¹⁾ … K⁽ᵖ⁾ has NaN or infinity."""
     if is_traced(tensors) or bool(all_finite(*tensors)):
         return
     for r, tensor in enumerate(tensors, 1):
         otherwise = overflow_by_rates(rates, r - 1) or (
             f"derivatives of order {r - 1} of the network are NaN or infinite at some "
-            "of the points, as those of a norm or a power can be at 0. Use a lower "
+            "of the points, such as those of a norm or a power at 0. Use a lower "
             "order, or a network that is smooth there."
         )
         if r == 2:
@@ -101,9 +101,8 @@ def require_finite_result(
 ) -> None:
     """Raise `ValueError` if `arrays`, a result at the points `x`, are not finite.
 
-    The training points are the first `n_train`; `otherwise` is the cause where outputs
-    and gradients are finite. Nothing is checked under a transformation, where no value
-    is known.
+    The training points are the first `n_train`; `otherwise` is the cause if outputs and
+    gradients are finite. Traced values are not checked.
     """
     leaves = jax.tree.leaves(arrays)
     if is_traced(leaves) or bool(all_finite(*leaves)):
@@ -113,13 +112,13 @@ def require_finite_result(
 
 
 @eqx.filter_jit
-def _looked_at(
+def _outputs_and_norms(
     apply: OutputFunction, params: Params, x: Inputs
 ) -> tuple[Float[Array, "points *out"], Float[Array, " points"]]:
     """Outputs, and the squared norms of the gradients of their sums."""
 
-    def squared_norm(one: Inputs) -> Float[Array, ""]:
-        gradient = jax.grad(lambda p: jnp.sum(apply(p, one)))(params)
+    def squared_norm(point: Inputs) -> Float[Array, ""]:
+        gradient = jax.grad(lambda p: jnp.sum(apply(p, point)))(params)
         return sum(
             (jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)),
             jnp.zeros((), jax.tree.leaves(params)[0].dtype),
@@ -136,7 +135,7 @@ def rows_not_finite(values: Array) -> np.ndarray:
 
 
 def name_points(indices: np.ndarray, n_train: int) -> str:
-    """Points by the name of their argument and their place in it."""
+    """The points as indices of `x_train` and `x_test`."""
     parts = []
     for name, chosen in (
         ("x_train", indices[indices < n_train]),

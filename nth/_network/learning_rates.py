@@ -1,5 +1,5 @@
-"""Learning rates of each parameter: a diagonal metric M, in continuous and discrete
-time.
+"""Learning rates of each parameter, in continuous and discrete time: a diagonal
+metric M.
 
 Training with rates M is dθ/dt = −M ∇L, so K⁽²⁾ = J M Jᵀ, and the operator D is the
 derivative along M ∇f_β.
@@ -20,7 +20,7 @@ from .adapters import as_module
 
 
 def rates_of(learning_rates: PyTree, network: Any, params: Params) -> Params | None:
-    """The rates of each leaf of `params`, of the leaf's rank; `None` for M = 1.
+    """The rates of each leaf of `params`, with the rank of the leaf; `None` for M = 1.
 
     **Raises:** `ValueError` if `learning_rates` is not a prefix of the network, or if a
     rate is negative, not finite, or has a shape that does not broadcast to its leaf.
@@ -100,7 +100,7 @@ def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
 
 
 def overflow_by_rates(rates: Params | None, power: int) -> str | None:
-    """Words that the rates are too large, if `power` of them come near to overflow."""
+    """A message, if a product of `power` rates nearly overflows."""
     leaves = jax.tree.leaves(rates)
     if not leaves or is_traced(leaves):
         return None

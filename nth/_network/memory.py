@@ -49,21 +49,21 @@ def _group_allowances() -> Iterator[int]:
 def _allowance(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
     """Bytes still available to the control group of `folder`; empty if unlimited."""
     try:
-        most = (folder / limit).read_text().strip()
+        maximum = (folder / limit).read_text().strip()
         used = int((folder / usage).read_text())
         counts = (folder / "memory.stat").read_text().split()
     except OSError:  # the root has no such files, or they are not visible here
         return []
-    if most == "max":
+    if maximum == "max":
         return []
     freed = int(counts[counts.index(cache) + 1]) if cache in counts else 0
-    return [max(0, int(most) - used + freed)]
+    return [max(0, int(maximum) - used + freed)]
 
 
 def require_memory(argument: str, purpose: str, needed: int, cure: str) -> None:
     """Raise `ValueError` if more bytes are needed for `purpose` than are available.
 
-    `cure` is a sentence that says what to change in the call of the user.
+    `cure` is a sentence that tells the user what to change.
     """
     available = available_bytes()
     if needed > available:

@@ -73,7 +73,7 @@ def _scales_of(
 def _refuse_traced(*sigmas: Any) -> None:
     if is_traced(*sigmas):
         raise ValueError(
-            'sigma_w, sigma_a and sigma_b stand in the forward pass of "ntk" and must '
+            'sigma_w, sigma_a and sigma_b enter the forward pass of "ntk" and must '
             "be numbers there; differentiate with respect to a weight scale with "
             '"nth" or "standard", or scale the outputs.'
         )
@@ -85,18 +85,18 @@ def _float_dtype(dtype: Any) -> np.dtype:
     if dtype is None or dtype is float:
         return default
     try:
-        known = jnp.dtype(dtype)
+        requested = jnp.dtype(dtype)
     except TypeError:
-        known = None
-    if known is None or not jnp.issubdtype(known, jnp.floating):
+        requested = None
+    if requested is None or not jnp.issubdtype(requested, jnp.floating):
         raise ValueError(f"dtype must be float32 or float64; got {dtype!r}.")
-    require_supported_dtype("dtype", known)
-    if jax.dtypes.canonicalize_dtype(known) != known:
+    require_supported_dtype("dtype", requested)
+    if jax.dtypes.canonicalize_dtype(requested) != requested:
         raise ValueError(
-            f"dtype: JAX computes in {default}, and {known} is requested. Leave out "
-            'dtype, or set jax.config.update("jax_enable_x64", True).'
+            f"dtype: JAX computes in {default}, and {requested} is requested. Leave "
+            'out dtype, or set jax.config.update("jax_enable_x64", True).'
         )
-    return known
+    return requested
 
 
 class MLP(eqx.Module):

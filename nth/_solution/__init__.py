@@ -1,1 +1,1 @@
-"""The result of a solve, and its files."""
+"""Solutions, results, and files of solutions."""

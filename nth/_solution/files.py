@@ -16,8 +16,11 @@ from .results import NAMES, RESULTS, name_of_result
 from .solution import Solution
 
 # Fields that are single arrays.
-_ARRAYS = ("ts", "train", "test", "loss", "valid_until")
-_TREES = ("state", "saved")
+_ARRAYS = (
+    *("ts", "train", "test", "loss", "valid_until"),
+    *("error_estimate", "error_share"),
+)
+_TREES = ("state", "saved", "output_errors")
 
 
 def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
@@ -29,6 +32,7 @@ def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
     about = {
         "label": solution.label,
         "method": solution.method,
+        "solver": solution.solver,
         "counts": list(solution.counts),
         "results": {int(code): _name(code) for code in np.unique(codes)},
         **{name: _leaf_names(getattr(solution, name)) for name in _TREES},
@@ -63,6 +67,7 @@ def load_solution(
         trees = {name: {key: next(taken) for key in about[name]} for name in _TREES}
         result = _result(_current_codes(codes, about["results"]))
         label, method = str(about["label"]), str(about["method"])
+        solver = about["solver"] if about["solver"] is None else str(about["solver"])
     except Exception as error:  # the content of a file can be anything
         raise file.damaged(repr(error)) from None
     return Solution(
@@ -72,7 +77,9 @@ def load_solution(
         counts=counts,
         label=label,
         method=method,
+        solver=solver,
         saved=_in_structure(trees["saved"], saved_like, "saved_like"),
+        output_errors=_in_structure(trees["output_errors"], None, ""),
     )
 
 
@@ -92,7 +99,7 @@ def _name(code: Any) -> str:
 
 
 def _current_codes(codes: np.ndarray, names: dict[str, str]) -> np.ndarray:
-    """The current codes of those results: other releases may differ."""
+    """The codes of these results in this release; other releases may differ."""
     new = {
         int(code): int(jax.tree.leaves(getattr(RESULTS, name))[0])
         for code, name in names.items()
@@ -106,27 +113,27 @@ def _leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in paths]
 
 
-def _in_structure(found: dict[str, Any], like: PyTree, argument: str) -> PyTree:
-    """The arrays `found`, matched by name, in the structure of `like`."""
+def _in_structure(arrays: dict[str, Any], like: PyTree, argument: str) -> PyTree:
+    """The `arrays`, matched by name, in the structure of `like`."""
     if like is None:
-        if not found:
+        if not arrays:
             return None
-        return found[""] if list(found) == [""] else tuple(found.values())
+        return arrays[""] if list(arrays) == [""] else tuple(arrays.values())
     leaves, tree = jax.tree.flatten(like)
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         raise ValueError(
-            f"{argument} must be a pytree of arrays or of jax.ShapeDtypeStruct, such "
+            f"{argument} must be a pytree of arrays or jax.ShapeDtypeStructs, such "
             f"as dynamics.initial_state(); got {like!r}."
         )
     expected = dict(zip(_leaf_names(like), map(ArraySpec.of, leaves), strict=True))
-    saved = {name: ArraySpec.of(array) for name, array in found.items()}
+    saved = {name: ArraySpec.of(array) for name, array in arrays.items()}
     if list(expected.items()) != list(saved.items()):
         raise ValueError(
-            f"{argument} has not the arrays that were saved: give the structure of the "
-            "solve that was saved, such as dynamics.initial_state(), or leave it out. "
+            f"{argument} does not match the saved arrays: give the structure of the "
+            "saved solve, such as dynamics.initial_state(), or leave it out. "
             f"{_first_difference(expected, saved)}"
         )
-    return jax.tree.unflatten(tree, found.values())
+    return jax.tree.unflatten(tree, arrays.values())
 
 
 def _first_difference(
@@ -135,8 +142,8 @@ def _first_difference(
     for name in [*saved, *expected]:
         if saved.get(name) != expected.get(name):
             return (
-                f"Of {name or 'the array'} the file has {_words(saved.get(name))}, and "
-                f"the structure {_words(expected.get(name))}."
+                f"For {name or 'the array'} the file has {_words(saved.get(name))} and "
+                f"the structure has {_words(expected.get(name))}."
             )
     return "Their order differs."
 

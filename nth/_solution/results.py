@@ -1,4 +1,4 @@
-"""The ways in which a solve ends."""
+"""The possible results of a solve."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NAMES = (
     "not_finite",
     "failed",
 )
-"""The names of all results, which files of solutions hold."""
+"""The names of all results, as saved in files of solutions."""
 
 
 class RESULTS(eqx.Enumeration):
@@ -29,14 +29,14 @@ class RESULTS(eqx.Enumeration):
     - `max_steps_reached`, `step_too_small`, `max_steps_rejected`,
         `implicit_step_failed`, `not_finite` and `failed`: the solver failed.
 
-    Compare with `==`; `RESULTS[result]` is the description. Results are JAX arrays
-    inside, so that a solve under `jax.jit` or `jax.vmap` can return one.
+    Compare with `==`; `RESULTS[result]` is the description. Results are stored as JAX
+    arrays, so that a solve under `jax.jit` or `jax.vmap` can return them.
     """
 
     successful = ""
     left_window = (
         "The last time was reached, and the truncation left its window at "
-        "`valid_until`: later values are no predictions."
+        "`valid_until`: later values are not valid predictions."
     )
     diverged = (
         "The outputs exceeded a million times their initial scale, or became infinite."

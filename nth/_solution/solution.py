@@ -4,13 +4,16 @@ import os
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
-from .results import RESULTS
+from .._internal.validation import require_positive
+from .prediction import AbstractPrediction, summary
+from .results import RESULTS, name_of_result as name
 
 
-class Solution(eqx.Module):
+class Solution(AbstractPrediction):
     """Outputs over time, on training and test points.
 
     Values at times that the solver did not reach are NaN.
@@ -31,36 +34,71 @@ class Solution(eqx.Module):
     valid_until: Scalar
     """The first time at which the predicted loss increases, or ∞. The loss of gradient
     flow never increases, so past this time the truncation has left its window. The time
-    is interpolated between two steps of the solver, so its resolution is theirs. For
+    is interpolated between two steps of the solver, whose size limits its accuracy. For
     discrete training, whose loss may increase, see [`nth.solve_discrete`][]."""
+
+    error_estimate: Float[Array, " T"]
+    """An estimate of the root-mean-square distance of the outputs, over all m points,
+    from those of the trained network. NaN where there is none: see the page "How far
+    can I trust a prediction?"."""
+
+    error_share: Float[Array, " T"]
+    """`error_estimate` over the greatest root-mean-square change of the outputs that is
+    predicted up to that time."""
 
     result: RESULTS
     """How the solve ended: an [`nth.RESULTS`][]."""
 
     state: State
     """The state at the last time reached: for [`nth.MatrixFreeHierarchy`][] the
-    argument of its `predict`, for the trained network its parameters."""
+    argument of `predict`, for the trained network its parameters."""
 
     counts: dict[str, Array]
-    """The numbers in `stats`."""
+    """The numerical entries of `stats`."""
 
     label: str = eqx.field(static=True)
     """What was solved: `"level-3 hierarchy"`, `"network"`."""
 
     method: str = eqx.field(static=True)
-    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"gradient descent"`."""
+    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"training"`."""
+
+    solver: str | None = eqx.field(static=True, default=None)
+    """The name of the solver, such as `"Tsit5"`; `None` for discrete training."""
 
     saved: PyTree[Float[Array, "T ..."]] = None
     """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
     is not given."""
 
+    output_errors: Float[Array, "T m *out"] | None = None
+    """The estimate for each output, up to its sign: `error_estimate` is the root of the
+    mean of their squares. `None` if there is none."""
+
     @property
     def stats(self) -> dict[str, Any]:
-        """`method`; `num_steps`, and in continuous time `num_accepted_steps` and
-        `num_rejected_steps`; `num_evaluations` of the vector field, if the solver's
-        number of stages is known, or of the gradient in discrete time; `last_time`, the
-        last time that the solver reached, or the last requested step with outputs."""
-        return {"method": self.method, **self.counts}
+        """`method`; `solver`; `num_steps`, and in continuous time
+        `num_accepted_steps` and `num_rejected_steps`; `num_evaluations` of the vector
+        field, if the solver's number of stages is known, or of the gradient in discrete
+        time; `last_time`, the last time that the solver reached, or the last requested
+        step with outputs."""
+        used = {} if self.solver is None else {"solver": self.solver}
+        return {"method": self.method, **used, **self.counts}
+
+    def __repr__(self) -> str:
+        method = f"method {self.method}"
+        return summary(self, self.label, method, ended=lambda: name(self.result))
+
+    def trusted_until(self, share: float = 0.1) -> Scalar:
+        """The first requested time at which `error_share` exceeds `share`; ∞ if it does
+        not, NaN if there is no estimate.
+
+        **Raises:** `ValueError` unless `share` is a finite number above 0.
+        """
+        share = require_positive("share", share)
+        exceeds = self.error_share > share
+        first = self.ts[jnp.argmax(exceeds)].astype(self.loss.dtype)
+        unknown = jnp.all(jnp.isnan(self.error_share))
+        until = jnp.where(jnp.any(exceeds), first, jnp.inf)
+        return jnp.where(unknown, jnp.nan, until)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution to a file, atomically.
@@ -84,8 +122,8 @@ class Solution(eqx.Module):
     ) -> "Solution":
         """Read a solution that [`save`][nth.Solution.save] wrote.
 
-        A file holds arrays and text, and nothing is unpickled: the worst that an
-        untrusted file can do is to hold wrong numbers.
+        A file contains arrays and text, and nothing is unpickled, so an untrusted file
+        cannot run code.
 
         **Arguments:**
 
@@ -97,7 +135,7 @@ class Solution(eqx.Module):
         - `saved_like`: the same for `saved`.
 
         **Raises:** `ValueError` if the file does not exist, is damaged or does not hold
-        a solution, or if the structures do not match what was saved.
+        a solution, or if a structure does not match what was saved.
         """
         from .files import load_solution
 

@@ -1,7 +1,7 @@
 """Fully connected networks at infinite width: NNGP kernel, NTK and training."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._analytic.closed_form import require_squared_error
-from .._analytic.decay_integrals import relax_with, spectrum
+from .._analytic.decay_integrals import eigendecomposition, relax_with
 from .._internal.eigenvalues import require_covariance
 from .._internal.validation import (
     as_array,
@@ -34,26 +34,27 @@ from .._problem.problem import Problem
 from ._gaussian_moments import safe_root
 from ._recursion import layers_of, recursion
 
-# A pair of points takes some 2·nodes² activations a layer.
+# A pair of points takes about 2·nodes² activations in each layer.
 _MOST_NODES, _WHY_NODES = 10_001, "as the time grows as its square"
-# What twice the distance of nodes may change: the error itself is then below 1e-8.
-_DOUBT = 1e-3
-# Every layer costs time, and what runs compiled cannot be interrupted.
+# The largest relative change of a mean when the spacing of the nodes is doubled: the
+# error itself is then below 1e-8.
+_MAX_CHANGE = 1e-3
+# Every layer costs time, and compiled code cannot be interrupted.
 _MOST_LAYERS = 1000
-# Matrices held beside what `ensemble` returns.
+# The number of matrices in memory in addition to the result of `ensemble`.
 _SPARE = 8
 
 
-class InfiniteKernels(NamedTuple):
+class InfiniteKernels(eqx.Module):
     """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
 
-    With several outputs they are of each output alone: two outputs are independent at
-    initialization, and neither moves the other. The NTK on slots `(n1, C, n2, C)` is
-    `ntk` times the identity on the outputs.
+    With several outputs they are the kernels of one output: two outputs are independent
+    at initialization, and their mutual NTK is zero. The NTK on slots `(n1, C, n2, C)`
+    is `ntk` times the identity on the outputs.
     """
 
     nngp: Float[Array, "n1 n2"]
-    """E f(x) f(x′) over initializations: f is a Gaussian process of this covariance."""
+    """E f(x) f(x′) over initializations: the covariance of the Gaussian process f."""
 
     ntk: Float[Array, "n1 n2"]
     """K⁽²⁾, the same for every initialization and constant in time."""
@@ -77,11 +78,11 @@ def kernels(
     Layer by layer (Jacot et al. 2018, Theorem 1; Lee et al. 2018), from S = xᵀx′ for
     `"nth"` and xᵀx′/d for the others,
 
-        Σ = σ² S + σ_b²,       S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),  (u, v) ~ N(0, Σ),
-        Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+        Σ = σ² S + σ_b²,       S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),  (u, v) ~ N(0,
+        Σ), Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
 
-    the last layer's Σ and Θ being the two kernels; σ is `sigma_w`, and `sigma_a` in the
-    last layer. How fast weights and biases move is s and s_b:
+    where Σ and Θ of the last layer are the two kernels; σ is `sigma_w`, and `sigma_a`
+    in the last layer. The speeds of weights and biases are s and s_b:
 
     | `parameterization` | s  | s_b  | `ntk`                     |
     |--------------------|----|------|---------------------------|
@@ -89,33 +90,34 @@ def kernels(
     | `"ntk"`            | σ² | σ_b² | lim K⁽²⁾                  |
     | `"standard"`       | 1, and 0 in the first layer | 0 | lim K⁽²⁾/width |
 
-    In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, in which
-    neither the first layer nor the biases have a part, and time is in units of
+    In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, to which
+    the first layer and the biases do not contribute, and time is in units of
     1/(learning rate · width).
 
     The moments are in closed form for `"relu"`, `"erf"`, `"sin"` and `"linear"`; for
-    others by the trapezoidal rule in two dimensions, which is exact to rounding for
-    tanh and its like. A pair of points takes some 2·`nodes`² activations a layer.
+    others they are computed by the trapezoidal rule in two dimensions, which is exact
+    up to rounding error for smooth functions such as tanh. A pair of points takes about
+    2·`nodes`² activations in each layer.
 
     **Arguments:**
 
-    - `x1`, `x2`: inputs, shapes `(n1, d)` and `(n2, d)`; `x2` is `x1` if left out, and
-        then half the work is saved.
+    - `x1`, `x2`: inputs, shapes `(n1, d)` and `(n2, d)`; `x2` is `x1` by default,
+        which saves half of the work.
     - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
         `sigma_b`: as for [`nth.MLP`][].
-    - `nodes`: how many nodes in each direction, an odd number; for sums alone.
+    - `nodes`: the number of nodes in each direction, odd; not used by closed forms.
 
     **Returns:** [`nth.infinite.InfiniteKernels`][].
 
-    Differentiable in the inputs and the scales, also where points coincide; ReLU's NTK
-    has a kink there, and the mean of its slopes to all sides is given. Second
-    derivatives in reverse mode at points that coincide are NaN for a `depth` above 16
-    or for n1·n2·`depth` above 2²⁰.
+    The result is differentiable in the inputs and the scales, also where points
+    coincide; the NTK of ReLU has a kink there, and the mean of its slopes is used.
+    Second derivatives in reverse mode at points that coincide are NaN for a `depth`
+    above 16 or for n1·n2·`depth` above 2²⁰.
 
-    Memory is that of the two kernels and little more.
+    The memory is little more than that of the two kernels.
 
-    **Raises:** `ValueError` for bad input, kernels that would not fit in memory, or an
-    activation too rough, or steep, for sums over so many nodes.
+    **Raises:** `ValueError` for invalid input, kernels that would not fit in memory, or
+    an activation that is too rough or too steep for the number of nodes.
     """
     left = _as_points("x1", x1)
     right = None if x2 is None else _matching(_as_points("x2", x2), left)
@@ -123,7 +125,7 @@ def kernels(
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
     if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
         raise ValueError(
-            f"nodes must be odd, so that every second can be; got {nodes}."
+            f"nodes must be odd, so that every second node can be used; got {nodes}."
         )
     names = ("nth", "ntk", "standard")
     require_name("parameterization", parameterization, names)
@@ -138,8 +140,8 @@ def kernels(
         "x1",
         f"the NNGP kernel and the NTK on {shape[0]} x {shape[1]} points",
         2 * shape[0] * shape[1] * left.dtype.itemsize,
-        "Use fewer points, float32, or blocks of rows: x1 a part of the points and x2 "
-        "all of them.",
+        "Use fewer points, float32, or blocks of rows: some of the points as x1 and "
+        "all of them as x2.",
     )
     layers = layers_of(sigmas, depth, parameterization, use_bias)
     if parameterization != "nth":
@@ -147,16 +149,16 @@ def kernels(
         left, right = left / root, None if right is None else right / root
     function = elementwise_activation(activation, left.dtype)
     refuse_derivative(function, left.dtype)
-    nngp, ntk, doubt = recursion(left, right, layers, (function, nodes))
-    if function is not ACTIVATIONS["relu"]:  # whose moments are in closed form
-        doubt = jnp.maximum(doubt, _kink_at_zero(function, left.dtype))
-    tolerance = max(_DOUBT, 1000 * float(jnp.finfo(left.dtype).eps))
+    nngp, ntk, change = recursion(left, right, layers, (function, nodes))
+    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
+        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    tolerance = max(_MAX_CHANGE, 1000 * float(jnp.finfo(left.dtype).eps))
     message = (
         f"activation is too rough or too steep for sums over {nodes} nodes in each "
         "direction: give more nodes if it is smooth; of activations with a kink only "
         '"relu" can be used (nth.softplus is a smooth one).'
     )
-    nngp, ntk = (require(k, doubt < tolerance, message) for k in (nngp, ntk))
+    nngp, ntk = (require(k, change < tolerance, message) for k in (nngp, ntk))
     cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
     return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
 
@@ -164,7 +166,7 @@ def kernels(
 def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
     """The jump of the slope at 0, in units of the slope at ±1.
 
-    Nodes are symmetric about 0, so that sums over twice as many show no kink there.
+    The nodes are symmetric about 0, so sums over every second node show no kink there.
     """
     near = float(jnp.finfo(dtype).eps) ** 0.5
     z = jnp.asarray([near, -near, 1.0, -1.0], dtype)
@@ -178,7 +180,7 @@ def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
     array = as_array(argument, value)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(
-            f"{argument} must have shape (points, d), one input a row; got "
+            f"{argument} must have shape (points, d), one input in each row; got "
             f"{array.shape}."
         )
     require_supported_dtype(argument, array.dtype)
@@ -206,7 +208,7 @@ class Ensemble(eqx.Module):
     """The mean of the outputs, training points first."""
 
     covariance: Float[Array, "T m m"]
-    """The covariance of the outputs at any two points; two outputs have none."""
+    """The covariance of one output between any two points."""
 
     @property
     def deviation(self) -> Float[Array, "T m"]:
@@ -217,33 +219,33 @@ class Ensemble(eqx.Module):
 def ensemble(
     kernels: InfiniteKernels, problem: Problem, ts: ArrayLike | Sequence[float]
 ) -> Ensemble:
-    """Infinitely wide networks trained by gradient flow: the law of their outputs.
+    """The distribution of infinitely wide networks trained by gradient flow.
 
-    Every network moves by f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows
-    on all points, the rest on training points), from an f₀ that is Gaussian with
-    covariance 𝒦, the NNGP kernel. So f(t) is Gaussian, with
+    Each network has f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all
+    points, everything else on training points), where f₀ is Gaussian with the NNGP
+    kernel 𝒦 as its covariance. So f(t) is Gaussian, with
 
         mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
 
-    P picking the training points (Lee et al. 2019, eqs. 13 and 14). Eigenvalues of Θ
-    that are zero move nothing.
+    where P selects the training points (Lee et al. 2019, eqs. 13 and 14). Components
+    along eigenvectors of Θ of eigenvalue zero do not change.
 
-    With `kernels._replace(ntk=kernels.nngp)` and t = ∞ it is the posterior of Bayesian
-    inference, that of networks of which the last layer alone is trained.
+    With `InfiniteKernels(nngp, ntk=nngp)` and t = ∞ it is the posterior of Bayesian
+    inference, which is also the distribution if only the last layer is trained.
 
     **Arguments:**
 
-    - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`; of
-        any other source as well, if of shape `(m, m)`.
+    - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`, or
+        kernels from elsewhere of shape `(m, m)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
-    - `ts`: times, shape `(T,)`, increasing, from 0 on; the last may be `jnp.inf`.
+    - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
-    **Raises:** `ValueError` for another loss, bad times, kernels that do not fit or
-    have NaN, or a covariance that would not fit in memory.
+    **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
+    `problem` or contain NaN, or a covariance that would not fit in memory.
     """
-    cure = "Give nth.Problem(x_train, y_train, x_test), whose loss it is."
+    cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
@@ -259,11 +261,11 @@ def ensemble(
 
 
 def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
-    """`kernels` as finite arrays of the shape and dtype that `problem` asks for."""
+    """`kernels` as finite arrays of the shape and dtype that `problem` requires."""
     example = "nth.infinite.kernels(problem.x, ...)"
     require_instance("kernels", kernels, InfiniteKernels, example)
     m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
-    arrays = [as_array("kernels", kernel) for kernel in kernels]
+    arrays = [as_array("kernels", part) for part in (kernels.nngp, kernels.ntk)]
     for array in arrays:
         if array.shape != (m, m):
             raise ValueError(
@@ -276,7 +278,7 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
                 "of them."
             )
     arrays = checked_finite("kernels", arrays, f"form them by {example}.")
-    for name, array in zip(InfiniteKernels._fields, arrays, strict=True):
+    for name, array in zip(("nngp", "ntk"), arrays, strict=True):
         require_covariance(f"kernels.{name}", array, f"Form them by {example}.")
     return InfiniteKernels(*arrays)
 
@@ -286,9 +288,9 @@ def _law(
     kernels: InfiniteKernels, problem: Problem, ts: Float[Array, " T"]
 ) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
     n, y = problem.n_train, problem.y_train
-    nngp, ntk = kernels
+    nngp, ntk = kernels.nngp, kernels.ntk
     train = ntk[:n, :n]
-    eigen = spectrum(train)
+    eigen = eigendecomposition(train)
     identity = jnp.eye(len(ntk), dtype=ntk.dtype)
 
     def at(t: Array) -> tuple[Array, Array]:

@@ -1,9 +1,9 @@
-"""Means of an activation and of its slope under Gauss measures, with their derivatives.
+"""Gaussian means of an activation and of its derivative, and their derivatives.
 
 For (u, v) Gaussian with variances a, b and covariance c, the moments of a layer are
 E φ(u)φ(v) and E φ′(u)φ′(v). They are in closed form for some activations, and sums over
-nodes for others. Where u and v coincide the angle between them is zero; its cosine has
-lost half its digits, so ReLU, which has a kink there, takes 1 − cos instead.
+nodes for others. Where u and v coincide the angle between them is zero, and cos loses
+half of the digits of the angle; so ReLU, which has a kink there, uses 1 − cos.
 """
 
 import math
@@ -22,16 +22,16 @@ from .._network.activations import ACTIVATIONS
 
 Function: TypeAlias = Callable[[Array], Array]
 
-# Nodes lie within this radius, outside of which the Gauss measure has 3e-18.
+# Nodes lie within this radius, outside of which the Gaussian measure is 3e-18.
 _RADIUS = 9.0
-# Pairs that are worked on together, each on some 10,000 nodes.
+# The number of pairs evaluated together, each on about 10,000 nodes.
 _PAIRS_AT_ONCE = 32
 
 
 class Pairs(NamedTuple):
     """Gaussian variables at points i and j, one entry for each pair of points.
 
-    `versine` is 1 − c/√(ab), kept with all its digits; `None` if not needed.
+    `versine` is 1 − c/√(ab), to full accuracy; `None` if not needed.
     """
 
     first: Float[Array, " P"]
@@ -49,7 +49,7 @@ class Moments(NamedTuple):
 
 
 def safe_root(x: Array) -> Array:
-    """√x, of derivative 0 at x = 0."""
+    """√x, with derivative 0 at x = 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
@@ -85,9 +85,9 @@ def _relu(pairs: Pairs) -> Moments:
 
 @jax.custom_jvp
 def _angle(versine: Array) -> Array:
-    """θ of 1 − cos θ; its slope, infinite at 0 and π, is taken for 0 there.
+    """θ as a function of 1 − cos θ; its slope, infinite at 0 and π, is defined as 0.
 
-    That is the mean of the slopes to all sides.
+    This is the mean of the slopes in all directions.
     """
     return 2 * jnp.arcsin(jnp.sqrt(jnp.clip(versine / 2, 0, 1)))
 
@@ -127,22 +127,22 @@ _CLOSED: Mapping[str, tuple[Function, Callable[[Pairs], Moments]]] = MappingProx
 
 
 class Rule(NamedTuple):
-    """How the moments of one activation are found."""
+    """The computation of the moments of one activation."""
 
     square: Callable[[Float[Array, " n"]], Float[Array, " n"]]
     """a ↦ E φ(u)²."""
 
     moments: Callable[[Pairs], Moments]
 
-    doubt: Callable[[Float[Array, " n"]], Float[Array, ""]]
-    """By how much, relatively, twice the distance of nodes changes a mean; 0 for a
+    change: Callable[[Float[Array, " n"]], Float[Array, ""]]
+    """The relative change of a mean when the spacing of the nodes is doubled; 0 for a
     closed form. For an analytic φ the error itself is about its square."""
 
     by_angle: bool
-    """Whether it takes versines."""
+    """Whether the moments are functions of versines."""
 
     closed: bool
-    """Whether it is a closed form."""
+    """Whether the moments are in closed form."""
 
 
 def rule_for(activation: Function, nodes: int) -> Rule:
@@ -158,7 +158,7 @@ def rule_for(activation: Function, nodes: int) -> Rule:
         value, slopes = _pair_means(both, nodes, *pairs[:3])
         return Moments(value, None, slopes)
 
-    def doubt(a: Float[Array, " n"]) -> Float[Array, ""]:
+    def change(a: Float[Array, " n"]) -> Float[Array, ""]:
         worst = []
         for function in (_Square(activation), _Square(slope)):
             fine, coarse = _mean(function, nodes, a), _mean(function, nodes // 2 + 1, a)
@@ -167,12 +167,12 @@ def rule_for(activation: Function, nodes: int) -> Rule:
         return jnp.maximum(*worst)
 
     return Rule(
-        partial(_mean, _Square(activation), nodes), by_sums, doubt, False, False
+        partial(_mean, _Square(activation), nodes), by_sums, change, False, False
     )
 
 
 class _Derivative(eqx.Module):
-    """φ′ of an elementwise φ; equal for equal φ, so that nothing is compiled twice."""
+    """φ′ of an elementwise φ; equal for equal φ, so that jit caches are shared."""
 
     function: Function = eqx.field(static=True)
 
@@ -190,10 +190,10 @@ class _Square(eqx.Module):
 
 
 def _line(nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the trapezoidal rule for the Gauss measure.
+    """Nodes and weights of the trapezoidal rule for the Gaussian measure.
 
     For a φ that is analytic within s of the real line its error is about
-    e^{−2πs/(h√a)}, h the distance of nodes (Trefethen & Weideman 2014).
+    e^{−2πs/(h√a)}, h the spacing of the nodes (Trefethen & Weideman 2014).
     """
     x, step = np.linspace(-_RADIUS, _RADIUS, nodes, retstep=True)
     return x, step * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
@@ -226,7 +226,7 @@ def _pair_means(
     second: Float[Array, " P"],
     cross: Float[Array, " P"],
 ) -> tuple[Float[Array, " P"], ...]:
-    """E F(u) G(v) of each (F, G), on the nodes of the plane that lie in the radius."""
+    """E F(u) G(v) for each (F, G), by nodes of the plane that lie in the radius."""
     x, weights = _line(nodes)
     inside = x[:, None] ** 2 + x**2 <= _RADIUS**2
     plane = np.stack(np.broadcast_arrays(x[:, None], x))[:, inside]
@@ -237,14 +237,14 @@ def _pair_means(
     cosine = jnp.clip(cross / jnp.where(scale > 0, scale, 1), -1, 1)
     half = jnp.sqrt((1 + cosine) / 2), jnp.sqrt((1 - cosine) / 2)
 
-    def one(pair: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
+    def pair_mean(pair: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
         size_u, size_v, along, across = pair
         middle, apart = along * plane[0], across * plane[1]
         u, v = size_u * (middle + apart), size_v * (middle - apart)
         return tuple(jnp.vdot(weights, f(u) * g(v)) for f, g in functions)
 
     batch = min(_PAIRS_AT_ONCE, max(1, len(cross)))
-    return jax.lax.map(one, (*sizes, *half), batch_size=batch)
+    return jax.lax.map(pair_mean, (*sizes, *half), batch_size=batch)
 
 
 @_pair_means.defjvp
@@ -254,7 +254,7 @@ def _pair_means_jvp(
     primals: tuple[Array, ...],
     tangents: tuple[Array, ...],
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Price's theorem: ∂/∂c = E F′G′ and ∂/∂a = ½ E F″G, smooth where u = v, too."""
+    """Price's theorem: ∂/∂c = E F′G′ and ∂/∂a = ½ E F″G, also smooth where u = v."""
     parts: list[tuple[Function, Function]] = []
     for f, g in functions:
         f1, g1 = _Derivative(f), _Derivative(g)

@@ -1,4 +1,4 @@
-"""Layer recursion for the kernels of infinitely wide networks."""
+"""LayerMaps recursion for the kernels of infinitely wide networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from jaxtyping import Array, Float
 
 from ._gaussian_moments import Pairs, Rule, rule_for, safe_root
 
-# Points per side of a tile: few for sums over nodes, so that little of the work on the
-# diagonal is done twice; for closed forms as many as fit a processor's cache.
+# Points per side of a tile: few for sums over nodes, so that little work is repeated on
+# the diagonal; for closed forms as many as fit in a processor's cache.
 _TILE, _TILE_OF_SUMS = 128, 4
-# Limits, up to which no loop is used: pairs of points times layers, and layers.
+# No loop is used up to these limits: pairs of points times layers, and layers.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
 
-class Layer(NamedTuple):
+class LayerMaps(NamedTuple):
     """The maps of second moments S and the NTK Θ of the inputs of layers:
 
     Σ = weight·S + bias, and Θ′ = weight_rate·S + bias_rate + weight·(Σ̇ ∘ Θ).
@@ -36,7 +36,7 @@ class _Moments(NamedTuple):
     """Moments and NTK of pairs of points after a layer."""
 
     variances: tuple[Float[Array, " r"], Float[Array, " c"]]
-    """Of the points on each side; the pairs are pairs of their indices."""
+    """Variances of the points on each side; pairs are pairs of their indices."""
 
     cross: Float[Array, " P"]
     versine: Float[Array, " P"] | None
@@ -49,35 +49,35 @@ _Pairs = tuple[np.ndarray, np.ndarray]
 
 def layers_of(
     sigmas: list[Array], depth: int, parameterization: str, use_bias: bool
-) -> Layer:
+) -> LayerMaps:
     """All depth + 1 layers."""
     sigma_w, sigma_a, sigma_b = sigmas
     weight = jnp.stack([sigma_w] * depth + [sigma_a]) ** 2
     bias = jnp.full_like(weight, sigma_b**2 if use_bias else 0)
     one = jnp.ones_like(weight)
     if parameterization == "ntk":
-        return Layer(weight, bias, weight, bias)
+        return LayerMaps(weight, bias, weight, bias)
     if parameterization == "nth":
-        return Layer(weight, bias, one, one if use_bias else 0 * one)
-    return Layer(weight, bias, one.at[0].set(0), 0 * one)
+        return LayerMaps(weight, bias, one, one if use_bias else 0 * one)
+    return LayerMaps(weight, bias, one.at[0].set(0), 0 * one)
 
 
 @eqx.filter_jit
 def recursion(
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"] | None,
-    layers: Layer,
-    how: tuple[Callable[[Array], Array], int],
+    layers: LayerMaps,
+    activation_and_nodes: tuple[Callable[[Array], Array], int],
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
     """Σ and Θ of the last layer, and the error estimate of the integration rule."""
-    rule = rule_for(*how)
+    rule = rule_for(*activation_and_nodes)
     sides = (x1, x1 if x2 is None else x2)
     whole = _fits_whole(sides, layers)
     nngp, ntk = (_at_once if whole else _by_tiles)(rule, layers, sides, x2 is None)
-    return nngp, ntk, _doubt(rule, layers, jnp.concatenate(sides), whole)
+    return nngp, ntk, _largest_change(rule, layers, jnp.concatenate(sides), whole)
 
 
-def _fits_whole(sides: _Sides, layers: Layer) -> bool:
+def _fits_whole(sides: _Sides, layers: LayerMaps) -> bool:
     """Whether all pairs are computed together, and the loop over layers is unrolled.
 
     This is fastest for few pairs. It also has second derivatives where points coincide:
@@ -90,7 +90,7 @@ def _fits_whole(sides: _Sides, layers: Layer) -> bool:
 
 
 def _at_once(
-    rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
+    rule: Rule, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     shape = (len(sides[0]), len(sides[1]))
     if symmetric:
@@ -107,9 +107,9 @@ def _at_once(
 
 
 def _by_tiles(
-    rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
+    rule: Rule, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    """Tile by tile, in place: memory holds both kernels and a single tile."""
+    """Tile by tile, in place: the memory is that of both kernels and one tile."""
     most = _TILE if rule.closed else _TILE_OF_SUMS
     counts = [-(-len(x) // most) for x in sides]
     shape = [-(-len(x) // count) for x, count in zip(sides, counts, strict=True)]
@@ -153,7 +153,7 @@ def _written(
 
 
 def _of_pairs(
-    rule: Rule, layers: Layer, sides: _Sides, pairs: _Pairs, unrolled: bool = False
+    rule: Rule, layers: LayerMaps, sides: _Sides, pairs: _Pairs, unrolled: bool = False
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     """Σ and Θ of the last layer at pairs with one point from each side."""
     i, j = pairs
@@ -165,7 +165,7 @@ def _of_pairs(
         jnp.zeros_like(cross),
     )
 
-    def deeper(moments: _Moments, layer: Layer) -> tuple[_Moments, None]:
+    def deeper(moments: _Moments, layer: LayerMaps) -> tuple[_Moments, None]:
         variances = moments.variances
         cross, versine, slope = rule.moments(
             Pairs(variances[0][i], variances[1][j], moments.cross, moments.versine)
@@ -183,9 +183,9 @@ def _of_pairs(
 
 
 def _layer_by_layer(
-    step: Callable[[Any, Layer], tuple[Any, Any]],
+    step: Callable[[Any, LayerMaps], tuple[Any, Any]],
     carry: Any,
-    layers: Layer,
+    layers: LayerMaps,
     whole: bool,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over layers, unrolled if `whole`."""
@@ -199,7 +199,7 @@ def _layer_by_layer(
 
 
 def _affine(
-    moments: _Moments, slope: Float[Array, " P"], layer: Layer, pairs: _Pairs
+    moments: _Moments, slope: Float[Array, " P"], layer: LayerMaps, pairs: _Pairs
 ) -> _Moments:
     """Apply weights and biases."""
     (first, second), cross, versine, ntk = moments
@@ -210,14 +210,14 @@ def _affine(
     return _Moments(variances, layer.weight * cross + layer.bias, versine, ntk)
 
 
-def _doubt(
-    rule: Rule, layers: Layer, points: Float[Array, "m d"], whole: bool
+def _largest_change(
+    rule: Rule, layers: LayerMaps, points: Float[Array, "m d"], whole: bool
 ) -> Float[Array, ""]:
     """The largest error estimate over all points and layers."""
 
-    def deeper(variance: Array, layer: Layer) -> tuple[Array, Array]:
+    def deeper(variance: Array, layer: LayerMaps) -> tuple[Array, Array]:
         variance = layer.weight * variance + layer.bias
-        return rule.square(variance), rule.doubt(variance)
+        return rule.square(variance), rule.change(variance)
 
     hidden = jax.tree.map(lambda part: part[:-1], layers)
     variance = jnp.sum(points**2, axis=1)
@@ -231,17 +231,17 @@ def _first_versine(sides: _Sides, pairs: _Pairs) -> Float[Array, " P"]:
         x / jnp.where(norm > 0, norm, 1) for x, norm in zip(sides, norms, strict=True)
     ]
 
-    def one(pair: tuple[Array, Array]) -> Array:
+    def versine(pair: tuple[Array, Array]) -> Array:
         return jnp.sum((units[0][pair[0]] - units[1][pair[1]]) ** 2) / 2
 
-    return jax.lax.map(one, tuple(map(jnp.asarray, pairs)), batch_size=1024)
+    return jax.lax.map(versine, tuple(map(jnp.asarray, pairs)), batch_size=1024)
 
 
 def _with_bias(
     versine: Float[Array, " P"],
     first: Float[Array, " P"],
     second: Float[Array, " P"],
-    layer: Layer,
+    layer: LayerMaps,
 ) -> Float[Array, " P"]:
     """1 − cos of the angle after weights and bias, as a sum of positive terms.
 

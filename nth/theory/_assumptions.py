@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,40 +23,41 @@ from .._internal.validation import (
 )
 from .._network.activations import elementwise_activation
 
-# Nodes of the Gauss–Legendre rule on a cell: exact to rounding where σ is smooth.
+# The number of Gauss–Legendre nodes in a cell: exact up to rounding for a smooth σ.
 _NODES = 6
-# What σ⁽ʳ⁾ may gain over a cell beside the integral of its slope.
+# The tolerance for the increase of σ⁽ʳ⁾ over a cell minus the integral of σ⁽ʳ⁺¹⁾.
 _JUMP = 1e-6
-# How much the outer half of the range may add to a bound.
+# The factor by which the outer half of the range may exceed the bound of the inner
+# half.
 _GROWTH = 1.01
-# The highest order by nested derivatives: the ninth of softplus take 20 s to compile,
-# the eleventh 4 minutes.
+# The highest order with nested derivatives: the ninth derivative of softplus takes 20 s
+# to compile, the eleventh 4 minutes.
 _MOST_NESTED = 4
-# Cells, and sets of inputs, that are looked at within minutes.
+# The numbers of cells and of sets of inputs that can be checked within minutes.
 _MOST_CELLS = 1_000_000
 _MOST_SAMPLES = 10_000_000
-# Matrices that are decomposed together.
+# The number of matrices decomposed together.
 _AT_ONCE = 4096
 
 
-class ActivationCheck(NamedTuple):
-    """What [`nth.theory.check_activation`][] found, r = 1 … 2p*+1."""
+class ActivationCheck(eqx.Module):
+    """The result of [`nth.theory.check_activation`][], for r = 1 … 2p*+1."""
 
     bounds: Float[np.ndarray, " r"]
-    """C_r, the largest |σ⁽ʳ⁾| on the grid."""
+    """C_r: the largest |σ⁽ʳ⁾| on the grid."""
 
     smooth: bool
-    """Whether each σ⁽ʳ⁻¹⁾ gains over every cell what σ⁽ʳ⁾ integrates to."""
+    """Whether σ⁽ʳ⁻¹⁾ increases over every cell by the integral of σ⁽ʳ⁾, for each r."""
 
     bounded: tuple[bool, ...]
-    """Whether the outer half of the range has no larger |σ⁽ʳ⁾| than the inner half."""
+    """Whether |σ⁽ʳ⁾| is no larger in the outer half of the range than in the inner."""
 
     radius: float
     """The grid runs over |x| ≤ radius."""
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found against Assumption 2.1."""
+        """Whether no violation of Assumption 2.1 was found."""
         return self.smooth and all(self.bounded)
 
 
@@ -69,18 +70,18 @@ def check_activation(
 ) -> ActivationCheck:
     """Assumption 2.1 (Huang & Yau): σ smooth, |σ⁽ʳ⁾| ≤ C_r for 1 ≤ r ≤ 2p* + 1.
 
-    Derivatives are exact, and looked at on a grid. That refutes; it does not prove. A
-    kink, which no derivative shows, is found because over a cell σ⁽ʳ⁻¹⁾ must gain the
-    integral of σ⁽ʳ⁾. So `"relu"` is refused, and `"gelu"` is not.
+    Derivatives are exact and evaluated on a grid, so the check can refute the
+    assumption but not prove it. A kink is detected because σ⁽ʳ⁻¹⁾ must increase over a
+    cell by the integral of σ⁽ʳ⁾. So `"relu"` fails the check, and `"gelu"` passes it.
 
     **Arguments:**
 
-    - `activation`: a name, or a function of an array, entry by entry.
-    - `order`: p*, at least the level p that is to be used: from 1 to 12, or 4 for an
-        activation with a derivative of its own (`jax.custom_jvp`, such as
-        `jax.nn.softplus` has), whose derivatives are nested.
+    - `activation`: a name, or an elementwise function of an array.
+    - `order`: p*, at least the level p to be used: from 1 to 12, or at most 4 for an
+        activation with a custom derivative (`jax.custom_jvp`, as in
+        `jax.nn.softplus`), whose derivatives are nested.
     - `radius`, `cells`: the grid, `cells` cells over |x| ≤ `radius`. An activation that
-        turns within a cell looks as if it had a kink: give more cells.
+        varies strongly within a cell appears to have a kink: use more cells.
 
     **Returns:** [`nth.theory.ActivationCheck`][].
     """
@@ -88,7 +89,7 @@ def check_activation(
     order = require_order("order", order, 1)
     count = 2 * (require_integer("cells", cells, 2, _MOST_CELLS) // 2)
     radius = require_positive("radius", radius)
-    # Zero, where kinks like to be, lies inside a cell.
+    # Zero, the most common place of a kink, lies inside a cell.
     edges = np.linspace(-radius, radius * (1 + 0.3 / count), count + 1)
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     half = np.diff(edges) / 2
@@ -115,56 +116,58 @@ def _derivatives(
     at = jnp.asarray(x, jnp.result_type(float))
     coefficients = _coefficients(function, at, top)
     steps = [jnp.ones_like(at)] + [jnp.zeros_like(at)] * (top - 1)
-    found = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(at, steps)
-    require_concrete("activation", found, "theory.check_activation")
-    return np.stack([math.factorial(r) * np.asarray(c) for r, c in enumerate(found)])
+    values = eqx.filter_jit(lambda x, steps: coefficients(function, x, steps))(
+        at, steps
+    )
+    require_concrete("activation", values, "theory.check_activation")
+    return np.stack([math.factorial(r) * np.asarray(c) for r, c in enumerate(values)])
 
 
 def _coefficients(
     function: Callable[[Array], Array], at: Float[Array, "..."], top: int
 ) -> Coefficients:
-    """How to differentiate σ, which must be one function of each entry."""
+    """The method of differentiating σ, which must be elementwise."""
     try:
         like = jax.eval_shape(function, at)
         coefficients = best_coefficients(function, at)
     except Exception as error:
         raise ValueError(
-            f"activation failed for an array of shape {at.shape}; it must be a "
-            f"function of an array, entry by entry: {error}"
+            f"activation failed for an array of shape {at.shape}; it must be an "
+            f"elementwise function of an array: {error}"
         ) from error
     if getattr(like, "shape", None) != at.shape or like.dtype != at.dtype:
         raise ValueError(
-            f"activation must map an array of shape {at.shape} and dtype {at.dtype}, "
-            f"entry by entry, to another; it gave {like}."
+            f"activation must map an array of shape {at.shape} and dtype {at.dtype} "
+            f"elementwise to an array; it returned {like}."
         )
     if coefficients is by_jvp and top > 2 * _MOST_NESTED + 1:
         raise ValueError(
             f"order must be at most {_MOST_NESTED} for this activation, which has a "
-            "derivative of its own, as the time to compile nested ones grows "
+            "custom derivative, as the time to compile nested derivatives grows "
             f"exponentially; got {(top - 1) // 2}."
         )
     return coefficients
 
 
-class DataCheck(NamedTuple):
-    """What [`nth.theory.check_data`][] found, r = 1 … min(2p*+1, n)."""
+class DataCheck(eqx.Module):
+    """The result of [`nth.theory.check_data`][], for r = 1 … min(2p*+1, n)."""
 
     norms: tuple[float, float]
     """The smallest and the largest ‖x_a‖."""
 
     smallest: Float[np.ndarray, " r"]
     """c_r, the smallest singular value over r distinct inputs; 0 for r > d. Where
-    `exact` is `False`, the smallest that was met, which c_r does not pass."""
+    `exact` is `False`, the smallest among the sampled sets, an upper bound of c_r."""
 
     exact: tuple[bool, ...]
-    """Whether all sets of r inputs were looked at."""
+    """Whether all sets of r inputs were evaluated."""
 
     looked_at: tuple[int, ...]
-    """How many sets of r inputs were."""
+    """The number of sets of r inputs that were evaluated."""
 
     floor: float
-    """The smallest singular value of all n inputs, which no c_r is below; 0 if n > d,
-    where it says nothing."""
+    """The smallest singular value of all n inputs, a lower bound of every c_r; 0, which
+    is no information, if n > d."""
 
     @property
     def c(self) -> float:
@@ -174,7 +177,7 @@ class DataCheck(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether every c_r is above rounding, as far as was looked."""
+        """Whether every c_r is above rounding error, for the evaluated sets."""
         eps = float(np.finfo(self.smallest.dtype).eps)
         return self.c > 0 and bool(np.all(self.smallest > 100 * eps * self.norms[1]))
 
@@ -185,15 +188,15 @@ def check_data(
     """Assumption 2.2 (Huang & Yau): c < ‖x_a‖ < 1/c, and any r ≤ 2p* + 1 distinct
     inputs have a data matrix whose smallest singular value is at least c_r > 0.
 
-    It asks for inputs of more than 2p* dimensions, no two of them parallel.
+    It requires inputs of more than 2p* dimensions, no two of them parallel.
 
     **Arguments:**
 
-    - `x`: training inputs, shape `(n, *in)`, each taken as one vector.
-    - `order`: p* ≥ 1, at least the level p that is to be used.
-    - `samples`: sets of r inputs to look at; all of them, if there are no more. Else so
-        many are drawn, and what is found is a bound of c_r from above.
-    - `seed`: for the draw.
+    - `x`: training inputs, shape `(n, *in)`, each flattened to a vector.
+    - `order`: p* ≥ 1, at least the level p to be used.
+    - `samples`: the largest number of sets of r inputs to evaluate. If there are more
+        sets, this number of them is sampled, and the result is an upper bound of c_r.
+    - `seed`: the seed of the sampling.
 
     **Returns:** [`nth.theory.DataCheck`][].
     """
@@ -202,7 +205,7 @@ def check_data(
     require_supported_dtype("x", array.dtype)
     if array.ndim < 2 or 0 in array.shape:
         raise ValueError(
-            f"x must have shape (n, *in), one input a row; got {array.shape}."
+            f"x must have shape (n, *in), one input in each row; got {array.shape}."
         )
     array = np.asarray(array).reshape(len(array), -1)
     if not np.issubdtype(array.dtype, np.floating):
@@ -230,7 +233,7 @@ def check_data(
 
 
 def _norms(x: np.ndarray) -> np.ndarray:
-    """The norm of each row in float64, though the squares may not fit the dtype."""
+    """The norm of each row in float64; squares may overflow in the dtype of `x`."""
     largest = np.abs(x).max(axis=1).astype(float)
     unit = x / np.where(largest > 0, largest, 1)[:, None]
     return largest * np.linalg.norm(unit, axis=1)
@@ -244,9 +247,9 @@ def _drawn(
 
 
 def _smallest(x: np.ndarray, sets: Iterable[Any]) -> float:
-    found = np.inf
+    smallest = np.inf
     sets = iter(sets)
     while chunk := list(islice(sets, _AT_ONCE)):
         values = np.linalg.svd(x[np.asarray(chunk)], compute_uv=False)
-        found = min(found, float(values[:, -1].min()))
-    return found
+        smallest = min(smallest, float(values[:, -1].min()))
+    return smallest

@@ -22,10 +22,10 @@ _MOST_LOG = 709.0
 
 
 class Bounds(eqx.Module):
-    """Times, widths and orders that theorems ask for: see [`nth.theory.bounds`][]."""
+    """Times, widths and levels in the theorems: see [`nth.theory.bounds`][]."""
 
     n: int
-    """Training points."""
+    """The number of training points."""
 
     width: float
     """The width m."""
@@ -34,22 +34,22 @@ class Bounds(eqx.Module):
     """λ, the smallest eigenvalue of the NTK on the training points."""
 
     largest_order: int
-    """p*, the highest level p; Assumptions 2.1 and 2.2 take 2p* + 1 derivatives."""
+    """p*, the highest level p; Assumptions 2.1 and 2.2 involve 2p* + 1 derivatives."""
 
     constant: float
-    """The constants in front: c, C and those hidden in ≲."""
+    """The prefactors: c, C and those in ≲."""
 
     log_power: float
     """The power of ln m, C or C′."""
 
     def time(self, epsilon: float = 0.01) -> float:
-        """(n/λ) ln(n/ε), by when Σ (f − y)² has fallen to ε (Corollary 2.5); 0 for
+        """(n/λ) ln(n/ε), the time at which Σ (f − y)² ≤ ε (Corollary 2.5); 0 for
         ε ≥ n."""
-        return self._slowest() * self._log_of_fall(epsilon)
+        return self._slowest() * self._log_reduction(epsilon)
 
     @property
     def window(self) -> float:
-        """Up to when Theorem 2.6 holds (eq. 17):
+        """The time up to which Theorem 2.6 holds (eq. 17):
         min{c √(λm/n), m^{p*/(2(p*+1))}}/(ln m)^C′."""
         self._require_concrete()
         power = self.largest_order / (2 * (self.largest_order + 1))
@@ -61,12 +61,12 @@ class Bounds(eqx.Module):
     def width_to_converge(self, epsilon: float = 0.01) -> float:
         """The width above which training converges (eq. 14): the m with
         m = C′ (n/λ)³ (ln m)^C ln(n/ε)²."""
-        log = self._log_of_fall(epsilon)
+        log = self._log_reduction(epsilon)
         return self._width_of(self.constant * _power(self._slowest(), 3) * log**2)
 
     def width_for(self, order: int, error: float, epsilon: float = 0.01) -> float:
         """The width at which the level-p error bound, taken at the time (n/λ) ln(n/ε)
-        of convergence, falls to `error` (eq. 18). For p = 2 it grows as n^{7/2}, for
+        of convergence, is equal to `error` (eq. 18). For p = 2 it grows as n^{7/2}, for
         p = 3 as n³ at fixed λ, as the paper says after Theorem 2.6."""
         order, error = self._order(order), require_positive("error", error)
         t = self.time(epsilon)
@@ -90,11 +90,11 @@ class Bounds(eqx.Module):
         return self.constant * (1 + fed_back / self.width) * growth
 
     def order_for(self, error: float, t: float) -> int:
-        """The least even level p ≤ p* whose error bound at time t (eq. 18, `error`) is
-        at most `error`.
+        """The smallest even level p ≤ p* whose error bound at time t (eq. 18, `error`)
+        is at most `error`.
 
         **Raises:** `ValueError` beyond the window, where the bound does not hold, or if
-        no level up to p* has so small a bound.
+        no level up to p* has such a bound.
         """
         error, t = require_positive("error", error), _time(t)
         if t > self.window:
@@ -104,16 +104,16 @@ class Bounds(eqx.Module):
                 "to nth.theory.bounds."
             )
         levels = range(2, self.largest_order + 1, 2)
-        found = {p: self.error(p, t) for p in levels}
-        for p, bound in found.items():
+        errors = {p: self.error(p, t) for p in levels}
+        for p, bound in errors.items():
             if bound <= error:
                 return p
-        best = min(found, key=lambda p: found[p])
+        best = min(errors, key=lambda p: errors[p])
         raise ValueError(
             f"error: no level up to largest_order = {self.largest_order} has a bound "
-            f"of {error:.4g} at t = {t:.4g}; the least is {found[best]:.4g}, of level "
-            f"{best}. Give an error no smaller than that, an earlier time, or a larger "
-            "width or largest_order to nth.theory.bounds."
+            f"of {error:.4g} at t = {t:.4g}; the smallest is {errors[best]:.4g}, of "
+            f"level {best}. Give an error no smaller than that, an earlier time, or a "
+            "larger width or largest_order to nth.theory.bounds."
         )
 
     def _require_concrete(self) -> None:
@@ -124,7 +124,7 @@ class Bounds(eqx.Module):
         why = "the largest_order of these bounds"
         return require_integer("order", order, 2, self.largest_order, why)
 
-    def _log_of_fall(self, epsilon: float) -> float:
+    def _log_reduction(self, epsilon: float) -> float:
         """ln(n/ε), at least 0."""
         self._require_concrete()
         return max(0.0, math.log(self.n / require_positive("epsilon", epsilon)))
@@ -149,13 +149,13 @@ class Bounds(eqx.Module):
         def excess(log: float) -> float:
             return log - self.log_power * math.log(log) - math.log(amount)
 
-        # m/(ln m)^C rises from ln m = C on.
-        least = max(self.log_power, 1.0)
-        if least > _MOST_LOG or excess(_MOST_LOG) < 0:
+        # m/(ln m)^C increases for ln m > C.
+        start = max(self.log_power, 1.0)
+        if start > _MOST_LOG or excess(_MOST_LOG) < 0:
             return math.inf
-        if excess(least) >= 0:
-            return math.exp(least)
-        return math.exp(float(brentq(excess, least, _MOST_LOG)))  # pyright: ignore
+        if excess(start) >= 0:
+            return math.exp(start)
+        return math.exp(float(brentq(excess, start, _MOST_LOG)))  # pyright: ignore
 
 
 def _time(t: Any) -> float:
@@ -179,44 +179,48 @@ def bounds(
     constant: float = 1.0,
     log_power: float = 0.0,
 ) -> Bounds:
-    """What Corollary 2.5 and Theorem 2.6 ask for, on these points.
+    """The quantities in Corollary 2.5 and Theorem 2.6, for given points.
 
     The theorems are for squared error, scalar networks of the parameterization `"nth"`,
-    and hold with a probability that tends to one as m grows. They leave free: the
-    constant c of eq. 17, the C′ of eq. 14, the powers C and C′ of ln m, and the factors
-    hidden in ≲ of eqs. 18 and 19, which depend on depth, activation and data. So what
-    this gives are **scales, and no guarantees**: differences between widths, times and
-    orders mean something, a single number only with constants of your own.
+    and hold with a probability that tends to one as m grows. They do not
+    specify the constant c of eq. 17, the C′ of eq. 14, the powers C and C′ of ln m, and
+    the factors in ≲ of eqs. 18 and 19, which depend on depth, activation and data. So
+    the results are **scales, not guarantees**: comparisons between widths, times and
+    levels are meaningful, a single number only if the constants are known.
 
     **Arguments:**
 
-    - `kernels`: of [`nth.kernels`][], of any order.
-    - `width`: m.
-    - `largest_order`: p*, the highest level p that is asked about, from 2 to 12.
-    - `constant`: what stands for c, for C′ as a factor, and for the factor of ≲.
-    - `log_power`: what stands for the powers of ln m.
+    - `kernels`: from [`nth.kernels`][], of any order.
+    - `width`: the width m.
+    - `largest_order`: p*, the highest level p in question, from 2 to 12.
+    - `constant`: the value of c, of C′ as a factor, and of the factor in ≲.
+    - `log_power`: the value of the powers of ln m.
 
     **Returns:** [`nth.theory.Bounds`][]. Times are in units of 1/(learning rate).
 
-    **Raises:** `ValueError` for bad numbers, or kernels of several outputs.
+    **Raises:** `ValueError` for invalid numbers, or kernels with several outputs.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     if kernels.out_shape:
         raise ValueError(
-            f"kernels are of outputs of shape {kernels.out_shape}, and the theorems "
-            'of a scalar network: use out_size="scalar".'
+            f"kernels have outputs of shape {kernels.out_shape}, and the theorems are "
+            'for scalar networks: use out_size="scalar".'
         )
     require_concrete("kernels", kernels, "theory.bounds")
     require_concrete("width", width, "theory.bounds")
     require_concrete("log_power", log_power, "theory.bounds")
-    found = spectrum(kernels)
-    require_concrete("kernels", found, "theory.bounds")
-    smallest = 0.0 if np.isinf(found.time_scales[-1]) else float(found.eigenvalues[-1])
+    ntk_spectrum = spectrum(kernels)
+    require_concrete("kernels", ntk_spectrum, "theory.bounds")
+    smallest = (
+        0.0
+        if np.isinf(ntk_spectrum.time_scales[-1])
+        else float(ntk_spectrum.eigenvalues[-1])
+    )
     m = require_positive("width", width)
     if m < 3:
         raise ValueError(f"width must be at least 3; got {m:g}.")
     return Bounds(
-        n=len(found.eigenvalues),
+        n=len(ntk_spectrum.eigenvalues),
         width=m,
         smallest_eigenvalue=smallest,
         largest_order=require_order("largest_order", largest_order),

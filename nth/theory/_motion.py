@@ -1,4 +1,4 @@
-"""Laziness of training, and the change of the kernel along it."""
+"""Laziness of training, and the change of the kernel during training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ from .._network.finiteness import require_finite_result
 from .._network.learning_rates import with_unit_rates
 from .._problem.problem import Problem
 
-# All starts are iterated together, each with two vectors of the parameters' size.
+# All starts are iterated together, each with two vectors of the size of the parameters.
 _MOST_STARTS = 1000
 
 
@@ -63,7 +63,7 @@ def laziness(
     """
     starts = require_integer("starts", starts, 1, _MOST_STARTS)
     max_steps = require_integer("max_steps", max_steps, 1)
-    cure = "Give nth.Problem(x_train, y_train), whose loss it is."
+    cure = "Give nth.Problem(x_train, y_train), which has this loss."
     require_squared_error(problem, "laziness", cure)
     points = points_of(trainable(network, problem, filter_spec, learning_rates))
     require_forward_mode(points.apply, points.params, points.x_train, "laziness")
@@ -72,15 +72,15 @@ def laziness(
     outputs = points.apply.over(points.params, points.x_train)
     distance = jnp.linalg.norm((outputs - problem.y_train).ravel())
     parts = (points.apply, points.params, points.rates, points.x_train)
-    bends = _bend(*parts, starts, max_steps)
-    measure = distance * bends / largest
+    curvature = _curvature(*parts, starts, max_steps)
+    measure = distance * curvature / largest
     at = (points.apply, points.params, points.x_train, points.n_train)
     require_finite_result("laziness", measure, *at)
     return measure
 
 
 @eqx.filter_jit
-def _bend(
+def _curvature(
     apply: OutputFunction,
     params: Params,
     rates: Params | None,
@@ -111,7 +111,7 @@ def _bend(
         return jax.jvp(gradient, (theta,), (v,))[1]
 
     def from_start(key: Array) -> Scalar:
-        # Outputs of the loop body have no derivative, or reverse mode would refuse it.
+        # Without stop_gradient reverse mode would not support the loop.
         def iterate(carry: Any) -> Any:
             step, u, v, now, _ = carry
             w, _ = _unit(twice(u, v))
@@ -119,7 +119,7 @@ def _bend(
             v, value = _unit(hessian(w, u))
             return jax.lax.stop_gradient((step + 1, u, v, value, now))
 
-        def unsettled(carry: Any) -> Array:
+        def not_converged(carry: Any) -> Array:
             step, _, _, now, before = carry
             eps = jnp.finfo(theta.dtype).eps
             return (step < max_steps) & (jnp.abs(now - before) > 10 * eps * now)
@@ -127,9 +127,9 @@ def _bend(
         u, v = jax.random.normal(key, (2, theta.size), theta.dtype)
         first = jnp.ones((), theta.dtype)
         carry = (0, _unit(u)[0], _unit(v)[0], first, 0 * first)
-        _, u, v, *_ = jax.lax.while_loop(unsettled, iterate, carry)
-        bent = twice(u, v)
-        return jnp.vdot(jax.lax.stop_gradient(_unit(bent)[0]), bent)
+        _, u, v, *_ = jax.lax.while_loop(not_converged, iterate, carry)
+        second = twice(u, v)
+        return jnp.vdot(jax.lax.stop_gradient(_unit(second)[0]), second)
 
     return jnp.max(jax.vmap(from_start)(jax.random.split(jax.random.key(0), starts)))
 
@@ -181,7 +181,7 @@ def motion(path: KernelPath, problem: Problem) -> Motion:
     if y.shape != path.solution.train.shape[1:]:
         raise ValueError(
             f"problem has targets of shape {y.shape}, and the outputs of path have "
-            f"{path.solution.train.shape[1:]}: alignment takes one target a slot."
+            f"{path.solution.train.shape[1:]}: alignment needs one target per slot."
         )
     message = "problem has targets that are all 0: the kernel has no alignment with 0."
     y = require(y, jnp.any(y != 0), message)
@@ -195,7 +195,9 @@ def _measures(
 ) -> tuple[Array, Array, Array, Array]:
     size = jnp.linalg.norm(start)
 
-    def one(kernel: Float[Array, "s s"]) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    def measures_at(
+        kernel: Float[Array, "s s"],
+    ) -> tuple[Scalar, Scalar, Scalar, Scalar]:
         norm = jnp.linalg.norm(kernel)
         # From the difference of unit matrices, because 1 − cos loses half the digits.
         apart = jnp.sum((kernel / norm - start / size) ** 2) / 2
@@ -206,4 +208,4 @@ def _measures(
         rank = jnp.exp(-jnp.sum(share * logs))
         return jnp.linalg.norm(kernel - start) / size, apart, aligned, rank
 
-    return jax.vmap(one)(kernels)
+    return jax.vmap(measures_at)(kernels)

@@ -1,0 +1,102 @@
+"""Evaluations against error, for each solver: dense and matrix-free hierarchies.
+
+    python examples/theory/solvers.py            # two minutes on 2 cores
+    python examples/theory/solvers.py --small    # seconds: what the checks run
+
+Prints a table and writes solvers.png.
+"""
+
+import click
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+import nth
+
+jax.config.update("jax_enable_x64", True)
+
+COLORS = {
+    "Tsit5": "#0072B2",
+    "ROCK4": "#D55E00",
+    "DenseExponential": "#009E73",
+    "DenseRosenbrock": "#CC79A7",
+}
+
+
+def data(n: int, d: int) -> nth.Problem:
+    """Points on a sphere, labeled by a product of two coordinates."""
+    x = jax.random.normal(jax.random.key(0), (n, d))
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    return nth.Problem(x, jnp.sign(x[:, 0] * x[:, 1]))
+
+
+def solvers(dynamics: nth.AbstractDynamics) -> dict[str, diffrax.AbstractSolver]:
+    found = {"Tsit5": diffrax.Tsit5(), "ROCK4": nth.ROCK4()}
+    if isinstance(dynamics, nth.DenseHierarchy):
+        found["DenseExponential"] = nth.DenseExponential(dynamics)
+        found["DenseRosenbrock"] = nth.DenseRosenbrock(dynamics)
+    return found
+
+
+def solve(
+    dynamics: nth.AbstractDynamics,
+    last: float,
+    solver: diffrax.AbstractSolver,
+    r: float,
+) -> nth.Solution:
+    controller = diffrax.PIDController(
+        rtol=r, atol=r / 100, norm=dynamics.error_norm, dtmin=1e-14
+    )
+    return nth.integrate(
+        dynamics,
+        [last / 30, last / 5, last],
+        solver=solver,
+        stepsize_controller=controller,
+        max_steps=2**20,
+    )
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="Seconds, not minutes.")
+def main(small: bool) -> None:
+    n, width, last = (4, 16, 30.0) if small else (24, 256, 2000.0)
+    problem = data(n, 10)
+    network = nth.MLP(10, width, 1, key=jax.random.key(1))
+    models = {
+        "dense form, level 2": nth.DenseHierarchy(
+            nth.kernels(network, problem, order=2), problem
+        ),
+        "matrix-free form, level 2": nth.MatrixFreeHierarchy(network, problem, order=2),
+    }
+    tolerances = np.logspace(-3, -5, 2) if small else np.logspace(-3, -9, 7)
+    kernels = nth.kernels(network, problem, order=2)
+    exact = nth.closed_form(kernels, problem, [last / 30, last / 5, last]).train
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained", dpi=180)
+    axes = figure.subplots(1, 2, sharey=True)
+    rows = []
+    for axis, (title, dynamics) in zip(axes, models.items(), strict=True):
+        for name, solver in solvers(dynamics).items():
+            solutions = [solve(dynamics, last, solver, float(r)) for r in tolerances]
+            errors = [float(jnp.max(jnp.abs(s.train - exact))) for s in solutions]
+            work = [int(s.stats["num_evaluations"]) for s in solutions]
+            axis.loglog(errors, work, "o-", ms=4, color=COLORS[name], label=name)
+            rows += [
+                [title, name, f"{r:.0e}", f"{e:.1e}", w]
+                for r, e, w in zip(tolerances, errors, work, strict=True)
+            ]
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("largest error of the outputs")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.invert_xaxis()
+    axes[0].set_ylabel("evaluations of the vector field")
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig("solvers.png")
+    headers = ["form", "solver", "rtol", "error", "evaluations"]
+    print(tabulate(rows, headers=headers))
+
+
+if __name__ == "__main__":
+    main()

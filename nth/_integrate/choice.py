@@ -1,0 +1,168 @@
+"""The choice of a solver: `solver="auto"`."""
+
+import math
+from typing import Literal, NamedTuple, TypeAlias
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._dynamics.base import AbstractDynamics
+from .._dynamics.dense import DenseHierarchy
+from .._dynamics.parameter_dynamics import AbstractDescent
+from .._dynamics.stiffness import fastest_rate
+from .._dynamics.taylorized import TaylorizedFlow
+from .._internal.eigenvalues import is_symmetric
+from .._internal.jaxpr import primitives
+from .._internal.validation import is_traced
+from .._problem.averaged_loss import AveragedLoss
+from .._problem.inputs import take
+from .._problem.losses import (
+    AbstractLoss,
+    LogisticLoss,
+    SoftmaxCrossEntropy,
+    SquaredError,
+)
+from .solvers.chebyshev import ROCK4
+from .solvers.exponential import DenseExponential
+from .solvers.rosenbrock import DenseRosenbrock
+
+SolverOption: TypeAlias = diffrax.AbstractSolver | Literal["auto"]
+
+# Up to this multiple of 1/ρ the accuracy and not the stability of Tsit5 limits its
+# steps, and it takes the fewest evaluations (benchmarks/stiff_matrix_free.py).
+NOT_STIFF = 100.0
+
+# Of networks with kinks, Tsit5 follows more: the error estimate of ROCK4 spans two
+# steps, and does not tell where a kink is. Beyond, Tsit5 would fail.
+_NOT_STIFF_WITH_KINKS = 2e5
+
+# Primitives whose derivative jumps.
+_KINKS = frozenset(
+    """
+    abs argmax argmin ceil clamp cummax cummin floor max min reduce_max reduce_min round
+    select_n sign sort
+    """.split()  # noqa: SIM905
+)
+_SMOOTH_LOSSES = (SquaredError, SoftmaxCrossEntropy, LogisticLoss)
+
+# Costs in multiplications. Reading a number of K⁽ᵖ⁾ takes the time of 20; of n·C rows,
+# an eigendecomposition takes about 125 (n·C)³ and serves 8 steps, an LU factorization
+# 2 (n·C)³.
+READING, _EIGEN, _FACTORS = 20, 125 / 8, 2
+
+
+class Choice(NamedTuple):
+    """How a solve is integrated."""
+
+    dynamics: AbstractDynamics
+    """With the loss averaged where it has kinks."""
+
+    solver: diffrax.AbstractSolver
+    rate: float | None
+    """The estimate of ρ, if it was needed."""
+
+    averaged: bool
+    """Whether the loss was averaged."""
+
+
+def choose(
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    solver: SolverOption,
+    adaptive: bool,
+) -> Choice:
+    """The solver for `dynamics` up to the last of `ts`.
+
+    - Fixed steps, values that are traced, or dynamics without a kernel: Tsit5.
+    - A loss with kinks, averaged over a small interval: `DenseRosenbrock` for a dense
+      hierarchy, `ROCK4` for others.
+    - ρT below 100, with ρ the fastest rate, or below 200,000 for networks with kinks,
+      such as ReLU: Tsit5.
+    - Else the cheapest by multiplications: for a dense hierarchy `DenseExponential`
+      (orders above 2, or the squared error), `DenseRosenbrock` (other losses) or
+      `ROCK4`; for all others `ROCK4`.
+    """
+    if not isinstance(solver, str):
+        return Choice(dynamics, solver, None, averaged=False)
+    tsit5 = diffrax.Tsit5()
+    if not adaptive or is_traced(dynamics, ts, jnp.zeros(())):
+        return Choice(dynamics, tsit5, None, averaged=False)
+    if loss_has_kinks(dynamics):
+        loss = AveragedLoss(dynamics.problem.loss)
+        dynamics = eqx.tree_at(lambda d: d.problem.loss, dynamics, loss)
+        stiff = ROCK4()
+        if isinstance(dynamics, DenseHierarchy):
+            stiff = DenseRosenbrock(dynamics)
+        return Choice(dynamics, stiff, None, averaged=True)
+    estimate = fastest_rate(dynamics)
+    if estimate is None:
+        return Choice(dynamics, tsit5, None, averaged=False)
+    rate = float(estimate)
+    stiffness = rate * float(ts[-1])
+    most = _NOT_STIFF_WITH_KINKS if network_has_kinks(dynamics) else NOT_STIFF
+    if not stiffness > most:  # also where the estimate is NaN
+        return Choice(dynamics, tsit5, rate, averaged=False)
+    stiff = ROCK4()
+    if isinstance(dynamics, DenseHierarchy):
+        stiff = _for_tensors(dynamics, stiffness)
+    return Choice(dynamics, stiff, rate, averaged=False)
+
+
+def _for_tensors(
+    dynamics: DenseHierarchy, stiffness: float
+) -> diffrax.AbstractAdaptiveSolver:
+    """The cheapest solver for a stiff dense hierarchy."""
+    problem, order = dynamics.problem, len(dynamics.levels)
+    kernel = dynamics.levels[1]
+    slots = problem.n_train * math.prod(dynamics.levels[0].shape[1:])
+    square = kernel[: problem.n_train].reshape(slots, slots)
+    if not is_symmetric(square):  # of no network: the eigenvalues may be complex
+        return diffrax.Tsit5()
+    size = dynamics.levels[-1].size
+    explicit = explicit_evaluations(stiffness) * READING * size
+    if implicit_cost(size, slots, order, problem.loss) > explicit:
+        return ROCK4()
+    if order > 2 or isinstance(problem.loss, SquaredError):
+        return DenseExponential(dynamics)
+    return DenseRosenbrock(dynamics)
+
+
+def implicit_cost(size: int, slots: int, order: int, loss: AbstractLoss) -> float:
+    """The multiplications of a stiff dense solve, with a K⁽ᵖ⁾ of `size` entries, by the
+    numbers of steps that were measured, which hardly depend on the last time."""
+    if order > 2:
+        return 80.0 * (READING * size + _EIGEN * slots**3)
+    if isinstance(loss, SquaredError):
+        return 15.0 * (READING * size + _EIGEN * slots**3)
+    return 80.0 * (8 * READING * size + _FACTORS * slots**3)
+
+
+def explicit_evaluations(stiffness: float) -> float:
+    """The evaluations that an explicit solver takes up to ρT = `stiffness`, by those
+    measured with the default tolerances."""
+    if stiffness < NOT_STIFF:
+        return 100 + 2 * stiffness
+    return 150 + 20 * math.sqrt(stiffness)
+
+
+def loss_has_kinks(dynamics: AbstractDynamics) -> bool:
+    """Whether the derivative of the loss may jump, by the primitives it is made of."""
+    problem = dynamics.problem
+    if isinstance(problem.loss, _SMOOTH_LOSSES):
+        return False
+    outputs = jax.eval_shape(lambda: dynamics.outputs(dynamics.initial_state())[0])
+    target = jax.ShapeDtypeStruct(problem.y_train.shape[1:], problem.y_train.dtype)
+    jaxpr = jax.make_jaxpr(problem.loss.pointwise)(outputs, target).jaxpr
+    return not _KINKS.isdisjoint(primitives(jaxpr))
+
+
+def network_has_kinks(dynamics: AbstractDynamics) -> bool:
+    """Whether the vector field may have kinks in the parameters."""
+    if not isinstance(dynamics, AbstractDescent | TaylorizedFlow):
+        return False
+    x = take(dynamics.problem.x_train, slice(1))
+    jaxpr = jax.make_jaxpr(dynamics.apply.over)(dynamics.params, x).jaxpr
+    return not _KINKS.isdisjoint(primitives(jaxpr))

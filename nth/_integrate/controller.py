@@ -1,0 +1,46 @@
+"""The default step size controller."""
+
+import math
+
+import diffrax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .choice import Choice
+from .kinks import KinkController
+from .solvers.chebyshev import ROCK4
+from .solvers.rosenbrock import DenseRosenbrock
+
+# The relative tolerance up to which kinks relax it: of networks, and of losses, which
+# are averaged first.
+_LOOSEST, _LOOSEST_AVERAGED = 2e-4, 5e-5
+
+
+def default_controller(
+    choice: Choice, ts: Float[Array, " T"]
+) -> diffrax.PIDController | KinkController:
+    """Tolerances for the dtype of `ts`, relaxed at kinks where the solver allows it."""
+    eps = float(jnp.finfo(ts.dtype).eps)
+    rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
+    controller = diffrax.PIDController(
+        rtol=rtol,
+        atol=atol,
+        # Ends a solution that diverges in finite time, in ever smaller steps.
+        dtmin=eps * jnp.minimum(ts[-1], _time_scale(choice.rate)),
+        force_dtmin=False,
+        norm=choice.dynamics.error_norm,
+    )
+    # A kink is detected by the order of the error estimate, which for multistep methods
+    # is lower in the first steps.
+    one_step = diffrax.AbstractRungeKutta | DenseRosenbrock | ROCK4
+    if isinstance(choice.solver, one_step):
+        loosest = _LOOSEST_AVERAGED if choice.averaged else _LOOSEST
+        return KinkController(controller, loosest)
+    return controller
+
+
+def _time_scale(rate: float | None) -> float:
+    """1/ρ to a power of two: what identifies a checkpoint must not vary by rounding."""
+    if rate is None or not 0 < rate < math.inf:
+        return 1.0
+    return 2.0 ** -round(math.log2(rate))

@@ -1,0 +1,53 @@
+"""The abstract base of all predictions: outputs and loss at the requested times."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._internal.validation import is_traced
+
+
+class AbstractPrediction(eqx.Module):
+    """Outputs on training and test points, and the training loss, over time.
+
+    [`nth.Solution`][], [`nth.Trajectory`][] and [`nth.Perturbation`][] are predictions;
+    [`nth.compare`][] compares any of them with the trained network.
+    """
+
+    ts: eqx.AbstractVar[Float[Array, " T"] | Int[Array, " T"]]
+    """The requested times; for discrete training the steps, as integers."""
+
+    train: eqx.AbstractVar[Float[Array, "T n *out"]]
+    """Outputs on the training points."""
+
+    test: eqx.AbstractVar[Float[Array, "T q *out"]]
+    """Outputs on the test points; q = 0 if the problem has none."""
+
+    loss: eqx.AbstractVar[Float[Array, " T"]]
+    """The training loss L of those outputs."""
+
+
+def summary(
+    prediction: AbstractPrediction,
+    *about: str,
+    ended: Callable[[], str] | None = None,
+) -> str:
+    """A one-line `repr`, such as `Solution(level-3 hierarchy, 5 times from 0 to 10,
+    8 training and 4 test points, loss 0.52 to 0.013, successful)`.
+
+    Of traced or batched values the shapes are shown, as `eqx.tree_pformat` does."""
+    ts, loss = prediction.ts, prediction.loss
+    if is_traced(ts, loss, jnp.zeros(())) or ts.ndim != 1 or ts.size == 0:
+        return eqx.tree_pformat(prediction)
+    kind = "steps" if jnp.issubdtype(ts.dtype, jnp.integer) else "times"
+    points = prediction.train.shape[1], prediction.test.shape[1]
+    parts = (
+        *about,
+        f"{len(ts)} {kind} from {ts[0]:.4g} to {ts[-1]:.4g}",
+        f"{points[0]} training and {points[1]} test points",
+        f"loss {loss[0]:.3g} to {loss[-1]:.3g}",
+        *([] if ended is None else [ended()]),
+    )
+    return f"{type(prediction).__name__}({', '.join(parts)})"
