@@ -29,6 +29,7 @@ from ._dynamics.base import (
     AbstractKernelDynamics as AbstractKernelDynamics,
 )
 from ._dynamics.dense import DenseHierarchy as DenseHierarchy
+from ._dynamics.truncation import AbstractTruncation as AbstractTruncation
 from ._dynamics.matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
 from ._solution.prediction import AbstractPrediction as AbstractPrediction
 from ._solution.results import RESULTS as RESULTS
@@ -45,7 +46,10 @@ from ._analytic.perturbative import (
 from . import infinite as infinite
 from ._dynamics.gradient_flow import GradientFlow as GradientFlow
 from ._dynamics.taylorized import TaylorizedFlow as TaylorizedFlow
-from ._internal.validation import WindowWarning as WindowWarning
+from ._internal.validation import (
+    AccuracyWarning as AccuracyWarning,
+    WindowWarning as WindowWarning,
+)
 from ._integrate.solvers.chebyshev import ROCK4 as ROCK4
 from ._integrate.solvers.exponential import DenseExponential as DenseExponential
 from ._integrate.solvers.rosenbrock import DenseRosenbrock as DenseRosenbrock

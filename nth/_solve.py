@@ -113,7 +113,9 @@ def hierarchies(
     levels: dict[int, AbstractDynamics] = {}
     if dense:
         formed = kernels(network, problem, order=max(dense))
-        levels = {p: DenseHierarchy(formed, problem, order=p) for p in dense}
+        levels = {
+            p: DenseHierarchy(formed, problem, order=p, network=network) for p in dense
+        }
     for p in orders:
         if p not in levels:
             levels[p] = MatrixFreeHierarchy(

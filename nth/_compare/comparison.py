@@ -72,6 +72,31 @@ class Comparison(eqx.Module):
             raise ValueError("points: problem has no test points; give it an x_test.")
         return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
 
+    def error_estimate(
+        self, order: int | str, points: Points | None = None
+    ) -> Float[Array, " T"]:
+        """The estimate that level `order` makes of its own `error`, with no trained
+        network; over all points, or over `points`. NaN where there is no estimate.
+        """
+        if points is not None:
+            require_name("points", points, ("train", "test"))
+        errors = getattr(self._solution(order), "output_errors", None)
+        if errors is None:
+            return jnp.full(self.ts.shape, jnp.nan, self.truth.loss.dtype)
+        n = self.problem.n_train
+        rows = {None: errors, "train": errors[:, :n], "test": errors[:, n:]}[points]
+        return jnp.sqrt(jnp.mean(rows**2, axis=range(1, rows.ndim)))
+
+    def trusted_until(self, order: int | str, share: float = 0.1) -> float:
+        """The first requested time at which the estimated error of level `order` is
+        more than `share` of the predicted change; ∞ if it never is, NaN if unknown."""
+        prediction = self._solution(order)
+        if not isinstance(prediction, Solution):
+            return float("nan")
+        until = prediction.trusted_until(share)
+        require_concrete("comparison", until, "Comparison.trusted_until")
+        return float(until)
+
     def accuracy(
         self, order: int | str, points: Points = "test"
     ) -> Float[Array, " T"] | None:
@@ -152,10 +177,13 @@ class Comparison(eqx.Module):
         every = list(models.values())
         ends = [self.valid_until(p) for p in self.every]
         out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
+        estimates = [np.asarray(self.error_estimate(p)) for p in self.every]
+        unknown = np.full(self.ts.shape, np.nan, self.truth.loss.dtype)
         data: dict[str, Any] = {
             "train": (("model", "time", "train_point", *out), _stack(every, "train")),
             "test": (("model", "time", "test_point", *out), _stack(every, "test")),
             "loss": (("model", "time"), _stack(every, "loss")),
+            "error_estimate": (("model", "time"), np.stack([unknown, *estimates])),
             "valid_until": ("model", np.stack([self.truth.valid_until, *ends])),
         }
         for points in ("train", "test"):

@@ -83,8 +83,11 @@ def _plot_error(axis: Any, comparison: "Comparison", kind: "Points") -> None:
         error = np.asarray(comparison.error(p, kind))
         shown = (error > 0) & (ts > 0)
         axis.plot(ts[shown], error[shown], color=color, lw=1.5)
+        estimate = np.asarray(comparison.error_estimate(p, kind))
+        shown = (estimate > 0) & (ts > 0)
+        axis.plot(ts[shown], estimate[shown], color=color, lw=1, ls="--", alpha=0.7)
     axis.set_yscale("log")
-    axis.set_title(f"RMS error, {kind} points")
+    axis.set_title(f"RMS error (-- estimate), {kind}")
 
 
 def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:

@@ -12,6 +12,9 @@ from .._internal.validation import require_concrete
 if TYPE_CHECKING:
     from .comparison import Comparison, Points
 
+# A level is trusted while its estimated error is below this share of the change.
+_TRUSTED = 0.1
+
 _SYMBOL = {"time": "t", "step": "step"}
 
 
@@ -37,7 +40,7 @@ def _at(comparison: "Comparison", t: Any) -> str:
 
 
 def table(comparison: "Comparison") -> str:
-    """Errors at a few times, followed by window exits and accuracies."""
+    """Errors and estimates at a few times, then window exits, trust and accuracies."""
     require_concrete("comparison", (comparison, jnp.zeros(())), "a table")
     orders = list(comparison.every)
     kinds: list["Points"] = ["train"]
@@ -51,6 +54,10 @@ def table(comparison: "Comparison") -> str:
     for kind in kinds:
         for p in orders:
             columns[f"{kind}\n{name_of(p)}"] = np.asarray(comparison.error(p, kind))
+    for p in orders:
+        estimate = np.asarray(comparison.error_estimate(p))
+        if np.any(np.isfinite(estimate)):
+            columns[f"estimate\n{name_of(p)}"] = estimate
     rows = [[column[i] for column in columns.values()] for i in _rows(ts)]
     formats = (".4g", ".3g", *[".1e"] * (len(columns) - 2))
     lines = [
@@ -58,6 +65,7 @@ def table(comparison: "Comparison") -> str:
         "",
         tabulate(rows, headers=list(columns), floatfmt=formats, missingval=""),
         *_window_lines(comparison),
+        *_trust_lines(comparison),
         *_accuracy_lines(comparison, kinds),
     ]
     return "\n".join(lines)
@@ -69,6 +77,20 @@ def _window_lines(comparison: "Comparison") -> list[str]:
         for p, until in ((p, comparison.valid_until(p)) for p in comparison.every)
         if np.isfinite(until)
     ]
+
+
+def _trust_lines(comparison: "Comparison") -> list[str]:
+    """Until when each level is trusted, by its own estimate of its error."""
+    lines = []
+    for p in comparison.every:
+        until = comparison.trusted_until(p, _TRUSTED)
+        at = _at(comparison, until) if np.isfinite(until) else "the last time"
+        if not np.isnan(until):
+            lines.append(f"{name_of(p)} is trusted until {at}.")
+    if lines:
+        rule = f"estimated error below {_TRUSTED:.0%} of the predicted change"
+        lines[0] = lines[0][:-1] + f" ({rule})."
+    return lines
 
 
 def _accuracy_lines(comparison: "Comparison", kinds: Sequence["Points"]) -> list[str]:

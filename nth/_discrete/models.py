@@ -18,6 +18,7 @@ from .._dynamics.base import two_norm
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._dynamics.series import SeriesState
+from .._dynamics.truncation import series_factor
 from .._integrate.validity import largest_outputs
 from .._internal.warnings import warn
 from .expansion import AbstractExpansion, OptimizerState, add_updates
@@ -61,6 +62,10 @@ class AbstractTraining(eqx.Module):
     @abc.abstractmethod
     def judged(self, start: Any, saved: Any) -> Judgement:
         """The judgement of what was saved, given what is seen at step 0."""
+
+    @abc.abstractmethod
+    def estimated(self, saved: Any) -> Float[Array, "T m *out"] | None:
+        """The estimated errors of the saved outputs, if there is an estimate."""
 
     @abc.abstractmethod
     def trained_state(self, state: Any) -> State:
@@ -111,6 +116,9 @@ class NetworkTraining(AbstractTraining):
         lost = ~jnp.all(jnp.isfinite(flat), axis=1)
         return Judgement(lost, jnp.zeros_like(lost))
 
+    def estimated(self, saved: Observed) -> None:
+        return None
+
     def trained_state(self, state: NetworkState) -> Params:
         return state.params
 
@@ -140,10 +148,13 @@ class ObservedLevel(NamedTuple):
     """‖[f]_{p−1}‖ on the training points, the last term of f̃; 0 at level 2, where it is
     the only one."""
 
-    terms: Float[Array, " k"]
+    sizes: Float[Array, " k"]
     """‖u_k‖, of the last two coefficients of the parameters."""
 
     loss: Scalar
+
+    errors: Float[Array, "m *out"]
+    """An estimate of the distance from the trained network's outputs."""
 
 
 class LevelTraining(AbstractTraining):
@@ -170,15 +181,35 @@ class LevelTraining(AbstractTraining):
         terms = dynamics.output_terms(state.series)
         outputs = jnp.sum(terms, axis=0)
         train = outputs[: problem.n_train]
-        there = dynamics.over(dynamics.parameters(state.series), problem.x_train)
+        parted = dynamics.over(dynamics.parameters(state.series), problem.x) - outputs
+        sizes = jnp.stack([two_norm(u) for u in state.series.steps[-2:]])
         last = jnp.linalg.norm(terms[-1, : problem.n_train].ravel())
         return ObservedLevel(
             outputs=outputs,
-            parted=jnp.linalg.norm((there - train).ravel()),
+            parted=jnp.linalg.norm(parted[: problem.n_train].ravel()),
             last=last if dynamics.order > 2 else jnp.zeros_like(last),
-            terms=jnp.stack([two_norm(u) for u in state.series.steps[-2:]]),
+            sizes=sizes,
             loss=problem.loss(train, problem.y_train),
+            errors=self._errors(parted, terms[-1], sizes),
         )
+
+    def _errors(
+        self,
+        parted: Float[Array, "m *out"],
+        last: Float[Array, "m *out"],
+        sizes: Float[Array, " k"],
+    ) -> Float[Array, "m *out"]:
+        """The larger of two estimates. f(θ₀ + Σ_k u_k) − f̃ has the terms that the
+        network's nonlinearity adds, and not those of the optimizer, which successive
+        terms show. Kernels of odd order are as small as those above them, so the term
+        after an odd level is as large as its last one."""
+        order = self.dynamics.order
+        errors = series_factor(order) * jnp.abs(parted)
+        if order == 2:
+            return errors
+        safe = jnp.where(sizes[0] > 0, sizes[0], 1)
+        ratio = 1 if order % 2 else jnp.where(sizes[0] > 0, sizes[1] / safe, 0)
+        return jnp.maximum(errors, ratio * jnp.abs(last))
 
     def judged(self, start: ObservedLevel, saved: ObservedLevel) -> Judgement:
         flat = saved.outputs.reshape(len(saved.outputs), -1)
@@ -202,8 +233,11 @@ class LevelTraining(AbstractTraining):
         risen = saved.loss - start.loss > jnp.maximum(start.loss, still)
         far = (saved.parted > limit) | (saved.last > limit)
         # A series whose coefficients grow does not converge.
-        far = far | (saved.terms[:, -1] > saved.terms[:, 0])
+        far = far | (saved.sizes[:, -1] > saved.sizes[:, 0])
         return far | (risen & (moved > rounding))
+
+    def estimated(self, saved: ObservedLevel) -> Float[Array, "T m *out"]:
+        return saved.errors
 
     def trained_state(self, state: LevelState) -> SeriesState:
         return state.series

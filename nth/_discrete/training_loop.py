@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._custom_types import Scalar, State
 from .._integrate.diagnosis import cause_at_start
+from .._integrate.estimates import Estimate, estimate_of
+from .._integrate.validity import first_inaccurate, warn_of_error
 from .._internal.validation import is_traced
 from .._internal.warnings import say
 from .._problem.inputs import take
@@ -30,6 +32,9 @@ def run(training: AbstractTraining, plan: Plan) -> Solution:
         lost & jnp.isinf(ran.first), last.astype(ran.first.dtype), ran.first
     )
     say(partial(training.report, int(plan.steps.size)), where, lost, last)
+    steps = plan.steps.astype(ran.first.dtype)
+    first = first_inaccurate(steps, ran.estimate.error_share, ran.first)
+    say(partial(warn_of_error, training.dynamics.label, "step "), first)
     return _as_solution(training, plan, ran, last)
 
 
@@ -44,6 +49,7 @@ class _Run(NamedTuple):
     lost: Bool[Array, " T"]
     left: Bool[Array, ""]
     first: Scalar
+    estimate: Estimate
     state: State
 
 
@@ -83,16 +89,21 @@ def _zeros(like: Any, *leading: int) -> Any:
 
 def _judged(training: AbstractTraining, plan: Plan, saved: Any, state: Any) -> _Run:
     """Where the run diverged, and where a truncation left its window."""
-    lost, left = training.judged(training.observed(training.initial_state()), saved)
+    start = training.observed(training.initial_state())
+    lost, left = training.judged(start, saved)
     lost = jax.lax.cummax(lost.astype(jnp.int32)).astype(bool)
     outputs = saved.outputs
     first = plan.steps[jnp.argmax(left)].astype(outputs.dtype)
     kept = jnp.expand_dims(~lost, range(1, outputs.ndim))
+    outputs = jnp.where(kept, outputs, jnp.nan)
+    errors = training.estimated(saved)
+    errors = None if errors is None else jnp.where(kept, errors, jnp.nan)
     return _Run(
-        outputs=jnp.where(kept, outputs, jnp.nan),
+        outputs=outputs,
         lost=lost,
         left=jnp.any(left),
         first=jnp.where(jnp.any(left), first, jnp.inf),
+        estimate=estimate_of(errors, outputs, start.outputs),
         state=training.trained_state(state),
     )
 
@@ -111,6 +122,9 @@ def _as_solution(
         test=test,
         loss=jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train),
         valid_until=ran.first,
+        error_estimate=ran.estimate.error_estimate,
+        error_share=ran.estimate.error_share,
+        output_errors=ran.estimate.output_errors,
         result=ended,
         state=ran.state,
         counts={"num_steps": number, "num_evaluations": number, "last_time": last},

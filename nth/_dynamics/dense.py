@@ -1,18 +1,21 @@
 """The level-p truncated Neural Tangent Hierarchy."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import Scalar
 from .._internal.validation import require_instance, require_order
 from .._kernels.kernels import Kernels, require_ntk
+from .._network.base import TrainableNetwork, trainable
 from .._problem.inputs import floating_dtype, require_like
 from .._problem.problem import Problem
 from .base import AbstractKernelDynamics, require_state, require_vector
+from .linearization_error import require_same_network
 
 Levels = tuple[Float[Array, "m ..."], ...]
 
@@ -34,17 +37,30 @@ class DenseHierarchy(AbstractKernelDynamics):
         and the loss may differ from those of that call.
     - `problem`: targets and loss.
     - `order`: the level p, from 2 to `kernels.order`, which is the default.
+    - `network`, `filter_spec`, `learning_rates`: those that `kernels` were formed with.
+        At level 2 they are needed for `Solution.error_estimate`, which is NaN without
+        them; at higher levels they are not used.
 
-    **Raises:** `ValueError` if `order` or `problem` do not fit `kernels`.
+    **Raises:** `ValueError` if `order`, `problem` or `network` do not fit `kernels`.
     """
 
     problem: Problem
     levels: Levels
+    network: TrainableNetwork | None
     label: str = eqx.field(static=True)
     method: ClassVar[str] = "dense"
     truncated: ClassVar[bool] = True
 
-    def __init__(self, kernels: Kernels, problem: Problem, *, order: int | None = None):
+    def __init__(
+        self,
+        kernels: Kernels,
+        problem: Problem,
+        *,
+        order: int | None = None,
+        network: Callable[..., Any] | None = None,
+        filter_spec: PyTree = eqx.is_inexact_array,
+        learning_rates: PyTree = None,
+    ):
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
         require_ntk(kernels)
         require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
@@ -74,6 +90,10 @@ class DenseHierarchy(AbstractKernelDynamics):
         self.problem = problem.matched_to(jax.eval_shape(lambda f: f[0], kernels[1]))
         self.levels = kernels.tensors[:order]
         self.label = f"level-{order} hierarchy"
+        self.network = None
+        if network is not None and order == 2:
+            self.network = trainable(network, problem, filter_spec, learning_rates)
+            require_same_network(self.network, kernels[1])
 
     def initial_state(self) -> Levels:
         return self.levels[:-1]

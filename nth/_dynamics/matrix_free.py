@@ -29,12 +29,13 @@ from .batching import as_blocks, counted_rows, default_block, in_blocks
 from .parameter_dynamics import AbstractDescent
 from .series import SeriesState, Steps, require_state
 from .taylor_coefficients import Coefficients, best_coefficients
+from .truncation import AbstractTruncation, series_factor
 
 # The number of kernel columns computed together when the whole kernel is requested.
 _COLUMNS = 16
 
 
-class MatrixFreeHierarchy(AbstractDescent):
+class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
     """The truncated hierarchy as a series in ε, at the cost of a few gradients.
 
     With a weight ε for each application of D, θ_ε = θ₀ + Σ_k ε^k u_k solves
@@ -180,6 +181,15 @@ class MatrixFreeHierarchy(AbstractDescent):
             return jnp.stack(terms, axis=1)
 
         return jnp.moveaxis(in_blocks(block, self.problem.x, self.block_size), 1, 0)
+
+    def output_errors(self, state: SeriesState) -> Float[Array, "m *out"]:
+        """The network at θ₀ + Σ_k u_k minus f̃, times a calibrated factor.
+
+        Both have the terms [f]_0, …, [f]_{p−1}, so the difference is of the order of
+        the first term that f̃ lacks. It costs one forward pass.
+        """
+        there = self.over(self.parameters(state), self.problem.x)
+        return series_factor(self.order) * (there - self.outputs(state))
 
     def predict(self, state: SeriesState, x_new: Any) -> Float[Array, "points *out"]:
         """f̃ at new points, Σ_k [f(θ_ε, x)]_k.

@@ -13,6 +13,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
+from .._dynamics.dense import DenseHierarchy
+from .._dynamics.dense_terms import rates_at
 from .._internal.checkpoint import Checkpoint, fingerprint
 from .._internal.validation import is_traced, require_instance, require_times
 from .._network.finiteness import all_finite
@@ -22,6 +24,14 @@ from .._solution.solution import Solution
 from .choice import SolverOption, choose
 from .controller import default_controller
 from .counts import counts
+from .estimates import (
+    Reached,
+    at_start,
+    dense_errors,
+    errors_at,
+    estimate_of,
+    node_times,
+)
 from .options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
@@ -157,9 +167,9 @@ def _in_one_piece(
     settings: tuple[Any, ...],
     progress: bool | diffrax.AbstractProgressMeter,
 ) -> Piece:
-    state = dynamics.initial_state()
-    meter = as_meter(progress, dynamics.label, (dynamics, state, ts))
-    return _solve(dynamics, state, jnp.zeros_like(ts[0]), ts, (*settings, meter))
+    start = at_start(dynamics)
+    meter = as_meter(progress, dynamics.label, (dynamics, start.state, ts))
+    return _solve(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
 
 
 def _with_checkpoint(
@@ -241,7 +251,7 @@ def _require_memory(
 @eqx.filter_jit
 def _solve(
     dynamics: AbstractDynamics,
-    state: State,
+    reached: Reached,
     start: Scalar,
     ts: Float[Array, " T"],
     settings: tuple[Any, ...],
@@ -253,8 +263,10 @@ def _solve(
         t0=start,
         t1=ts[-1],
         dt0=dt0,
-        y0=state,
-        saveat=diffrax.SaveAt(subs=_saves(dynamics, ts, save_fn), solver_state=True),
+        y0=reached.state,
+        saveat=diffrax.SaveAt(
+            subs=_saves(dynamics, start, ts, save_fn), solver_state=True
+        ),
         stepsize_controller=controller,
         adjoint=adjoint,
         event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
@@ -264,30 +276,43 @@ def _solve(
     )
     assert solved.ts is not None  # for the type checker: saveat is given
     assert solved.ys is not None
-    steps, reached = solved.ts["rates"], jnp.isfinite(solved.ts["saved"])
+    steps, saved = solved.ts["rates"], solved.ys["saved"]
+    integrals = reached.integrals
+    if isinstance(dynamics, DenseHierarchy):
+        known = (start, ts, integrals, solved.ys["nodes"], saved["outputs"])
+        errors, integrals = dense_errors(dynamics, *known)
+        saved = {**saved, "errors": errors}
+    there = jnp.isfinite(solved.ts["saved"])
 
     def where_reached(leaf: Array) -> Array:
-        mask = jnp.expand_dims(reached, range(1, leaf.ndim))
-        return jnp.where(mask, leaf, jnp.nan)
+        return jnp.where(jnp.expand_dims(there, range(1, leaf.ndim)), leaf, jnp.nan)
 
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
+    state = jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"])
     return Piece(
-        saved=jax.tree.map(where_reached, solved.ys["saved"]),
+        saved=jax.tree.map(where_reached, saved),
         valid_until=first_rise(steps, solved.ys["rates"]),
         counts={
             **counts(solver, dynamics, solved.stats, solved.solver_state),
             "last_time": last_time,
         },
-        state=jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"]),
+        state=Reached(state, integrals),
         result=solved.result,
     )
 
 
 def _saves(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], save_fn: Any
+    dynamics: AbstractDynamics, start: Scalar, ts: Float[Array, " T"], save_fn: Any
 ) -> dict[str, diffrax.SubSaveAt]:
-    """Outputs at requested times, the rate of the loss at each step, the last state."""
+    """Outputs at requested times, the rate of the loss at each step, the last state,
+    and what the error estimate of the dense form takes from times in between."""
+    nodes = {}
+    if isinstance(dynamics, DenseHierarchy):
+        times = node_times(dynamics, start, ts)
+        rates = diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: rates_at(dynamics, y))
+        nodes = {"nodes": rates}
     return {
+        **nodes,
         "saved": diffrax.SubSaveAt(
             ts=ts, fn=lambda t, y, args: _saved(dynamics, t, y, save_fn)
         ),
@@ -303,7 +328,11 @@ def _saved(
     dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
 ) -> dict[str, Any]:
     saved = None if save_fn is None else save_fn(t, state, None)
-    return {"outputs": dynamics.outputs(state), "saved": saved}
+    return {
+        "outputs": dynamics.outputs(state),
+        "errors": errors_at(dynamics, state),
+        "saved": saved,
+    }
 
 
 def _solved_functions(
@@ -320,6 +349,8 @@ def _as_solution(
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     left = jnp.isfinite(piece.valid_until)
+    start = dynamics.outputs(dynamics.initial_state())
+    estimate = estimate_of(piece.saved["errors"], piece.saved["outputs"], start)
     return Solution(
         ts=ts,
         train=train,
@@ -327,10 +358,11 @@ def _as_solution(
         loss=loss,
         valid_until=piece.valid_until,
         result=result_of(piece.result, left, all_finite(train, test, loss)),
-        state=piece.state,
+        state=piece.state.state,
         counts=piece.counts,
         label=dynamics.label,
         method=dynamics.method,
         solver=solver,
         saved=piece.saved["saved"],
+        **estimate._asdict(),
     )

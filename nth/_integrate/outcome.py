@@ -15,7 +15,7 @@ from .._solution.results import RESULTS
 from .._solution.solution import Solution
 from .diagnosis import cause_at_start
 from .options import CONSTANT_STEPS
-from .validity import warn_of_window
+from .validity import first_inaccurate, warn_of_error, warn_of_window
 
 
 def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RESULTS:
@@ -46,9 +46,8 @@ def report(
     reached = (result == RESULTS.successful) | (result == RESULTS.left_window)
     failed = ~reached & jnp.isinf(solution.valid_until)
     last_time, label = solution.stats["last_time"], solution.label
-    warning = partial(warn_of_window, label)
     if is_traced(solution):
-        say(warning, solution.valid_until, reached, last_time)
+        _warn(solution, reached)
         return _raise_later(solution, failed, max_steps) if throw else solution
     if failed and throw:
         causes = _failures(max_steps)
@@ -60,8 +59,16 @@ def report(
             f"time {solution.ts[-1]:.6g}: {reason} Pass throw=False for the values up "
             "to that time."
         )
-    say(warning, solution.valid_until, reached, last_time)
+    _warn(solution, reached)
     return solution
+
+
+def _warn(solution: Solution, reached: Bool[Array, ""]) -> None:
+    """One warning, of the window or else of the estimated error, where it applies."""
+    until, last_time = solution.valid_until, solution.stats["last_time"]
+    say(partial(warn_of_window, solution.label), until, reached, last_time)
+    first = first_inaccurate(solution.ts, solution.error_share, until)
+    say(partial(warn_of_error, solution.label, "t = "), first)
 
 
 def _index(result: Any, causes: list[tuple[Any, str]]) -> Array:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.checkpoint import Checkpoint, is_spread, on_host
+from .estimates import at_start
 from .progress import fraction_bar
 
 
@@ -79,7 +80,7 @@ def _restored(
     spread: bool,
 ) -> _Progress:
     """The content of `file`, or the initial values if there is none."""
-    state = dynamics.initial_state()
+    state = at_start(dynamics)
     first = jax.eval_shape(run, state, ts[0], ts[:1])
     saved = jax.tree.map(
         lambda leaf: np.full((len(ts), *leaf.shape[1:]), np.nan, leaf.dtype),

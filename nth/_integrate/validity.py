@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
+from .._internal.validation import AccuracyWarning
 from .._internal.warnings import warn
 
 # A solve stops when its outputs exceed their initial scale by this factor.
@@ -80,4 +81,32 @@ def warn_of_window(
         "increases there, unlike that of gradient flow. Later values are not valid "
         f"predictions"
         f"{lost}; see Solution.valid_until.{note}"
+    )
+
+
+# A warning is issued where the estimated error passes this share of the change.
+_WARN_SHARE = 0.5
+
+
+def first_inaccurate(
+    ts: Float[Array, " T"], shares: Float[Array, " T"], valid_until: Scalar
+) -> Scalar:
+    """The first of `ts` at which the estimated error calls for a warning; ∞ if there is
+    none, or if the window was left: that has a warning of its own."""
+    inaccurate = shares > _WARN_SHARE
+    first = jnp.where(jnp.any(inaccurate), ts[jnp.argmax(inaccurate)], jnp.inf)
+    return jnp.where(jnp.isinf(valid_until), first, jnp.inf)
+
+
+def warn_of_error(label: str, clock: str, note: str, inaccurate_from: Any) -> None:
+    """Warn once, at the user's line, if the estimated error is large; `clock` precedes
+    the time or step."""
+    if np.isinf(inaccurate_from):
+        return
+    warn(
+        f"the {label} has an estimated error of more than {_WARN_SHARE:.0%} of the "
+        f"change that it predicts, from {clock}{inaccurate_from:.4g} on; see "
+        "Solution.error_estimate. Give a higher order, earlier times or a wider "
+        f"network.{note}",
+        AccuracyWarning,
     )

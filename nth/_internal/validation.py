@@ -28,6 +28,14 @@ class WindowWarning(UserWarning):
     """A prediction was requested past the window in which its truncation is valid."""
 
 
+class AccuracyWarning(WindowWarning):
+    """The estimated error of a prediction passed half of the change that it predicts.
+
+    Issued once for a solve, at the first requested time where
+    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
+    """
+
+
 def is_traced(*trees: Any) -> bool:
     """Whether any leaf is a tracer, which has no concrete value."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))

@@ -16,8 +16,11 @@ from .results import NAMES, RESULTS, name_of_result
 from .solution import Solution
 
 # Fields that are single arrays.
-_ARRAYS = ("ts", "train", "test", "loss", "valid_until")
-_TREES = ("state", "saved")
+_ARRAYS = (
+    *("ts", "train", "test", "loss", "valid_until"),
+    *("error_estimate", "error_share"),
+)
+_TREES = ("state", "saved", "output_errors")
 
 
 def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
@@ -76,6 +79,7 @@ def load_solution(
         method=method,
         solver=solver,
         saved=_in_structure(trees["saved"], saved_like, "saved_like"),
+        output_errors=_in_structure(trees["output_errors"], None, ""),
     )
 
 

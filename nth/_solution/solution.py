@@ -4,9 +4,11 @@ import os
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
+from .._internal.validation import require_positive
 from .prediction import AbstractPrediction, summary
 from .results import RESULTS, name_of_result as name
 
@@ -35,6 +37,15 @@ class Solution(AbstractPrediction):
     is interpolated between two steps of the solver, whose size limits its accuracy. For
     discrete training, whose loss may increase, see [`nth.solve_discrete`][]."""
 
+    error_estimate: Float[Array, " T"]
+    """An estimate of the root-mean-square distance of the outputs, over all m points,
+    from those of the trained network. NaN where there is none: see the page "How far
+    can I trust a prediction?"."""
+
+    error_share: Float[Array, " T"]
+    """`error_estimate` over the greatest root-mean-square change of the outputs that is
+    predicted up to that time."""
+
     result: RESULTS
     """How the solve ended: an [`nth.RESULTS`][]."""
 
@@ -58,6 +69,10 @@ class Solution(AbstractPrediction):
     """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
     is not given."""
 
+    output_errors: Float[Array, "T m *out"] | None = None
+    """The estimate for each output, up to its sign: `error_estimate` is the root of the
+    mean of their squares. `None` if there is none."""
+
     @property
     def stats(self) -> dict[str, Any]:
         """`method`; `solver`; `num_steps`, and in continuous time
@@ -71,6 +86,19 @@ class Solution(AbstractPrediction):
     def __repr__(self) -> str:
         method = f"method {self.method}"
         return summary(self, self.label, method, ended=lambda: name(self.result))
+
+    def trusted_until(self, share: float = 0.1) -> Scalar:
+        """The first requested time at which `error_share` exceeds `share`; ∞ if it does
+        not, NaN if there is no estimate.
+
+        **Raises:** `ValueError` unless `share` is a finite number above 0.
+        """
+        share = require_positive("share", share)
+        exceeds = self.error_share > share
+        first = self.ts[jnp.argmax(exceeds)].astype(self.loss.dtype)
+        unknown = jnp.all(jnp.isnan(self.error_share))
+        until = jnp.where(jnp.any(exceeds), first, jnp.inf)
+        return jnp.where(unknown, jnp.nan, until)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution to a file, atomically.
