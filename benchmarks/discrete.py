@@ -51,7 +51,13 @@ def step_seconds(network, problem, optimizer, order, batches):
         return least(
             lambda: (
                 nth.solve_discrete(
-                    network, problem, [number], optimizer, order=order, **batches
+                    network,
+                    problem,
+                    [number],
+                    optimizer,
+                    order=order,
+                    progress=False,
+                    **batches,
                 ).train
             )
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import make_network, make_problem
+from jax.flatten_util import ravel_pytree
 
 import nth
 from nth._discrete import run_options, training_loop
@@ -150,3 +152,93 @@ def test_no_checkpoint_under_jit(tmp_path: Path):
 
     with pytest.raises(ValueError, match=r"checkpoint .* jax\.jit"):
         jax.jit(run)()
+
+
+# ---------------------------------------------------------------- along the steps
+
+
+def test_kernels_along_steps():
+    """Of the network and of a level: those of the states; level 2 keeps its kernel."""
+    sgd = optax.sgd(0.3)
+    path = nth.kernel_along_steps(PAIR, LABELS, [0, 3], sgd)
+    trained = nth.train(PAIR, LABELS, [3], sgd).state
+    expected = nth.kernels(trained, LABELS, order=2)[2]
+    np.testing.assert_allclose(path.ntk[1], expected, atol=1e-12)
+    np.testing.assert_allclose(path.ntk[0], path.start, atol=1e-13)
+    np.testing.assert_array_equal(path.ts, [0, 3])
+    errors = []
+    for order in (2, 3, 4):
+        level = nth.kernel_along_steps(PAIR, LABELS, [0, 3], sgd, order=order)
+        np.testing.assert_allclose(level.start, path.start, atol=1e-12)
+        errors.append(np.max(np.abs(level.ntk[1] - path.ntk[1])))
+        if order == 2:
+            np.testing.assert_allclose(level.ntk[1], level.start, atol=1e-13)
+    assert errors[2] < errors[1] / 2 < errors[0] / 4
+
+
+def hessian_of(params: Any, problem: nth.Problem) -> Any:
+    theta, unravel = ravel_pytree(params)
+
+    def loss(theta: Any) -> Any:
+        outputs = jax.vmap(unravel(theta))(problem.x_train)
+        return problem.loss(outputs, problem.y_train)
+
+    return jax.hessian(loss)(theta)
+
+
+@pytest.mark.parametrize("rate", [None, 0.3])
+def test_sharpness_is_the_largest_eigenvalue_of_the_hessian(rate: float | None):
+    rates = None
+    if rate is not None:
+        rates = jax.tree.map(lambda _: 1.0, PAIR)
+        rates = eqx.tree_at(lambda net: net.weights[0], rates, rate)
+    optimizer = optax.adam(1e-2)
+    path = nth.sharpness_along(PAIR, LABELS, [0, 5], optimizer, learning_rates=rates)
+    for i, step in enumerate([0, 5]):
+        trained = nth.train(PAIR, LABELS, [step], optimizer, learning_rates=rates)
+        factor = jax.tree.map(
+            lambda leaf, r: jnp.full_like(leaf, r) ** 0.5,
+            PAIR,
+            jax.tree.map(lambda _: 1.0, PAIR) if rates is None else rates,
+        )
+        roots = np.asarray(ravel_pytree(factor)[0])
+        matrix = hessian_of(trained.state, LABELS) * roots[:, None] * roots[None]
+        expected = np.linalg.eigvalsh(matrix).max()
+        np.testing.assert_allclose(path.sharpness[i], expected, rtol=1e-6)
+
+
+def test_a_catapult_with_several_points_ends_below_two_over_the_rate():
+    """Of a general network: the loss rises first, and the sharpness falls."""
+    problem, network = make_problem(4, 1), make_network(32, 2)
+    rate = 1.6 * nth.max_learning_rate(network, problem)
+    path = nth.sharpness_along(network, problem, 80, optax.sgd(rate))
+    loss = path.solution.loss
+    assert path.sharpness[0] > 2 / rate
+    assert np.max(loss) > 1.5 * loss[0]
+    assert loss[-1] < 1e-3 * loss[0]
+    assert path.sharpness[-1] < 2 / rate
+
+
+def test_taylorized_training():
+    """Degree 1 is level 2; a linear network is its own polynomial; and the steps of a
+    flow are small steps."""
+    adam = optax.adam(1e-2)
+    linear = nth.train_taylorized(PAIR, LABELS, 4, adam, degree=1)
+    level = nth.solve_discrete(PAIR, LABELS, 4, adam, order=2)
+    np.testing.assert_allclose(linear.train, level.train, atol=1e-12)
+    quadratic = make_network(3, 1, activation="linear")
+    problem, optimizer = make_problem(4, 1), optax.adamw(1e-2, weight_decay=0.1)
+    batches: Any = {"batch_size": 2, "key": KEY}
+    same = nth.train_taylorized(quadratic, problem, 4, optimizer, degree=2, **batches)
+    truth = nth.train(quadratic, problem, 4, optimizer, **batches)
+    np.testing.assert_allclose(same.test, truth.test, atol=1e-12)
+    flow = nth.TaylorizedFlow(PAIR, LABELS, degree=2)
+    followed = nth.integrate(flow, [0.1])
+    steps = nth.train_taylorized(PAIR, LABELS, [1000], optax.sgd(1e-4), degree=2)
+    np.testing.assert_allclose(steps.train, followed.train, atol=1e-5)
+    found = nth.compare_discrete(
+        PAIR, LABELS, 4, adam, (2,), models={"linearized": linear}
+    )
+    np.testing.assert_allclose(found.error("linearized"), found.error(2), atol=1e-12)
+    with pytest.raises(ValueError, match=r"models\['linearized'\]"):
+        nth.compare_discrete(PAIR, LABELS, 3, adam, (2,), models={"linearized": linear})

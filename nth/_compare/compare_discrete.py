@@ -1,7 +1,8 @@
 """Predict training by an optimizer at several levels, and train the network."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +16,8 @@ from .._discrete.stability import warn_of_instability
 from .._internal.validation import require_instance
 from .._network.base import trainable
 from .._problem.problem import Problem
-from .compare import check_orders, check_y_test
+from .._solution.prediction import AbstractPrediction
+from .compare import check_names, check_orders, check_predictions, check_y_test
 from .comparison import Comparison
 
 
@@ -26,6 +28,7 @@ def compare_discrete(
     optimizer: Any,
     orders: Sequence[int] = (2, 3, 4),
     *,
+    models: Mapping[str, AbstractPrediction] = MappingProxyType({}),
     y_test: Any = None,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -47,6 +50,8 @@ def compare_discrete(
         level; with `checkpoint="run.npz"` each has a separate file, `run-truth.npz`,
         `run-p2.npz` and so on.
     - `orders`: the levels p, each from 2 to 12.
+    - `models`: other predictions at the same steps, by name, such as that of
+        [`nth.train_taylorized`][]; compared as the levels are.
     - `y_test`: test targets, in the form of `problem.y_train`; used for the accuracy.
 
     **Returns:** [`nth.Comparison`][], whose `ts` are the requested steps.
@@ -55,6 +60,10 @@ def compare_discrete(
     """
     levels = check_orders(orders)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+    check_names(models)
+    for name, model in models.items():
+        example = "nth.train_taylorized(...)"
+        require_instance(f"models[{name!r}]", model, AbstractPrediction, example)
     options = RunOptions(save_fn, progress, checkpoint).checked()
     own = trainable(network, problem, filter_spec, learning_rates)
     known = None
@@ -67,4 +76,6 @@ def compare_discrete(
         own, planned, levels, program, lambda p: options.of_model(f"p{p}")
     )
     truth = trained_network(own, planned, program, options.of_model("truth"))
-    return Comparison(truth, solutions, problem, known)
+    others = dict(models)
+    check_predictions(others, truth)
+    return Comparison(truth, solutions, problem, known, others)

@@ -112,9 +112,7 @@ class NetworkTraining(AbstractTraining):
         return Observed(self.dynamics.outputs(state.params))
 
     def judged(self, start: Observed, saved: Observed) -> Judgement:
-        flat = saved.outputs.reshape(len(saved.outputs), -1)
-        lost = ~jnp.all(jnp.isfinite(flat), axis=1)
-        return Judgement(lost, jnp.zeros_like(lost))
+        return judged_finite(saved)
 
     def estimated(self, saved: Observed) -> None:
         return None
@@ -125,12 +123,24 @@ class NetworkTraining(AbstractTraining):
     def report(
         self, requested: int, note: str, first: Any, lost: Any, last: Any
     ) -> None:
-        if lost:
-            warn(
-                f"the {self.dynamics.label}'s training diverges to infinite outputs: "
-                f"from the requested step after {last} on they are NaN.{note}",
-                RuntimeWarning,
-            )
+        report_divergence(self.dynamics.label, note, lost, last)
+
+
+def judged_finite(saved: Observed) -> Judgement:
+    """The judgement of a model that is no truncation."""
+    flat = saved.outputs.reshape(len(saved.outputs), -1)
+    lost = ~jnp.all(jnp.isfinite(flat), axis=1)
+    return Judgement(lost, jnp.zeros_like(lost))
+
+
+def report_divergence(label: str, note: str, lost: Any, last: Any) -> None:
+    """Warn if training diverged after the requested step `last`."""
+    if lost:
+        warn(
+            f"the {label}'s training diverges to infinite outputs: "
+            f"from the requested step after {last} on they are NaN.{note}",
+            RuntimeWarning,
+        )
 
 
 class LevelState(NamedTuple):
