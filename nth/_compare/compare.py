@@ -80,7 +80,7 @@ def compare(
     levels = check_orders(orders)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_name("method", method, METHODS)
-    _check_names(models)
+    check_names(models)
     check_options(options)
     own = trainable(network, problem, filter_spec, learning_rates)
     flow = GradientFlow(own, own.problem, weight_decay=weight_decay)
@@ -100,7 +100,7 @@ def compare(
         else integrate(model, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
         for name, model in models.items()
     }
-    _check_predictions(others, truth)
+    check_predictions(others, truth)
     return Comparison(truth, solutions, problem, known, others)
 
 
@@ -131,7 +131,7 @@ def check_orders(orders: Sequence[int]) -> list[int]:
 _TAKEN = re.compile(r"truth|p\W*\d+")
 
 
-def _check_names(models: Mapping[str, Model]) -> None:
+def check_names(models: Mapping[str, Model]) -> None:
     example = 'models={"linear": nth.TaylorizedFlow(network, problem, degree=1)}'
     if not isinstance(models, Mapping):
         raise ValueError(
@@ -149,7 +149,7 @@ def _check_names(models: Mapping[str, Model]) -> None:
             require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
-def _check_predictions(
+def check_predictions(
     models: Mapping[str, AbstractPrediction], truth: Solution
 ) -> None:
     """Raise if a model predicts other outputs, or at other times, than `truth` has."""
@@ -166,7 +166,7 @@ def _check_predictions(
         if same and not same(model.ts, truth.ts, rtol=1e-5, equal_nan=True):
             raise ValueError(
                 f"models[{name!r}] has the times {model.ts}, and compare {truth.ts}: "
-                "give both the same ts."
+                "give both the same."
             )
 
 

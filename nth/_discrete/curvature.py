@@ -91,10 +91,10 @@ def _largest_curvature(
 
     drawn = jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype)
     start = ravel_pytree(root(pull(drawn)[0]))[0]
-    return _lanczos(product, start, tolerance, iterations)
+    return largest_eigenvalue(product, start, tolerance, iterations)
 
 
-def _lanczos(
+def largest_eigenvalue(
     product: Callable[[Vector], Vector],
     start: Vector,
     tolerance: float,
@@ -125,7 +125,10 @@ def _lanczos(
         norm = jnp.linalg.norm(new)
         last = jnp.maximum(k - 1, 0)
         matrix = matrix.at[k, last].set(beta).at[last, k].set(beta).at[k, k].set(alpha)
-        values, vectors = jnp.linalg.eigh(matrix)
+        # The rows that are not reached have eigenvalues below all others.
+        bound = 2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
+        unused = jnp.diag(jnp.where(jnp.arange(iterations) > k, bound, 0))
+        values, vectors = jnp.linalg.eigh(matrix - unused)
         # `eigh` of a NaN matrix may be anything: a NaN is passed on past it.
         largest = jnp.where(jnp.isfinite(norm), values[-1], jnp.nan)
         residual = norm * jnp.abs(vectors[k, -1])
