@@ -2,9 +2,9 @@
 
     python benchmarks/restarts.py [widths]    # 16,32,64,128,256: about 10 minutes
 
-24 + 24 digits of scikit-learn, odd against even, two hidden layers, tanh, to t = 150,
-`until_error` 1e-2 and 1e-3. Prints the number of restarts, the largest error against the
-trained network and the last estimate; writes restarts.png.
+24 + 24 digits, odd against even, two hidden layers, tanh, to t = 150,
+`until_error` 1e-2 and 1e-3. Prints the number of restarts, the largest error against
+the trained network and the last estimate; writes restarts.png.
 """
 
 import sys

@@ -338,6 +338,8 @@ def solution() -> nth.Solution:
         zeros,
         jnp.zeros(1),
         zero,
+        jnp.zeros(1),
+        jnp.zeros(1),
         RESULTS.successful,
         zeros,
         {},
