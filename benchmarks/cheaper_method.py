@@ -1,4 +1,4 @@
-"""Does `nth.cheaper_method` choose the form that is really faster?
+"""Does `nth.cheaper_method` choose the faster form?
 
     python benchmarks/cheaper_method.py [--small]
 

@@ -5,7 +5,7 @@
 
 A two-layer linear network at one point, target 0, trained at rates below 2/λ₀ (lazy),
 between 2/λ₀ and 4/λ₀ (catapult) and beyond (divergent). Lines are the exact map,
-`nth.catapult`, dots the network really trained; they agree to rounding. Dashed lines
+`nth.catapult`, dots the trained network; they agree to rounding. Dashed lines
 are levels 2 and 4. Prints a table and writes catapult.png.
 """
 
@@ -15,6 +15,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 
 import nth
@@ -34,13 +35,13 @@ print(f"width {width}: critical rate {critical:.6f}, 2/NTK {2 / ntk:.6f}")
 figure = Figure(figsize=(9.6, 4.8), layout="constrained", dpi=150)
 panels = figure.subplots(2, 3, sharex=True)
 for (top, bottom), share in zip(panels.T, (0.8, 1.5, 2.1), strict=True):
-    rule = nth.GradientDescent(share * critical)
+    optimizer = optax.sgd(share * critical)
     exact = nth.catapult(f, ntk, share * critical, width, steps)
     with warnings.catch_warnings():  # divergence is what is shown here
         warnings.simplefilter("ignore")
-        truth = nth.gradient_descent(network, problem, steps, rule)
+        truth = nth.train(network, problem, steps, optimizer)
         levels = {
-            p: nth.solve_discrete(network, problem, steps, rule, order=p)
+            p: nth.solve_discrete(network, problem, steps, optimizer, order=p)
             for p in orders
         }
     apart = np.nanmax(np.abs(exact.outputs - truth.train[:, 0]) / (1 + exact.loss))

@@ -12,6 +12,7 @@ import sys
 
 import jax
 import numpy as np
+import optax
 from sklearn.datasets import load_digits
 
 import nth
@@ -27,10 +28,15 @@ x, y = x.astype(np.float32), labels[chosen]
 
 problem = nth.Problem(x[:n], y[:n], x[n:], loss=nth.SoftmaxCrossEntropy())
 network = nth.MLP(64, width, 2, out_size=10, key=jax.random.key(0))
-rule = nth.GradientDescent(8.0, batch_size=batch_size, key=jax.random.key(1))
-
-comparison = nth.compare(
-    network, problem, n // batch_size, orders, rule=rule, y_test=y[n:]
+comparison = nth.compare_discrete(
+    network,
+    problem,
+    n // batch_size,
+    optax.sgd(8.0),
+    orders,
+    y_test=y[n:],
+    batch_size=batch_size,
+    key=jax.random.key(1),
 )
 print(comparison)
 for p in orders:

@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING
 
 __version__ = _version("neural-tangent-hierarchy")
 
+# What takes the place of names of earlier versions.
+_REMOVED = {
+    "GradientDescent": "take an optimizer of Optax, such as optax.sgd(0.1, momentum="
+    "0.9), with optax.add_decayed_weights before it for weight decay, and give "
+    "batch_size and key to nth.solve_discrete",
+    "gradient_descent": "it is nth.train, which takes an optimizer of Optax",
+    "Loss": "it is nth.CustomLoss",
+}
+
 if TYPE_CHECKING:
     from ._api import *  # noqa: F403
 
@@ -30,7 +39,8 @@ else:  # a type checker that saw `__getattr__` would let any name pass
         # Python and IPython look up private names that no module has: load nothing.
         if not name.startswith("_") and name in _load():
             return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        cure = f": {_REMOVED[name]}" if name in _REMOVED else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{cure}")
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_load()})

@@ -66,13 +66,19 @@ from ._solve import (
     gradient_flow as gradient_flow,
     solve as solve,
 )
-from ._discrete.rule import GradientDescent as GradientDescent
 from ._discrete.max_learning_rate import max_learning_rate as max_learning_rate
 from ._discrete.solve import (
-    gradient_descent as gradient_descent,
     solve_discrete as solve_discrete,
+    train as train,
+)
+from ._discrete.taylorized import train_taylorized as train_taylorized
+from ._discrete.along import (
+    SharpnessPath as SharpnessPath,
+    kernel_along_steps as kernel_along_steps,
+    sharpness_along as sharpness_along,
 )
 from ._discrete.catapult import Catapult as Catapult, catapult as catapult
 from ._compare.comparison import Comparison as Comparison
 from ._compare.compare import compare as compare
+from ._compare.compare_discrete import compare_discrete as compare_discrete
 from . import scaling as scaling

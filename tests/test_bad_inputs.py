@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 from conftest import make_network, make_problem
 
@@ -25,7 +26,7 @@ KEY = jax.random.key(0)
 X, Y = np.eye(4)[:, :3], np.array([1.0, -1.0, 1.0, 1.0])
 PROBLEM = make_problem()
 NETWORK = make_network(3, 1)
-RULE = typed_nth.GradientDescent(0.1)
+OPTIMIZER = optax.sgd(0.1)
 HUGE = 10**12
 LOW = (jnp.float16, jnp.bfloat16)
 
@@ -267,41 +268,35 @@ OTHER_LOSS = typed_nth.Problem(
     ("y_test", lambda: compare(y_test="labels")),
     ("method", lambda: compare(method="sparse")),
     ("solver", lambda: compare(solver=diffrax.Euler())),
-    ("rule", lambda: compare(rule=0.1, ts=3)),
     ("checkpoint", lambda: compare(checkpoint=3)),
 )
 def test_compare(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
-def descend(steps: Any = 2, rule: Any = RULE, **options: Any) -> Any:
-    return nth.gradient_descent(NETWORK, PROBLEM, steps, rule, **options)
+def descend(steps: Any = 2, optimizer: Any = OPTIMIZER, **options: Any) -> Any:
+    return nth.train(NETWORK, PROBLEM, steps, optimizer, **options)
 
 
-def descent(**options: Any) -> Any:
-    return nth.GradientDescent(**{"learning_rate": 0.1, **options})
-
-
-def scheduled(schedule: Any) -> Call:
-    return lambda: descend(rule=nth.GradientDescent(schedule))
+def compare_discrete(orders: Any = (2,), **options: Any) -> Any:
+    return nth.compare_discrete(NETWORK, PROBLEM, 2, OPTIMIZER, orders, **options)
 
 
 @refused(
-    ("learning_rate", lambda: descent(learning_rate=-0.1)),
-    ("learning_rate", lambda: descent(learning_rate=True)),
-    ("learning_rate", lambda: descent(learning_rate=None)),
-    ("learning_rate", scheduled(lambda step: "fast")),
-    ("learning_rate", scheduled(lambda step: 1j)),
-    ("momentum", lambda: descent(momentum=1.0)),
-    ("momentum", lambda: descent(momentum="some")),
-    ("nesterov", lambda: descent(nesterov=1)),
-    ("nesterov", lambda: descent(nesterov=True)),
-    ("weight_decay", lambda: descent(weight_decay=-1)),
-    ("batch_size", lambda: descent(batch_size=0, key=KEY)),
-    ("key", lambda: descent(batch_size=2)),
-    ("key", lambda: descent(batch_size=2, key=0)),
-    ("batch_size", lambda: descend(rule=descent(batch_size=5, key=KEY))),
-    ("rule", lambda: descend(rule=0.1)),
+    ("batch_size", lambda: descend(batch_size=0, key=KEY)),
+    ("key", lambda: descend(batch_size=2)),
+    ("key", lambda: descend(batch_size=2, key=0)),
+    ("batch_size", lambda: descend(batch_size=5, key=KEY)),
+    ("batch_size", lambda: descend(batch_size="some", key=KEY)),
+    ("batches", lambda: descend(batches=[[0], [9]])),
+    ("batches", lambda: descend(batches=[[0], [-1]])),
+    ("batches", lambda: descend(batches=[[0.5], [1]])),
+    ("batches", lambda: descend(batches=[[0]])),
+    ("batches", lambda: descend(batches="some")),
+    ("optimizer", lambda: descend(optimizer=0.1)),
+    ("optimizer", lambda: descend(optimizer=optax.polyak_sgd())),
+    ("orders", lambda: compare_discrete(())),
+    ("y_test", lambda: compare_discrete(y_test=[1.0])),
     ("steps", lambda: descend(HUGE)),
     ("steps", lambda: descend([0, HUGE])),
     ("steps", lambda: descend(1.5)),
@@ -310,9 +305,10 @@ def scheduled(schedule: Any) -> Call:
     ("steps", lambda: descend([[1], [1, 2]])),
     ("steps", lambda: descend(None)),
     ("steps", lambda: descend(True)),
-    ("problem", lambda: nth.solve_discrete(NETWORK, None, 2, RULE, order=2)),
-    ("order", lambda: nth.solve_discrete(NETWORK, PROBLEM, 2, RULE, order=10**9)),
-    ("momentum", lambda: nth.max_learning_rate(NETWORK, PROBLEM, momentum=2)),
+    ("problem", lambda: nth.solve_discrete(NETWORK, None, 2, OPTIMIZER, order=2)),
+    ("order", lambda: nth.solve_discrete(NETWORK, PROBLEM, 2, OPTIMIZER, order=10**9)),
+    ("optimizer", lambda: nth.max_learning_rate(NETWORK, PROBLEM, 0.1)),
+    ("optimizer", lambda: nth.max_learning_rate(NETWORK, PROBLEM, optax.adam(0.1))),
     ("problem", lambda: nth.max_learning_rate(NETWORK, None)),
 )
 def test_discrete(argument: str, call: Call) -> None:

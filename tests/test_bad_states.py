@@ -149,7 +149,7 @@ def test_state_with_and_without_weight_decay(name: str) -> None:
 
 
 def test_checks_are_not_compiled() -> None:
-    """They look at the structure alone, so that a solve is as fast without them."""
+    """They check the structure only, so that a solve is as fast without them."""
     dynamics, state = DYNAMICS["flow"], STATES["flow"]
     jaxpr = str(jax.make_jaxpr(lambda s: dynamics.vector_field(0.0, s, None))(state))
     assert "callback" not in jaxpr

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import make_network, make_problem
 
@@ -175,17 +176,26 @@ def test_penalty_of_gradient_flow():
         np.testing.assert_allclose(a, b - s, atol=1e-14)
 
 
-@pytest.mark.parametrize("rule", [None, nth.GradientDescent(0.1)])
-def test_labels_of_test_points_are_checked_like_those_of_training_points(rule):
+@pytest.mark.parametrize("discrete", [False, True])
+def test_labels_of_test_points_are_checked_like_those_of_training_points(discrete):
     loss = nth.SoftmaxCrossEntropy()
     problem = nth.Problem(np.eye(3), [0, 1, 0], np.eye(3)[:1], loss=loss)
     network = make_network(3, 1, outputs=2)
+
+    def in_steps(network, problem, steps, orders, **options):
+        optimizer = optax.sgd(0.1)
+        return nth.compare_discrete(
+            network, problem, steps, optimizer, orders, **options
+        )
+
+    compare: Any = in_steps if discrete else nth.compare
     for y_test, words in (
         ([5], "y_test has labels of 2"),
         ([-1], "y_test has labels b"),
     ):
+        arguments: Any = (network, problem, np.array([1]))
         with pytest.raises(ValueError, match=words):
-            nth.compare(network, problem, np.array([1]), (2,), y_test=y_test, rule=rule)
+            compare(*arguments, (2,), y_test=y_test)
 
 
 # ---------------------------------------------------------------- other predictions

@@ -1,5 +1,5 @@
-"""Discrete training: optax, the hierarchy of eq. 29 by brute force, the flow as its
-limit, and the network really trained."""
+"""Discrete training by linear optimizers: batches, the hierarchy of eq. 29 by brute
+force, the flow as its limit, the window, and the trained network."""
 
 import math
 import warnings
@@ -29,64 +29,24 @@ def assert_trees_close(ours, expected, atol):
         np.testing.assert_allclose(one, other, rtol=0, atol=atol)
 
 
-# ---------------------------------------------------------------- the truth is optax's
-
-RULES: dict[str, dict[str, Any]] = {
-    "plain": {"learning_rate": 0.5},
-    "momentum": {"learning_rate": 0.3, "momentum": 0.7},
-    "nesterov": {"learning_rate": 0.3, "momentum": 0.7, "nesterov": True},
-    "decay": {"learning_rate": 0.3, "momentum": 0.5, "weight_decay": 0.1},
-    "schedule": {"learning_rate": optax.exponential_decay(0.5, 2, 0.5)},
-}
+def decayed(weight_decay, *args, **options):
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(*args, **options)
+    )
 
 
-def by_optax(network, problem, number, learning_rate, weight_decay=0.0, **options):
-    """The network after each step, by optax alone."""
-    decayed = optax.add_decayed_weights(weight_decay)
-    optimiser = optax.chain(decayed, optax.sgd(learning_rate, **options))
-
-    @eqx.filter_jit
-    def step(network, state):
-        def loss(network):
-            outputs = jax.vmap(network)(problem.x_train)
-            return optax.softmax_cross_entropy_with_integer_labels(
-                outputs, problem.y_train
-            ).mean()
-
-        updates, state = optimiser.update(
-            eqx.filter_grad(loss)(network), state, network
-        )
-        return eqx.apply_updates(network, updates), state
-
-    state, networks = optimiser.init(network), [network]
-    for _ in range(number):
-        network, state = step(network, state)
-        networks.append(network)
-    return networks
+# ---------------------------------------------------------------- steps and batches
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_truth_is_optax_step_for_step(name):
-    solution = nth.gradient_descent(PAIR, LABELS, 5, nth.GradientDescent(**RULES[name]))
-    networks = by_optax(PAIR, LABELS, 5, **RULES[name])
-    outputs = jnp.stack([jax.vmap(network)(LABELS.x) for network in networks])
-    np.testing.assert_allclose(solution.train, outputs[:, :4], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(solution.test, outputs[:, 4:], rtol=0, atol=1e-13)
-    assert_trees_close(solution.state, networks[-1], 1e-13)
-    np.testing.assert_array_equal(solution.ts, np.arange(6))
-    assert solution.stats["num_steps"] == solution.stats["num_evaluations"] == 5
-    assert np.max(np.abs(solution.train[-1] - solution.train[0])) > 1e-2
-
-
-def test_steps_asked_for_are_those_steps():
-    rule = nth.GradientDescent(0.3, momentum=0.5)
-    whole = nth.solve_discrete(NETWORK, SCALAR, 7, rule, order=2)
-    some = nth.solve_discrete(NETWORK, SCALAR, [2, 3, 7], rule, order=2)
+def test_requested_steps_are_those_steps():
+    optimizer = optax.sgd(0.3, momentum=0.5)
+    whole = nth.solve_discrete(NETWORK, SCALAR, 7, optimizer, order=2)
+    some = nth.solve_discrete(NETWORK, SCALAR, [2, 3, 7], optimizer, order=2)
     asked = np.array([2, 3, 7])
     np.testing.assert_array_equal(some.ts, asked)
     np.testing.assert_allclose(some.train, whole.train[asked], atol=1e-14)
     np.testing.assert_allclose(some.test, whole.test[asked], atol=1e-14)
-    none = nth.solve_discrete(NETWORK, SCALAR, 0, rule, order=2)
+    none = nth.solve_discrete(NETWORK, SCALAR, 0, optimizer, order=2)
     np.testing.assert_allclose(none.train, jax.vmap(NETWORK)(SCALAR.x_train)[None])
 
 
@@ -100,8 +60,8 @@ def test_batches_are_epochs_without_repeats(loss):
     problem = nth.Problem(x, y, loss=loss or nth.SquaredError())
     network = eqx.nn.Linear(n, 2, use_bias=False, key=KEY)
     network = eqx.tree_at(lambda net: net.weight, network, jnp.zeros((2, n)))
-    rule = nth.GradientDescent(1.0, batch_size=3, key=KEY)
-    moves = np.diff(nth.gradient_descent(network, problem, 6, rule).train, axis=0)
+    optimizer, batches = optax.sgd(1.0), {"batch_size": 3, "key": KEY}
+    moves = np.diff(nth.train(network, problem, 6, optimizer, **batches).train, axis=0)
     seen = np.abs(moves[:, :, 0]) > 1e-12
     first, others = seen[:2], seen[2:]
     np.testing.assert_array_equal(seen.sum(axis=1), 3)
@@ -112,18 +72,20 @@ def test_batches_are_epochs_without_repeats(loss):
     expected = 1 / 3 if loss is None else 0.5 / 3
     np.testing.assert_allclose(moves[0, seen[0], 0], expected, rtol=1e-12)
     # A level sees the same batches: a linear network is its own level 2.
-    level = nth.solve_discrete(network, problem, 6, rule, order=2)
-    truth = nth.gradient_descent(network, problem, 6, rule)
+    level = nth.solve_discrete(network, problem, 6, optimizer, order=2, **batches)
+    truth = nth.train(network, problem, 6, optimizer, **batches)
     np.testing.assert_allclose(level.train, truth.train, atol=1e-13)
+    # And one's own batches are those.
+    given = np.argsort(~seen, axis=1, kind="stable")[:, :3]
+    again = nth.train(network, problem, 6, optimizer, batches=given)
+    np.testing.assert_allclose(again.train, truth.train, atol=1e-13)
 
 
 def test_a_batch_of_all_is_no_batch():
-    whole = nth.GradientDescent(0.4, momentum=0.5, weight_decay=0.01)
-    batch = nth.GradientDescent(
-        0.4, momentum=0.5, weight_decay=0.01, batch_size=4, key=KEY
-    )
+    optimizer = decayed(0.01, 0.4, momentum=0.5)
     one, other = (
-        nth.solve_discrete(PAIR, LABELS, 4, rule, order=2) for rule in (whole, batch)
+        nth.solve_discrete(PAIR, LABELS, 4, optimizer, order=2, **batches)
+        for batches in ({}, {"batch_size": 4, "key": KEY})
     )
     np.testing.assert_allclose(one.train, other.train, atol=1e-13)
 
@@ -199,18 +161,14 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
     network = make_network(2, 1, 2, outputs=2, sigma_w=1.5)
     theta, unravel = ravel_pytree(network)
     schedule = optax.linear_schedule(0.9, 0.3, 4)
-    rule = nth.GradientDescent(
-        schedule, batch_size=batch, key=None if batch is None else KEY
-    )
-    ours = nth.solve_discrete(network, problem, 4, rule, order=order)
-
-    from nth._discrete.rule import plan
-
-    rows = plan(rule, 4, 3, jnp.float64).rows
+    optimizer, rows = optax.sgd(schedule), None
+    if batch is not None:
+        rows = np.array([[0, 2], [1, 1], [2, 1], [0, 1]])
+    ours = nth.solve_discrete(network, problem, 4, optimizer, order=order, batches=rows)
     one_hot = jnp.eye(2)[problem.y_train]
 
     def gradient(outputs, step):
-        seen = jnp.ones(3) if rows is None else jnp.zeros(3).at[rows[step]].set(1.0)
+        seen = jnp.ones(3) if rows is None else jnp.zeros(3).at[rows[step]].add(1.0)
         error = jax.nn.softmax(outputs) - one_hot
         return seen[:, None] * error / jnp.sum(seen)
 
@@ -225,7 +183,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
     told = expected(theta)
     np.testing.assert_allclose(ours.train, told, rtol=0, atol=1e-12)
     assert np.max(np.abs(told[-1] - told[0])) > 0.05
-    truth = nth.gradient_descent(network, problem, 4, rule).train
+    truth = nth.train(network, problem, 4, optimizer, batches=rows).train
     assert np.max(np.abs(truth - told)) > 1e-6  # a truncation, not the network
 
 
@@ -233,7 +191,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
 
 
 def test_a_plain_step_is_an_euler_step_of_the_flow():
-    """With decay and rates, of which the flow's own tests know the truth."""
+    """With decay and rates, for which the tests of the flow have references."""
     rates = eqx.tree_at(
         lambda net: net.weights[0], jax.tree.map(lambda _: 1.0, NETWORK), 0.4
     )
@@ -245,18 +203,15 @@ def test_a_plain_step_is_an_euler_step_of_the_flow():
     for _ in range(3):
         rate = field(jnp.zeros(()), state, None)
         state = jax.tree.map(lambda s, r: s + 0.3 * r, state, rate)
-    rule = nth.GradientDescent(0.3, weight_decay=0.2)
-    ours = nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=3, learning_rates=rates)
+    optimizer = decayed(0.2, 0.3)
+    ours = nth.solve_discrete(
+        NETWORK, SCALAR, [3], optimizer, order=3, learning_rates=rates
+    )
     assert_trees_close(ours.state, state, 1e-14)
 
 
-EVERYTHING = nth.GradientDescent(
-    optax.linear_schedule(0.4, 0.2, 3),
-    momentum=0.5,
-    nesterov=True,
-    weight_decay=0.01,
-    batch_size=2,
-    key=KEY,
+EVERYTHING = decayed(
+    0.01, optax.linear_schedule(0.4, 0.2, 3), momentum=0.5, nesterov=True
 )
 
 
@@ -264,7 +219,9 @@ def test_higher_levels_come_closer_and_wider_networks_too():
     errors = {}
     for width, orders in ((4, (2, 3, 4)), (64, (4,))):
         network = make_network(width, 1, outputs=2, seed=1)
-        found = nth.compare(network, LABELS, 4, orders, rule=EVERYTHING)
+        found = nth.compare_discrete(
+            network, LABELS, 4, EVERYTHING, orders, batch_size=2, key=KEY
+        )
         for p in orders:
             errors[width, p] = float(jnp.max(found.error(p, "train")))
     assert errors[4, 3] < errors[4, 2] / 2
@@ -278,11 +235,11 @@ def test_higher_levels_come_closer_and_wider_networks_too():
 
 
 def test_new_points_after_training():
-    rule = nth.GradientDescent(0.4, momentum=0.5, weight_decay=0.1)
+    optimizer = decayed(0.1, 0.4, momentum=0.5)
     x_new = make_problem(1, 3, seed=7).x_test
     asked = nth.Problem(SCALAR.x_train, SCALAR.y_train, x_new)
-    expected = nth.solve_discrete(NETWORK, asked, [5], rule, order=3).test[0]
-    state = nth.solve_discrete(NETWORK, SCALAR, [5], rule, order=3).state
+    expected = nth.solve_discrete(NETWORK, asked, [5], optimizer, order=3).test[0]
+    state = nth.solve_discrete(NETWORK, SCALAR, [5], optimizer, order=3).state
     told = nth.MatrixFreeHierarchy(NETWORK, SCALAR, order=3).predict(state, x_new)
     np.testing.assert_allclose(told, expected, atol=1e-13)
     assert np.max(np.abs(told - jax.vmap(NETWORK)(x_new))) > 1e-2
@@ -295,12 +252,12 @@ def test_jit_vmap_and_gradient():
     @jax.jit
     @jax.vmap
     def one(rate):
-        rule = nth.GradientDescent(rate, momentum=0.5, weight_decay=0.1)
-        return nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=2).train[0]
+        optimizer = decayed(0.1, rate, momentum=0.5)
+        return nth.solve_discrete(NETWORK, SCALAR, [3], optimizer, order=2).train[0]
 
     def total(rate):
-        rule = nth.GradientDescent(rate, momentum=0.5, weight_decay=0.1)
-        solution = nth.solve_discrete(NETWORK, SCALAR, [3], rule, order=2)
+        optimizer = decayed(0.1, rate, momentum=0.5)
+        solution = nth.solve_discrete(NETWORK, SCALAR, [3], optimizer, order=2)
         return jnp.sum(solution.train), solution.train[0]
 
     rates = jnp.array([0.2, 0.4])
@@ -320,15 +277,13 @@ def as_float32(tree):
 
 
 def test_float32_stays_float32_and_is_close():
-    rule = nth.GradientDescent(
-        0.3, momentum=0.5, weight_decay=0.1, batch_size=2, key=KEY
-    )
+    optimizer, batches = decayed(0.1, 0.3, momentum=0.5), {"batch_size": 2, "key": KEY}
     small = as_float32(PAIR), as_float32(LABELS)
-    for function in (partial(nth.solve_discrete, order=2), nth.gradient_descent):
-        ours = function(*small, 3, rule)
+    for function in (partial(nth.solve_discrete, order=2), nth.train):
+        ours = function(*small, 3, optimizer, **batches)
         arrays = [ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
         assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
-        expected = function(PAIR, LABELS, 3, rule)
+        expected = function(PAIR, LABELS, 3, optimizer, **batches)
         np.testing.assert_allclose(ours.train, expected.train, atol=1e-5)
 
 
@@ -345,9 +300,9 @@ def test_new_data_compile_nothing_new():
     def run(seed, rate):
         problem = make_problem(4, 1, seed=seed)
         network = Counted(jax.random.normal(jax.random.key(seed), (3,)))
-        rule = nth.GradientDescent(rate, momentum=rate, batch_size=2, key=KEY)
+        optimizer = decayed(rate / 9, rate, momentum=rate)
         before = len(traces)
-        nth.gradient_descent(network, problem, 4, rule)
+        nth.train(network, problem, 4, optimizer, batch_size=2, key=KEY)
         return len(traces) - before
 
     first, again = run(0, 0.3), run(1, 0.2)
@@ -360,10 +315,10 @@ def test_new_data_compile_nothing_new():
 
 def test_a_level_past_its_window_says_so():
     far = nth.Problem(SCALAR.x_train, 6 * SCALAR.y_train)
-    rule = nth.GradientDescent(0.5)
+    optimizer = optax.sgd(0.5)
     with pytest.warns(nth.WindowWarning, match="level-3 .*left its window at step"):
-        solution = nth.solve_discrete(NETWORK, far, 60, rule, order=3)
-    truth = nth.gradient_descent(NETWORK, far, 60, rule)
+        solution = nth.solve_discrete(NETWORK, far, 60, optimizer, order=3)
+    truth = nth.train(NETWORK, far, 60, optimizer)
     step = int(solution.valid_until)
     assert 0 < step < 60
     error = np.linalg.norm(solution.train - truth.train, axis=1)
@@ -374,9 +329,9 @@ def test_a_level_past_its_window_says_so():
 
 def test_a_blow_up_is_said_aloud_and_is_nan():
     rate = 3 * nth.max_learning_rate(NETWORK, SCALAR)
-    rule = nth.GradientDescent(rate)
+    optimizer = optax.sgd(rate)
     with pytest.warns(nth.WindowWarning) as told:
-        solution = nth.solve_discrete(NETWORK, SCALAR, 60, rule, order=2)
+        solution = nth.solve_discrete(NETWORK, SCALAR, 60, optimizer, order=2)
     words = " ".join(str(one.message) for one in told)
     assert "beyond" in words
     assert "on they are NaN" in words
@@ -386,7 +341,7 @@ def test_a_blow_up_is_said_aloud_and_is_nan():
     assert solution.valid_until <= last + 1 < 60
     diverging = make_network(5, 1, activation="linear")
     with pytest.warns(RuntimeWarning, match="training diverges to infinite outputs"):
-        truth = nth.gradient_descent(diverging, SCALAR, 60, rule)
+        truth = nth.train(diverging, SCALAR, 60, optimizer)
     assert np.isnan(truth.train[-1]).all()
     assert np.isinf(truth.valid_until)
 
@@ -395,13 +350,15 @@ def test_momentum_and_batches_may_raise_the_loss():
     """A wide network at a sane rate: no alarm, though the loss does rise."""
     network = make_network(16, 1)
     rate = 0.4 * nth.max_learning_rate(network, SCALAR)
-    rules = (
-        nth.GradientDescent(rate, momentum=0.8),
-        nth.GradientDescent(rate, batch_size=1, key=KEY),
+    optimizers = (
+        (optax.sgd(rate, momentum=0.8), {}),
+        (optax.sgd(rate), {"batch_size": 1, "key": KEY}),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for rule in rules:
-            solution = nth.solve_discrete(network, SCALAR, 8, rule, order=3)
+        for optimizer, batches in optimizers:
+            solution = nth.solve_discrete(
+                network, SCALAR, 8, optimizer, order=4, **batches
+            )
             assert np.any(np.diff(solution.loss) > 0)
             assert np.isinf(solution.valid_until)

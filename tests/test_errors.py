@@ -481,7 +481,7 @@ def test_y_test(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("jit", [jax.jit, eqx.filter_jit])
 @pytest.mark.parametrize("argument", ["x_train", "y_train", "x_test"])
 def test_traced_nan(jit: Any, argument: str) -> None:
-    """What cannot be looked at when traced is found when it runs."""
+    """What cannot be checked when traced is checked at run time."""
     arrays = {"x_train": X[:3], "y_train": Y, "x_test": X[3:]}
 
     @jit

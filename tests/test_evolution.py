@@ -82,7 +82,7 @@ def test_a_product_is_what_moves_the_outputs(order):
     np.testing.assert_allclose(kernel @ g, product, rtol=1e-10)
 
 
-def test_levels_predict_the_kernel_of_the_network_really_trained():
+def test_levels_predict_the_kernel_of_the_trained_network():
     """Each level holds one more derivative in time of K(t) than the one below: the
     errors fall as t^{p−1}."""
     problem = make_problem(3, 1)

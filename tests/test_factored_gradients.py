@@ -227,6 +227,47 @@ def test_blocks_and_rows_change_nothing(kept, monkeypatch):
     np.testing.assert_allclose(small, whole, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["attention", "convolutions", "lookups", "twice"])
+def test_third_kernel_is_the_derivative_of_the_second(name, monkeypatch):
+    """K(3)[…, c] is the derivative of J M Jᵀ along M ∇f_c."""
+    apply, params, x, _ = CASES[name]
+    kept = name in ("attention", "lookups")
+    monkeypatch.setattr(factored_gradients, "_pairs_are_cheaper", lambda *_: kept)
+    network = nth.from_apply(apply, params)
+    problem = nth.Problem(x[:3], jnp.zeros((3, 2)), x[3:])
+    rates = rates_for(params, True)
+    prefix = eqx.tree_at(lambda net: net.params, network, rates)
+    options: Any = {"order": 3, "learning_rates": prefix}
+    whole = nth.kernels(network, problem, **options)[3]
+    full = jax.tree.map(lambda r, p: jnp.broadcast_to(r, p.shape), rates, params)
+    M = ravel_pytree(full)[0]
+    theta, unravel = ravel_pytree(params)
+
+    def ntk(theta):
+        J = jacobian(apply, unravel(theta), x)
+        return J * M[None] @ J[:6].T
+
+    directions = jacobian(apply, params, x)[:6] * M[None]
+    third = jax.vmap(lambda u: jax.jvp(ntk, (theta,), (u,))[1], out_axes=2)(directions)
+    expected = third.reshape(whole.shape)
+    np.testing.assert_allclose(whole, expected, rtol=1e-10, atol=1e-11)
+    parts = nth.kernels(network, problem, block_size=2, **options)[3]
+    np.testing.assert_allclose(parts, whole, rtol=1e-12, atol=1e-13)
+    rows = nth.kernels(network, problem, rows=[3, 1], **options)[3]
+    np.testing.assert_allclose(rows, whole[jnp.array([3, 1])], rtol=1e-10, atol=1e-12)
+
+
+def test_kernels_of_large_networks_lift_the_outputs(monkeypatch):
+    """Where the gradients of all points do not fit in a block."""
+    apply, params, x, _ = CASES["residual"]
+    network = nth.from_apply(apply, params)
+    problem = nth.Problem(x[:3], jnp.zeros((3, 2)))
+    whole = nth.kernels(network, problem, order=3)[3]
+    monkeypatch.setattr("nth._kernels.third_products._BLOCK_BYTES", 0)
+    lifted = nth.kernels(network, problem, order=3)[3]
+    np.testing.assert_allclose(lifted, whole, rtol=1e-10, atol=1e-12)
+
+
 def test_frozen_parameters_have_no_gradient():
     network = Shared(3, jax.random.key(0))
     spec = eqx.tree_at(lambda net: net.w, jax.tree.map(lambda _: True, network), False)

@@ -1,4 +1,4 @@
-"""The hierarchy against closed forms, SciPy, and the network really trained."""
+"""The hierarchy against closed forms, SciPy, and the trained network."""
 
 import diffrax
 import jax

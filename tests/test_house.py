@@ -205,6 +205,10 @@ print(MLP is nth.MLP, infinite is nth.infinite)
 def test_a_name_that_does_not_exist():
     with pytest.raises(AttributeError, match=r"^module 'nth' has no attribute 'mlp'$"):
         nth.mlp  # noqa: B018  # pyright: ignore
+    with pytest.raises(AttributeError, match=r"'gradient_descent': it is nth\.train"):
+        nth.gradient_descent  # noqa: B018  # pyright: ignore
+    with pytest.raises(AttributeError, match=r"'GradientDescent': take an optimizer"):
+        nth.GradientDescent  # noqa: B018  # pyright: ignore
     with pytest.raises(ImportError, match="cannot import name 'mlp' from 'nth'"):
         from nth import mlp  # noqa: F401  # pyright: ignore
 

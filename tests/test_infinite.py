@@ -295,7 +295,7 @@ def gaussian_problem():
     return problem, options, nth.infinite.kernels(problem.x, **options)
 
 
-def test_ensemble_of_really_wide_networks():
+def test_ensemble_of_wide_networks():
     """Mean and covariance over 4,000 networks of width 256, each by its own level 2."""
     problem, options, kernels = gaussian_problem()
     ts = [0.0, 2.0, 20.0, jnp.inf]

@@ -4,6 +4,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import nth
@@ -31,9 +32,7 @@ def points(n, dtype):
 def descend(network, problem, t):
     """The limit of small steps, to about 1e-4."""
     rate = 1e-3
-    return nth.gradient_descent(
-        network, problem, [round(t / rate)], nth.GradientDescent(rate)
-    ).train[-1]
+    return nth.train(network, problem, [round(t / rate)], optax.sgd(rate)).train[-1]
 
 
 def test_relu_network(dtype):

@@ -1,5 +1,5 @@
 """The hierarchy with no n^p tensor: its equations by brute force, the tensor form, the
-iterated integrals that both are made of, and the network really trained."""
+iterated integrals that both are made of, and the trained network."""
 
 from typing import Any, ClassVar
 
@@ -502,7 +502,7 @@ def points(n):
 def chosen(network, problem, order, method: Any = "auto"):
     """What `nth.solve` goes on to integrate."""
     own = trainable(network, problem, eqx.is_inexact_array)
-    return front.hierarchies(own, [order], method)[order].method
+    return front.hierarchies(own, [1.0], [order], method)[order].method
 
 
 def test_auto_is_dense_for_few_points():

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
@@ -126,9 +127,8 @@ def test_level_two(make):
     g = f
     for _ in range(STEPS):
         g = g - RATE * K @ (g[:3] - Y) / 3
-    rule = nth.GradientDescent(RATE)
-    compared = nth.compare(
-        network, problem, np.array([STEPS]), orders=(2,), rule=rule, **options
+    compared = nth.compare_discrete(
+        network, problem, np.array([STEPS]), optax.sgd(RATE), (2,), **options
     )
     close(compared.solutions[2].train[0], g[:3])
     close(compared.solutions[2].test[0], g[3:])
@@ -162,8 +162,7 @@ def test_training(make):
         )
     close(comparison.truth.train[-1], outputs(runge_kutta(theta))[:3], atol=1e-5)
     assert comparison.error(3)[-1] < 0.2
-    rule = nth.GradientDescent(RATE)
-    trained = nth.gradient_descent(network, problem, [STEPS], rule, **options)
+    trained = nth.train(network, problem, [STEPS], optax.sgd(RATE), **options)
     for _ in range(STEPS):
         theta = theta + RATE * field(theta)
     close(trained.train[0], outputs(theta)[:3])
@@ -182,15 +181,11 @@ def test_custom_vjp():
     dense = nth.solve(network, problem, [T], order=2, method="dense")
     close(dense.train[0], expected, atol=1e-6)
     assert jnp.isfinite(nth.gradient_flow(network, problem, [T]).loss)
-    assert jnp.isfinite(
-        nth.gradient_descent(network, problem, [1], nth.GradientDescent(0.1)).loss
-    )
+    assert jnp.isfinite(nth.train(network, problem, [1], optax.sgd(0.1)).loss)
     refused = (
         lambda: nth.kernels(network, problem, order=3),
         lambda: nth.solve(network, problem, [T], order=2, method="matrix-free"),
-        lambda: nth.solve_discrete(
-            network, problem, [1], nth.GradientDescent(0.1), order=2
-        ),
+        lambda: nth.solve_discrete(network, problem, [1], optax.sgd(0.1), order=2),
         lambda: nth.TaylorizedFlow(network, problem, degree=1),
         lambda: nth.contract(network, problem, [Y], order=2),
         lambda: nth.project(network, problem, 1, order=3),

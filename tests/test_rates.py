@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 from conftest import make_network, make_problem
 from jax.flatten_util import ravel_pytree
@@ -77,9 +78,9 @@ def test_standard_with_rescaled_rates_is_ntk():
         speed(standard, learning_rates=rates), speed(ntk), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
-    rule = nth.GradientDescent(0.7, momentum=0.5)
+    rule = optax.sgd(0.7, momentum=0.5)
     for function, options in (
-        (nth.gradient_descent, {}),
+        (nth.train, {}),
         (nth.solve_discrete, {"order": 2}),
     ):
         one = function(standard, LABELS, 4, rule, learning_rates=rates, **options)
@@ -216,14 +217,21 @@ def test_critical_rate_is_that_of_the_ntk():
 def test_training_grows_beyond_the_critical_rate_and_not_below(options):
     """A linear network is its own linearization: just below it settles, above not."""
     network = eqx.nn.Linear(3, "scalar", use_bias=False, key=KEY)
-    critical = nth.max_learning_rate(network, SCALAR, **options)
+    optimizer = decayed_sgd(1.0, **options)
+    critical = nth.max_learning_rate(network, SCALAR, optimizer)
     ends = []
     for share in (0.99, 1.01):
-        rule = nth.GradientDescent(share * critical, **options)
-        outputs = nth.gradient_descent(network, SCALAR, [2000, 2001], rule).train
+        optimizer = decayed_sgd(share * critical, **options)
+        outputs = nth.train(network, SCALAR, [2000, 2001], optimizer).train
         ends.append(float(jnp.max(jnp.abs(jnp.diff(outputs, axis=0)))))
     assert ends[0] < 1e-3
     assert ends[1] > 1e3
+
+
+def decayed_sgd(rate, weight_decay=0.0, **options):
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(rate, **options)
+    )
 
 
 def test_many_points_take_no_kernel():
@@ -265,8 +273,8 @@ def test_catapult_map_is_the_network(share, phase, target):
     steps = 6 if phase == "divergent" else 60
     found = nth.catapult(f, ntk, share * critical, width, steps, target=target)
     assert found.phase == phase
-    rule = nth.GradientDescent(share * critical)
-    truth = nth.gradient_descent(network, problem, steps, rule)
+    optimizer = optax.sgd(share * critical)
+    truth = nth.train(network, problem, steps, optimizer)
     np.testing.assert_allclose(found.outputs, truth.train[:, 0], rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(found.loss, truth.loss, rtol=1e-8, atol=1e-8)
     trained = eqx.combine(truth.state, network)
@@ -290,60 +298,50 @@ def test_catapult_at_infinite_time_and_width():
 
 # ---------------------------------------------------------------- what is refused
 
-PLAIN = typed_nth.GradientDescent(0.1)
+PLAIN = optax.sgd(0.1)
 SMALL = make_network(3, 1)
 
 
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        (
-            "learning_rate must be finite and at least 0; got -1.0",
-            lambda: nth.GradientDescent(-1),
-        ),
-        (
-            "learning_rate must be a number; got 'big'",
-            lambda: nth.GradientDescent("big"),
-        ),
-        ("momentum must be below 1", lambda: nth.GradientDescent(0.1, momentum=1.0)),
-        (
-            "momentum must be finite and at least 0",
-            lambda: nth.GradientDescent(0.1, momentum=-0.1),
-        ),
-        (
-            "nesterov changes nothing without",
-            lambda: nth.GradientDescent(0.1, nesterov=True),
-        ),
-        (
-            "nesterov must be True or False",
-            lambda: nth.GradientDescent(0.1, momentum=0.5, nesterov=1),
-        ),
-        (
-            "weight_decay must be finite and at",
-            lambda: nth.GradientDescent(0.1, weight_decay=-1),
-        ),
-        (
-            "batch_size and key go together",
-            lambda: nth.GradientDescent(0.1, batch_size=2),
-        ),
-        ("batch_size and key go together", lambda: nth.GradientDescent(0.1, key=KEY)),
+        ("batch_size and key go together", lambda: descend(3, batch_size=2)),
+        ("batch_size and key go together", lambda: descend(3, key=KEY)),
         (
             "batch_size must be at least 1; got 0",
-            lambda: nth.GradientDescent(0.1, batch_size=0, key=KEY),
+            lambda: descend(3, batch_size=0, key=KEY),
         ),
         (
             "batch_size must be at most 4, the number of training points; got 9",
-            lambda: descend(3, nth.GradientDescent(0.1, batch_size=9, key=KEY)),
+            lambda: descend(3, batch_size=9, key=KEY),
         ),
         (
-            "learning_rate must be finite and at least 0 at",
-            lambda: descend(3, nth.GradientDescent(lambda s: 0.1 - s)),
+            "give one or the other",
+            lambda: descend(3, batch_size=2, key=KEY, batches=np.ones((3, 2), int)),
+        ),
+        ("of shape (steps, batch size)", lambda: descend(3, batches=np.ones(3, int))),
+        ("batches must be integers", lambda: descend(3, batches=np.ones((3, 2)))),
+        (
+            "batches must have a row for each of the 3 steps; got 2",
+            lambda: descend(3, batches=np.ones((2, 2), int)),
         ),
         (
-            "learning_rate must be a number at each step",
-            lambda: descend(3, nth.GradientDescent(lambda s: jnp.ones(2))),
+            "training points, 0 to 3",
+            lambda: descend(3, batches=np.full((3, 2), 4)),
         ),
-        ("rule must be a GradientDescent", lambda: descend(3, 0.1)),
+        ("optimizer must be an optax.GradientTransf", lambda: descend(3, 0.1)),
+        (
+            "optimizer: its update failed",
+            lambda: descend(3, optax.lbfgs()),
+        ),
+        (
+            "optimizer: its init failed",
+            lambda: descend(3, optax.multi_transform({}, {"other": "tree"})),
+        ),
+        (
+            "optimizer: its update gives updates of another",
+            lambda: descend(3, optax.stateless(lambda g, _: jax.tree.leaves(g))),
+        ),
         ("steps must be a number of steps, or an", lambda: descend(2.5, PLAIN)),
         ("steps must be at least 0; got -1", lambda: descend(-1, PLAIN)),
         ("steps must be increasing", lambda: descend([0, 2, 2], PLAIN)),
@@ -378,12 +376,6 @@ SMALL = make_network(3, 1)
             "learning_rates must hold real numbers",
             lambda: nth.kernels(SMALL, SCALAR, order=2, learning_rates="fast"),
         ),
-        (
-            "rule: discrete training has no method 'dense'",
-            lambda: compare(method="dense"),
-        ),
-        ("weight_decay: give it to the rule", lambda: compare(weight_decay=0.1)),
-        ("max_steps is an option of the flow", lambda: compare(max_steps=3)),
         ("width must be at least 1", lambda: nth.catapult(1.0, 1.0, 1.0, 0, 3)),
         (
             "ntk must be one number; got shape (2,)",
@@ -397,9 +389,5 @@ def test_what_is_refused(words, call, monkeypatch):
         call()
 
 
-def descend(steps, rule):
-    return nth.gradient_descent(SMALL, SCALAR, steps, rule)
-
-
-def compare(**options):
-    return nth.compare(SMALL, SCALAR, 2, (2,), rule=PLAIN, **options)
+def descend(steps, optimizer: Any = PLAIN, **options):
+    return nth.train(SMALL, SCALAR, steps, optimizer, **options)

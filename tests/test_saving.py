@@ -68,7 +68,6 @@ def results(solution: nth.Solution) -> dict[str, Any]:
         "dense": nth.DenseHierarchy(kernels, problem, order=3),
         "matrix-free": nth.MatrixFreeHierarchy(network, problem, order=2),
         "flow": nth.GradientFlow(network, problem),
-        "rule": nth.GradientDescent(0.1, momentum=0.9),
         "Trajectory": nth.closed_form(kernels, problem, TS),
         "Sweep": nth.scaling.Sweep((2, 3), np.ones((2, 3))),
         "Exponent": nth.scaling.fit([1, 2, 4], [1.0, 2.0, 4.0]),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import optax
 import pytest
 from conftest import make_network, make_problem
 
@@ -190,12 +191,12 @@ def test_derivative_of_max_learning_rate() -> None:
 
 
 def test_derivative_of_discrete_training_that_closes_over_a_value() -> None:
-    """The rate that is looked at for a warning is a constant."""
+    """The rate computed for a warning is a constant."""
 
     def loss(scale: Any) -> Any:
-        rule = nth.GradientDescent(0.1)
+        optimizer = optax.sgd(0.1)
         network = closing_over(scale)
-        return nth.solve_discrete(network, PROBLEM, 2, rule, order=2).loss[-1]
+        return nth.solve_discrete(network, PROBLEM, 2, optimizer, order=2).loss[-1]
 
     expected = derivative_by_differences(loss)
     np.testing.assert_allclose(jax.grad(loss)(1.0), expected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The NTK along training: each level's prediction beside the network really trained.
+"""The NTK along training: each level's prediction beside the trained network.
 
     python examples/theory/kernel_motion.py            # a minute on 2 cores
     python examples/theory/kernel_motion.py --small    # seconds: what the checks run

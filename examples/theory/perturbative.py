@@ -1,4 +1,4 @@
-"""The closed O(1/width) correction, beside level 4 and the network really trained.
+"""The closed O(1/width) correction, beside level 4 and the trained network.
 
     python examples/theory/perturbative.py            # two minutes on 2 cores
     python examples/theory/perturbative.py --small    # seconds: what the checks run

@@ -4,7 +4,7 @@
     python examples/theory/scaling_errors.py --small   # seconds
 
 Prints the exponents of the width at t = 4, and of the time at one width, of the error
-(Σ_b (f_b − f̃_b)²)^{1/2} of levels 2, 3 and 4 beside the network really trained, and
+(Σ_b (f_b − f̃_b)²)^{1/2} of levels 2, 3 and 4 beside the trained network, and
 writes scaling_errors.png. The theorem is of even levels, and of the time at once with
 the width: (1 + t) t^{p−1} min{t, n/λ}/m^{p/2}, which is t^p while t is small.
 """

@@ -20,7 +20,7 @@ from .._network.memory import require_memory, tree_bytes
 from .._problem.losses import SquaredError
 from .._problem.problem import Problem
 from .._solution.prediction import AbstractPrediction, summary
-from .decay_integrals import relax, relax_with, spectrum
+from .decay_integrals import eigendecomposition, relax, relax_with
 
 Times = ArrayLike | Sequence[float]
 
@@ -97,7 +97,7 @@ def _outputs(
     outputs, kernel = level.levels
     start, rows, square, residual = as_matrices(outputs, kernel, level.problem)
     times = ts / level.problem.n_train
-    eigen = spectrum(square)
+    eigen = eigendecomposition(square)
     decayed, integral = (
         part[..., 0] for part in relax_with(square, eigen, times, residual[:, None])
     )

@@ -99,7 +99,7 @@ def _series(nodes: list[Array], t: Float[Array, "..."]) -> Array:
 
 
 class Eigen(NamedTuple):
-    """A symmetric kernel without its negative eigenvalues: see `spectrum`."""
+    """A symmetric kernel without its negative eigenvalues: see `eigendecomposition`."""
 
     rates: Float[Array, " n"]
     """The eigenvalues as decay rates: 0 where they are negative."""
@@ -122,7 +122,7 @@ def relax(
     not contribute. Derivatives are exact also where eigenvalues coincide (Daleckii &
     Krein).
     """
-    return relax_with(kernel, spectrum(kernel), ts, start)
+    return relax_with(kernel, eigendecomposition(kernel), ts, start)
 
 
 @jax.custom_jvp
@@ -132,7 +132,7 @@ def relax_with(
     ts: Float[Array, " T"],
     start: Float[Array, "n c"],
 ) -> tuple[Float[Array, "T n c"], Float[Array, "T n c"]]:
-    """`relax`, given `spectrum(kernel)`, which several calls can share."""
+    """`relax`, given `eigendecomposition(kernel)`, which several calls can share."""
     rates, modes, null, _ = eigen
     inside = modes.T @ start
 
@@ -178,7 +178,7 @@ def _filters(rates: Array, null: Array, t: Scalar) -> tuple[Array, Array]:
     return decay, jnp.where(infinite, end, integral)
 
 
-def spectrum(kernel: Float[Array, "n n"]) -> Eigen:
+def eigendecomposition(kernel: Float[Array, "n n"]) -> Eigen:
     """The eigendecomposition of a symmetric `kernel`."""
     values, modes = jnp.linalg.eigh(kernel)
     rates = jnp.maximum(values, 0)

@@ -23,7 +23,13 @@ from .closed_form import (
     require_squared_error,
     require_symmetric_ntk,
 )
-from .decay_integrals import Eigen, decay_with_zero, end_of_time, nested_decay, spectrum
+from .decay_integrals import (
+    Eigen,
+    decay_with_zero,
+    eigendecomposition,
+    end_of_time,
+    nested_decay,
+)
 
 # The number of blocks of first slots: the memory in addition to K⁽⁴⁾ is a few times
 # that of K⁽⁴⁾ divided by this number, and each block reads all of K⁽⁴⁾ once.
@@ -139,12 +145,12 @@ def _solve(
     start, rows, square, residual = as_matrices(f, kernel, problem)
     size = len(residual)
     higher = (third.reshape(-1, size, size), fourth.reshape(-1, size, size, size))
-    eigen = spectrum(square)
+    eigen = eigendecomposition(square)
     rates, vectors, null, _ = eigen
     delta = vectors.T @ residual
     times = jnp.where(jnp.isinf(ts), end_of_time(rates, null), ts / problem.n_train)
     test_rows = rows[size:] @ vectors
-    modes = _Modes(rates, vectors, delta, times, with_tests=len(test_rows) > 0)
+    modes = _Eigenbasis(rates, vectors, delta, times, with_tests=len(test_rows) > 0)
     fed, gathered, motions = _of_slots(modes, higher)
 
     def at(step: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -161,7 +167,7 @@ def _solve(
     return outputs, ntk, eigen
 
 
-class _Modes(eqx.Module):
+class _Eigenbasis(eqx.Module):
     """The eigenbasis of Θ₀ on the training points, and the times."""
 
     rates: Float[Array, " N"]
@@ -185,7 +191,7 @@ _Higher = tuple[Float[Array, "r N N"], Float[Array, "r N N N"]]
 
 
 def _of_slots(
-    modes: _Modes, higher: _Higher
+    modes: _Eigenbasis, higher: _Higher
 ) -> tuple[Float[Array, "T M"], Float[Array, "T M"], Float[Array, "T M N"]]:
     """`_of_row` for each first slot, in blocks: the eigenvectors, then the test points.
 
@@ -214,7 +220,7 @@ def _of_slots(
 
 
 def _of_rows(
-    modes: _Modes, rates: Float[Array, " r"], higher: _Higher
+    modes: _Eigenbasis, rates: Float[Array, " r"], higher: _Higher
 ) -> tuple[Float[Array, "r T"], Float[Array, "r T"], Float[Array, "r T N"]]:
     """`_of_row` for each row, vectorized if the rows are small."""
     together = higher[1].size <= _ENTRIES_AT_ONCE
@@ -224,7 +230,7 @@ def _of_rows(
 
 
 def _of_row(
-    modes: _Modes,
+    modes: _Eigenbasis,
     rate: Scalar,
     third: Float[Array, "N N"],
     fourth: Float[Array, "N N N"],

@@ -13,8 +13,6 @@ from jaxtyping import Array, ArrayLike, PyTree
 from typing_extensions import Unpack
 
 from .._custom_types import Params
-from .._discrete.rule import GradientDescent
-from .._discrete.solve import gradient_descent, levels_by_steps
 from .._dynamics.base import AbstractDynamics
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.parameter_dynamics import AbstractDescent
@@ -56,7 +54,6 @@ def compare(
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
     weight_decay: Any = 0.0,
-    rule: GradientDescent | None = None,
     **options: Unpack[IntegrateOptions],
 ) -> Comparison:
     """Solve several levels of the hierarchy and compare them with the trained network.
@@ -75,29 +72,21 @@ def compare(
         prediction at the same times, such as that of [`nth.closed_form`][] or
         [`nth.perturbative`][].
     - `y_test`: test targets, in the form of `problem.y_train`; used for the accuracy.
-    - `rule`: an [`nth.GradientDescent`][] for discrete training; `ts` is then `steps`
-        of [`nth.solve_discrete`][], the weight decay the rule's, and options of the
-        flow are refused.
 
     **Returns:** [`nth.Comparison`][].
 
     **Raises:** `ValueError` for bad input, `RuntimeError` for a failed solve.
     """
-    levels = _check_orders(orders)
+    levels = check_orders(orders)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_name("method", method, METHODS)
-    _check_names(models)
-    if rule is None:
-        check_options(options)
-    else:
-        _refuse_with_rule(method, weight_decay, models, options)
+    check_names(models)
+    check_options(options)
     own = trainable(network, problem, filter_spec, learning_rates)
     flow = GradientFlow(own, own.problem, weight_decay=weight_decay)
-    known = None if y_test is None else _check_y_test(y_test, flow)
-    if rule is not None:
-        solutions = levels_by_steps(own, ts, levels, rule)
-        truth = gradient_descent(own, own.problem, ts, rule)
-        return Comparison(truth, solutions, problem, known)
+    known = None
+    if y_test is not None:
+        known = check_y_test(y_test, own.problem, own.apply.output)
     _check_models(models, flow)
     require_times(ts, own.dtype)
     hierarchy = hierarchies(own, ts, levels, method, weight_decay)
@@ -111,37 +100,8 @@ def compare(
         else integrate(model, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
         for name, model in models.items()
     }
-    _check_predictions(others, truth)
+    check_predictions(others, truth)
     return Comparison(truth, solutions, problem, known, others)
-
-
-def _refuse_with_rule(
-    method: Method,
-    weight_decay: Any,
-    models: Mapping[str, Model],
-    options: IntegrateOptions,
-) -> None:
-    """Nothing, if no option of the flow is given beside a rule."""
-    if models:
-        raise ValueError(
-            f"models: {next(iter(models))!r} is a model of the flow, and a rule trains "
-            "in steps: leave out models, or the rule."
-        )
-    if method not in ("auto", "matrix-free"):
-        raise ValueError(
-            f"rule: discrete training has no method {method!r}; leave out method, "
-            'or give "matrix-free".'
-        )
-    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-        raise ValueError(
-            "weight_decay: give it to the rule, nth.GradientDescent(..., "
-            f"weight_decay={weight_decay})."
-        )
-    if options:
-        raise ValueError(
-            f"{sorted(options)[0]} is an option of the flow: with a rule there is "
-            "nothing to integrate. Leave it out."
-        )
 
 
 def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
@@ -153,7 +113,7 @@ def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
     return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
 
 
-def _check_orders(orders: Sequence[int]) -> list[int]:
+def check_orders(orders: Sequence[int]) -> list[int]:
     try:
         levels = [require_order("orders", p) for p in orders]
     except TypeError:
@@ -171,7 +131,7 @@ def _check_orders(orders: Sequence[int]) -> list[int]:
 _TAKEN = re.compile(r"truth|p\W*\d+")
 
 
-def _check_names(models: Mapping[str, Model]) -> None:
+def check_names(models: Mapping[str, Model]) -> None:
     example = 'models={"linear": nth.TaylorizedFlow(network, problem, degree=1)}'
     if not isinstance(models, Mapping):
         raise ValueError(
@@ -189,7 +149,7 @@ def _check_names(models: Mapping[str, Model]) -> None:
             require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
-def _check_predictions(
+def check_predictions(
     models: Mapping[str, AbstractPrediction], truth: Solution
 ) -> None:
     """Raise if a model predicts other outputs, or at other times, than `truth` has."""
@@ -206,7 +166,7 @@ def _check_predictions(
         if same and not same(model.ts, truth.ts, rtol=1e-5, equal_nan=True):
             raise ValueError(
                 f"models[{name!r}] has the times {model.ts}, and compare {truth.ts}: "
-                "give both the same ts."
+                "give both the same."
             )
 
 
@@ -299,9 +259,9 @@ def _same_rates(one: Params | None, other: Params | None, params: Params) -> boo
         return False
 
 
-def _check_y_test(y_test: Any, flow: GradientFlow) -> Array:
-    """`y_test` in the form of the training targets, checked as those are."""
-    problem = flow.problem
+def check_y_test(y_test: Any, problem: Problem, output: jax.ShapeDtypeStruct) -> Array:
+    """`y_test` in the form of the training targets, checked as those are; `output` has
+    the shape and dtype of one output."""
     targets = require_finite("y_test", as_array("y_test", y_test))
     expected = (problem.n_test, *problem.y_train.shape[1:])
     if targets.shape != expected:
@@ -314,6 +274,6 @@ def _check_y_test(y_test: Any, flow: GradientFlow) -> Array:
         return targets
     try:
         checked = problem.loss.check_targets(targets, targets.dtype)
-        return problem.loss.check_outputs(checked, flow.apply.output)
+        return problem.loss.check_outputs(checked, output)
     except ValueError as error:
         raise ValueError(str(error).replace("y_train", "y_test")) from None

@@ -1,81 +1,29 @@
 """The largest learning rate that linear stability allows."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
-from .._custom_types import Inputs, Params, Scalar
+from .._custom_types import Scalar
 from .._dynamics.gradient_flow import GradientFlow
-from .._dynamics.parameter_dynamics import AbstractDescent
 from .._internal.derivatives import refusing_derivatives
-from .._internal.validation import is_traced, require, require_bool, require_scale
-from .._kernels.jacobian import push_by_points
-from .._network.learning_rates import by_rates, overflow_by_rates
+from .._internal.validation import require
+from .._network.base import trainable
 from .._problem.problem import Problem
-from .rule import require_momentum
+from .curvature import largest_curvature
+from .optimizer import traced
+from .stability import Recursion, for_one_parameter, recursion, spectral_radius
 
 _MOST_ITERATIONS = 96
 
-_NOT_FINITE = (
-    "network: the curvature of the loss at initialization is NaN or infinite, so there "
-    "is no critical learning rate. Check that outputs and gradients are finite at all "
-    "training points."
-)
-
-Vector = Float[Array, " P"]
-
-
-def max_learning_rate(
-    network: Callable[..., Any],
-    problem: Problem,
-    *,
-    momentum: Any = 0.0,
-    nesterov: bool = False,
-    weight_decay: Any = 0.0,
-    filter_spec: PyTree = eqx.is_inexact_array,
-    learning_rates: PyTree = None,
-) -> Scalar:
-    """The critical learning rate of gradient descent at initialization.
-
-    Linearized training, p = 2, grows without end beyond
-
-        η = 2 (1 + μ)/κ,        with Nesterov's momentum 2 (1 + μ)/((1 + 2μ) κ),
-
-    κ the largest eigenvalue of √M (Jᵀ H J + λ) √M, with J the Jacobian of the training
-    outputs and H = ∂²L/∂f² the Hessian of the loss in them, which holds the 1/n. For
-    the squared error, without decay, κ = λ_max(K⁽²⁾)/n, so that η = 2n/λ_max(K⁽²⁾)
-    (Lewkowycz et al. 2020). κ is found by Lanczos iteration, with no kernel formed.
-
-    **Arguments:**
-
-    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.solve`][].
-    - `momentum`, `nesterov`, `weight_decay`: those of [`nth.GradientDescent`][].
-
-    **Returns:** the rate, a scalar; ∞ where nothing curves. It has no derivative.
-
-    **Raises:** `ValueError` for bad input.
-    """
-    momentum = require_momentum(require_scale("momentum", momentum))
-    require_bool("nesterov", nesterov)
-    dynamics = GradientFlow(
-        network,
-        problem,
-        filter_spec=filter_spec,
-        learning_rates=learning_rates,
-        weight_decay=weight_decay,
-    )
-    x, y = dynamics.problem.x_train, dynamics.problem.y_train
-    tolerance = float(jnp.finfo(jax.tree.leaves(dynamics.params)[0].dtype).eps ** 0.5)
-    return critical_rate(
-        dynamics, x, y, momentum, nesterov, tolerance, _MOST_ITERATIONS
-    )
-
+# The critical factor is searched for between these multiples of the one of plain
+# gradient descent, in steps of this ratio, and then by bisection.
+_LEAST, _MOST, _SEARCHED = 1e-4, 1e4, 400
+_BISECTIONS = 50
 
 _without_derivative = refusing_derivatives(
     "nth.max_learning_rate has no derivative, as it is found by iteration. Where it is "
@@ -83,121 +31,118 @@ _without_derivative = refusing_derivatives(
 )
 
 
-def critical_rate(
-    dynamics: AbstractDescent,
-    x: Inputs,
-    y: Shaped[Array, "b ..."],
-    momentum: Any,
-    nesterov: bool,
-    tolerance: float,
-    iterations: int,
-    constant: Callable[[Any], Any] = _without_derivative,
+def max_learning_rate(
+    network: Callable[..., Any],
+    problem: Problem,
+    optimizer: Any = None,
+    *,
+    filter_spec: PyTree = eqx.is_inexact_array,
+    learning_rates: PyTree = None,
 ) -> Scalar:
-    """The critical rate on the points `x`, `y`: at least that, where κ is not found
-    to the end, for κ is approached from below.
+    """The critical learning rate at initialization.
 
-    `constant` is the identity, and ends or refuses derivatives.
+    Linearized training by gradient descent, p = 2, grows without end beyond η = 2/κ,
+    with κ the largest eigenvalue of √M Jᵀ H J √M, J the Jacobian of the training
+    outputs and H = ∂²L/∂f² the Hessian of the loss in them, which holds the 1/n. For
+    the squared error κ = λ_max(K⁽²⁾)/n, so that η = 2n/λ_max(K⁽²⁾) (Lewkowycz et al.
+    2020). κ is found by Lanczos iteration, with no kernel formed.
+
+    With an `optimizer` it is the factor by which all its updates can be multiplied: of
+    `optax.sgd(1.0, momentum=0.9)`, the critical learning rate with that momentum,
+    2 (1 + μ)/κ; of an optimizer with the learning rate to be used, a number below 1
+    means that it is too large. The optimizer's state is that of its first step, also
+    where a schedule changes it later.
+
+    **Arguments:**
+
+    - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.solve`][].
+    - `optimizer`: an `optax.GradientTransformation` that is linear in the gradients and
+        treats all parameters alike. Others have no critical rate at initialization:
+        that of Adam depends on the second moments, which follow the gradients.
+
+    **Returns:** the rate, a scalar; ∞ where nothing curves. It has no derivative.
+
+    **Raises:** `ValueError` for bad input.
     """
-    dynamics, x, y = constant((dynamics, x, y))
-    options = (tolerance, iterations, constant)
-    kappa = _largest_curvature(dynamics, x, y, *options, by_points=False)
-    if not is_traced(kappa) and not jnp.isfinite(kappa):
-        kappa = _largest_curvature(dynamics, x, y, *options, by_points=True)
-    message = overflow_by_rates(dynamics.rates, 1) or _NOT_FINITE
-    kappa = require(kappa, jnp.isfinite(kappa), message)
-    momentum = jnp.asarray(0 if momentum is None else momentum, kappa.dtype)
-    factor = 2 * (1 + momentum)
-    if nesterov:
-        factor = factor / (1 + 2 * momentum)
-    return jnp.where(kappa > 0, factor / jnp.where(kappa > 0, kappa, 1), jnp.inf)
+    own = trainable(network, problem, filter_spec, learning_rates)
+    single = None
+    if optimizer is not None:
+        whole = traced(optimizer, own.params)
+        single = for_one_parameter(optimizer, whole, own.dtype)
+        if single is None:
+            raise ValueError(
+                "optimizer must be linear in the gradients and treat all parameters "
+                "alike, as optax.sgd does: others have no critical learning rate at "
+                "initialization. Give a rate for each layer by learning_rates."
+            )
+    kappa_of = _Curvature(GradientFlow(own, own.problem))
+    if single is None:
+        kappa = kappa_of(None)
+        return jnp.where(kappa > 0, 2 / jnp.where(kappa > 0, kappa, 1), jnp.inf)
+    step, decay = _with_decay_in_gradient(recursion(single, single.start))
+    factor = _critical_factor(step, kappa_of(decay))
+    message = (
+        "optimizer: its first step must move parameters by their gradients, and be "
+        "stable at small learning rates."
+    )
+    return require(factor, ~jnp.isnan(factor), message)
+
+
+class _Curvature(eqx.Module):
+    """κ with a weight decay inside the gradients."""
+
+    flow: GradientFlow
+
+    def __call__(self, decay: Scalar | None) -> Scalar:
+        flow = self.flow
+        if decay is not None:
+            flow = eqx.tree_at(
+                lambda flow: flow.weight_decay, flow, decay, is_leaf=lambda x: x is None
+            )
+        x, y = flow.problem.x_train, flow.problem.y_train
+        eps = jnp.finfo(jax.tree.leaves(flow.params)[0].dtype).eps
+        return largest_curvature(
+            flow, x, y, float(eps**0.5), _MOST_ITERATIONS, _without_derivative
+        )
+
+
+def _with_decay_in_gradient(step: Recursion) -> tuple[Recursion, Scalar]:
+    """The recursion without a decay λ that is added to the gradients, and λ; that is of
+    the curvature then, where learning rates of parameters multiply it too."""
+    decay = jnp.vdot(step.parameter, step.gradient)
+    decay = decay / jnp.vdot(step.gradient, step.gradient)
+    rest = step.parameter - decay * step.gradient
+    rounding = jnp.finfo(rest.dtype).eps ** 0.5
+    inside = jnp.linalg.norm(rest) <= rounding * jnp.linalg.norm(step.parameter)
+    inside = inside & (decay > 0)
+    parameter = jnp.where(inside, 0, step.parameter)
+    return step._replace(parameter=parameter), jnp.where(inside, decay, 0)
 
 
 @eqx.filter_jit
-def _largest_curvature(
-    dynamics: AbstractDescent,
-    x: Inputs,
-    y: Shaped[Array, "b ..."],
-    tolerance: float,
-    iterations: int,
-    constant: Callable[[Any], Any],
-    *,
-    by_points: bool,
-) -> Scalar:
-    """κ, from a start in the range of √M Jᵀ; with `by_points` J acts on one point after
-    another, which is slower and finite wherever the gradients are."""
-    loss = dynamics.problem.loss
-    _, unravel = ravel_pytree(dynamics.params)
+def _critical_factor(step: Recursion, kappa: Scalar) -> Scalar:
+    """The least factor at which the recursion is unstable; NaN if every one is."""
+    dtype = kappa.dtype
+    gain = jnp.abs(step.gradient[0]) * kappa
+    unit = 1 / jnp.where(gain > 0, gain, 1)
 
-    def network(params: Params) -> Float[Array, "b *out"]:
-        return dynamics.apply.over(params, x)
+    def unstable(factor: Scalar) -> Array:
+        radius = spectral_radius(step.matrix(kappa, factor))
+        return radius > 1 + 100 * jnp.finfo(dtype).eps
 
-    outputs, pull = jax.vjp(network, dynamics.params)
-    # The transpose of reverse mode: a function may have no forward mode (custom_vjp).
-    transpose = jax.linear_transpose(pull, outputs)
+    factors = unit * jnp.geomspace(_LEAST, _MOST, _SEARCHED, dtype=dtype)
+    beyond = jax.vmap(unstable)(factors)
+    first = jnp.argmax(beyond)
 
-    def push(direction: Params) -> Float[Array, "b *out"]:
-        if by_points:
-            return push_by_points(dynamics.apply, dynamics.params, x, direction)
-        return transpose((direction,))[0]
+    def halve(bounds: tuple[Scalar, Scalar], _: None) -> Any:
+        below, above = bounds
+        middle = (below + above) / 2
+        grows = unstable(middle)
+        return (jnp.where(grows, below, middle), jnp.where(grows, middle, above)), None
 
-    roots = None if dynamics.rates is None else jax.tree.map(jnp.sqrt, dynamics.rates)
-    root = partial(by_rates, roots)  # √M
-
-    def product(vector: Vector) -> Vector:
-        direction = root(unravel(vector))
-        change = push(direction)
-        curved = jax.jvp(lambda f: loss.gradient(f, y), (outputs,), (change,))[1]
-        (back,) = pull(curved)
-        if dynamics.weight_decay is not None:
-            decay = dynamics.weight_decay
-            back = jax.tree.map(lambda b, d: b + decay * d, back, direction)
-        # What the network closes over is none of the arguments.
-        return constant(ravel_pytree(root(back))[0])
-
-    drawn = jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype)
-    start = ravel_pytree(root(pull(drawn)[0]))[0]
-    return _lanczos(product, start, tolerance, iterations)
-
-
-def _lanczos(
-    product: Callable[[Vector], Vector],
-    start: Vector,
-    tolerance: float,
-    iterations: int,
-) -> Scalar:
-    """The largest eigenvalue of a symmetric matrix, from its products.
-
-    No vector is kept but the last two: rounding then repeats eigenvalues that were
-    found, and leaves the largest as it is. Ends where the residual is below
-    `tolerance` times the eigenvalue, whose own error is smaller still.
-    """
-    dtype = start.dtype
-
-    def unit(vector: Vector, norm: Scalar) -> Vector:
-        # A norm that is NaN or overflows is not zero: it shows in the result.
-        norm = jnp.where(jnp.isfinite(norm), norm, jnp.nan)
-        return jnp.where(norm == 0, 0, vector / jnp.where(norm == 0, 1, norm))
-
-    def unfinished(carry: Any) -> Array:
-        k, *_, largest, residual = carry
-        return (k < iterations) & (residual > tolerance * jnp.abs(largest))
-
-    def iterate(carry: Any) -> Any:
-        k, before, now, beta, matrix, _, _ = carry
-        new = product(now) - beta * before
-        alpha = jnp.vdot(now, new)
-        new = new - alpha * now
-        norm = jnp.linalg.norm(new)
-        last = jnp.maximum(k - 1, 0)
-        matrix = matrix.at[k, last].set(beta).at[last, k].set(beta).at[k, k].set(alpha)
-        values, vectors = jnp.linalg.eigh(matrix)
-        # `eigh` of a NaN matrix may be anything: a NaN is passed on past it.
-        largest = jnp.where(jnp.isfinite(norm), values[-1], jnp.nan)
-        residual = norm * jnp.abs(vectors[k, -1])
-        return k + 1, now, unit(new, norm), norm, matrix, largest, residual
-
-    zero, infinite = jnp.zeros((), dtype), jnp.asarray(jnp.inf, dtype)
-    first = unit(start, jnp.linalg.norm(start))
-    matrix = jnp.zeros((iterations, iterations), dtype)
-    carry = (0, jnp.zeros_like(start), first, zero, matrix, zero, infinite)
-    return jax.lax.while_loop(unfinished, iterate, carry)[-2]
+    bounds = (factors[jnp.maximum(first - 1, 0)], factors[first])
+    (below, above), _ = jax.lax.scan(halve, bounds, None, _BISECTIONS)
+    found = jnp.where(jnp.any(beyond), (below + above) / 2, jnp.inf)
+    found = jnp.where(beyond[0], jnp.nan, found)
+    moves = step.gradient[0] != 0
+    return jnp.where(kappa > 0, jnp.where(moves, found, jnp.nan), jnp.inf)

@@ -122,7 +122,7 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         self, state: SeriesState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> SeriesState:
         """[J(θ_ε)ᵀ g]_{k−1} over the points `x`, `y`; 0 for u_0, if present."""
-        base, steps = self._series(state, moved=True)
+        base, steps = self._series(state)
         require_points_like("x", x, "x_train", self.problem.x_train, y)
         points = count(x)
 

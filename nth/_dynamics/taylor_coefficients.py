@@ -63,10 +63,10 @@ def by_jvp(
 
     def along(eps: Float[Array, ""]) -> tuple[Float[Array, "..."], ...]:
         def point(leaf: Array, *terms: Array) -> Array:
-            total = terms[-1]
+            total, own = terms[-1], eps.astype(leaf.dtype)
             for term in terms[-2::-1]:
-                total = term + eps * total
-            return leaf + eps * total
+                total = term + own * total
+            return leaf + own * total
 
         return (function(jax.tree.map(point, base, *steps)),)
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 from typing_extensions import Unpack
 
 from .._custom_types import Scalar, State
@@ -37,8 +37,8 @@ class KernelPath(eqx.Module):
     """The solution along which the kernel was evaluated."""
 
     @property
-    def ts(self) -> Float[Array, " T"]:
-        """The requested times."""
+    def ts(self) -> Float[Array, " T"] | Int[Array, " T"]:
+        """The requested times, or steps."""
         return self.solution.ts
 
     def on_train(self) -> tuple[Float[Array, "s s"], Float[Array, "T s s"]]:

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
 from .._internal.validation import (
@@ -244,7 +244,7 @@ def check_step_times(controller: Any, ts: Float[Array, " T"]) -> None:
         )
 
 
-def check_save_fn(save_fn: Any, t: Scalar, state: State) -> None:
+def check_save_fn(save_fn: Any, t: Scalar | Int[Array, ""], state: State) -> None:
     """Raise unless `save_fn` returns floating-point arrays for such a state."""
     if save_fn is None:
         return

@@ -73,7 +73,7 @@ def _warn(solution: Solution, reached: Bool[Array, ""]) -> None:
     until, last_time = solution.valid_until, solution.stats["last_time"]
     say(partial(warn_of_window, solution.label), until, reached, last_time)
     first = first_inaccurate(solution.ts, solution.error_share, until)
-    say(partial(warn_of_error, solution.label), first)
+    say(partial(warn_of_error, solution.label, "t = "), first)
 
 
 def _index(result: Any, causes: list[tuple[Any, str]]) -> Array:

@@ -1,8 +1,9 @@
 """Kernels formed block after block of their last slot: by layers, or by the operator D.
 
-A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices, and D lifts K⁽⁴⁾ to
-what is above it. For any other network K⁽²⁾ is a product of Jacobians, by reverse mode,
-and D lifts the outputs to what is above it, by forward mode.
+A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices. For any other
+network K⁽²⁾ is a product of gradients, by reverse mode, and K⁽³⁾ of gradients and their
+derivatives. D lifts the last of these to what is above it, by forward mode. It lifts
+the outputs if the gradients of all points do not fit in a block.
 """
 
 from collections.abc import Callable
@@ -30,11 +31,17 @@ from .hierarchy_operator import (
 )
 from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
+from .third_products import ThirdProducts, slots_at_once, third_tensor
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
 # Bytes that the changes of slots that no direction belongs to may take.
 _EXTRA_BYTES = 2**30
+
+# Entries of K⁽²⁾, and multiplications if it were a plain product of Jacobians, up to
+# which one compiled function computes all of it, in a second or two.
+_SMALL_KERNEL = 2**23
+_SHORT_WORK = 2 * 10**10
 
 _OF_CHAIN = {2: second, 3: third, 4: fourth}
 
@@ -46,14 +53,36 @@ def form(
     points: Points, order: int, block_size: int | None, progress: bool
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ … K⁽ᵖ⁾."""
+    if order == 2 and not is_traced(points) and _takes_a_moment(points):
+        return _second_at_once(points, block_size)
+    return _formed(points, order, block_size, progress)
+
+
+def _takes_a_moment(points: Points) -> bool:
+    """Whether K⁽²⁾ takes so little time that no bar is needed, by count."""
+    entries = points.n_rows * points.n_slots
+    return entries <= _SMALL_KERNEL and entries * points.n_params <= _SHORT_WORK
+
+
+@eqx.filter_jit
+def _second_at_once(
+    points: Points, block_size: int | None
+) -> tuple[Float[Array, "rows ..."], ...]:
+    """K⁽¹⁾ and K⁽²⁾ by one compiled function, whose calls cost least."""
+    return _formed(points, 2, block_size, progress=False)
+
+
+def _formed(
+    points: Points, order: int, block_size: int | None, progress: bool
+) -> tuple[Float[Array, "rows ..."], ...]:
     output = points.output
     rows, n_slots = points.n_rows, points.n_slots
-    layers = points.layers(points.params)
+    layers = _layers_at(points)
     chains = [] if layers is None else _chains(layers, points)
     if layers is None and order > 2:
         purpose = f"order {order} for a network that is no chain of dense layers"
         require_forward_mode(points.apply, points.params, points.x_train, purpose)
-    tensors = [points.apply.over(points.params, points.x)]
+    tensors = [_outputs_at(points)]
     for r in range(2, order + 1):
         out = jnp.zeros((rows,) + (n_slots,) * (r - 1), output.dtype)
         if layers is not None and r in _OF_CHAIN:
@@ -61,14 +90,22 @@ def form(
         elif r == 2:
             columns, size = jacobian_products(points, block_size or 0)
             out = _fill(columns, points, out, 0, size, progress)
+        elif not chains and r == 3 and (most := slots_at_once(points, r)):
+            size = min(block_size or most, most)
+            out = _fill(ThirdProducts(size), points, out, 0, n_slots, progress)
         else:
+            together = 0
             if chains:  # D lifts K⁽⁴⁾, all of whose columns one direction takes
                 size = max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
                 depth = r - max(_OF_CHAIN)
+            elif together := slots_at_once(points, r):  # D lifts K⁽³⁾
+                size, depth = max(1, together // n_slots), r - 3
+                together = min(together, block_size or together)
             else:
                 size, depth = directions_at_once(points, r), r - 1
             *inner, last = split_block(block_size or size, n_slots, depth)
-            out = _fill(_Lifted(tuple(inner)), points, out, 0, last, progress)
+            lifted = _Lifted(tuple(inner), together)
+            out = _fill(lifted, points, out, 0, last, progress)
         tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
     return tuple(tensors)
 
@@ -129,6 +166,16 @@ _chain_at = eqx.filter_jit(chain_at)
 
 
 @eqx.filter_jit
+def _layers_at(points: Points) -> tuple[Layer, ...] | None:
+    return points.layers(points.params)
+
+
+@eqx.filter_jit
+def _outputs_at(points: Points) -> Float[Array, "points *out"]:
+    return points.apply.over(points.params, points.x)
+
+
+@eqx.filter_jit
 def _with_changes(chain: Chain) -> Chain:
     return chain.with_changes()
 
@@ -158,25 +205,30 @@ def _columns_at_once(chain: Chain, r: int) -> int:
 
 
 class _Lifted(eqx.Module):
-    """Columns by the operator D, lifting what is known in closed form.
+    """Columns by the operator D, which lifts the kernel with an algorithm of its own.
 
-    `inner` holds how many slots of each later index, the innermost first, go together.
+    `inner` holds how many slots of each later index, the innermost first, go together;
+    `together` how many of K⁽³⁾, 0 to lift the outputs.
     """
 
     inner: tuple[int, ...] = eqx.field(static=True)
+    together: int = eqx.field(static=True)
 
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows ..."]:
         gradient = slot_gradient(points.apply, points.x_train, points.rates)
         n_slots = points.n_slots
-        closed = closed_form(points, max(_OF_CHAIN))
-        tensor = closed or partial(points.apply.over, xs=points.x)
+        tensor, known = closed_form(points, max(_OF_CHAIN)), max(_OF_CHAIN)
+        if tensor is None and self.together:
+            tensor, known = third_tensor(points, self.together), 3
+        elif tensor is None:
+            tensor, known = partial(points.apply.over, xs=points.x), 1
         for block in self.inner:
             tensor = lift(tensor, gradient, n_slots, block)
         column = partial(along, tensor, gradient, points.params)
         columns = jax.vmap(column, out_axes=-1)(start + jnp.arange(size))
-        later = len(self.inner) + (3 if closed else 0)
+        later = len(self.inner) + known - 1
         return columns.reshape(-1, *[n_slots] * later, size)
 
 

@@ -1,7 +1,7 @@
 """Networks as functions f(θ, x) of their trainable part and an input."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -202,17 +202,41 @@ def _checked_params(params: Params, problem: Problem) -> Params:
 def _output_of(
     params: Params, frozen: PyTree, problem: Problem
 ) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one output, traced once for networks of one structure."""
+    arrays, static = eqx.partition((params, frozen, problem.x_train), _is_array)
+    key = Static((jax.tree.map(_spec, arrays), static))
+    try:
+        hash(key)
+    except TypeError:  # said better where the leaf is refused
+        return _traced_output(params, frozen, take(problem.x_train, 0))
+    return _output_of_structure(key)
+
+
+def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+@lru_cache(maxsize=64)
+def _output_of_structure(key: Static) -> jax.ShapeDtypeStruct:
+    arrays, static = key.tree
+    params, frozen, xs = eqx.combine(arrays, static)
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+    return _traced_output(params, frozen, x)
+
+
+def _traced_output(params: Params, frozen: PyTree, x: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one output, from one trace of outputs and gradients.
 
     Every method of this package uses reverse mode under `jax.vmap`.
     """
-    x = take(problem.x_train, 0)
 
     def value_and_gradient(params: Params, frozen: PyTree, x: Any) -> Any:
         outputs, pull = jax.vjp(lambda params: eqx.combine(params, frozen)(x), params)
         return outputs, pull(jnp.ones_like(outputs))[0]
 
-    batch = jax.tree.map(lambda leaf: leaf[None], x)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), x
+    )
     mapped = eqx.filter_vmap(value_and_gradient, in_axes=(None, None, 0))
     try:
         outputs, _ = eqx.filter_eval_shape(mapped, params, frozen, batch)

@@ -70,6 +70,8 @@ def require_finite_kernels(
     rates: Params | None = None,
 ) -> None:
     """Raise `ValueError` if one of the kernels K⁽¹⁾ … K⁽ᵖ⁾ has NaN or infinity."""
+    if is_traced(tensors) or bool(all_finite(*tensors)):
+        return
     for r, tensor in enumerate(tensors, 1):
         otherwise = overflow_by_rates(rates, r - 1) or (
             f"derivatives of order {r - 1} of the network are NaN or infinite at some "

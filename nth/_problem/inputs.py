@@ -109,7 +109,7 @@ def require_like(argument: str, value: Any, like: Any, source: str) -> None:
     """Raise `ValueError` unless `value` has the structure, shapes and dtypes of `like`.
 
     `source` is a phrase that says where such a value comes from. Only static structure
-    is looked at, so compiled code does not contain the check.
+    is checked, so compiled code does not contain the check.
     """
     expected, structure = jax.tree.flatten(like)
     if jax.tree.structure(value) != structure:

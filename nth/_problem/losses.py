@@ -209,7 +209,7 @@ class CustomLoss(AbstractLoss):
 
 
 def _checked_pair(outputs: Array, targets: Array) -> tuple[Array, Array]:
-    """Both as arrays with one entry for each point. Only shapes are looked at."""
+    """Both as arrays with one entry for each point. Only shapes are checked."""
     outputs, targets = as_array("outputs", outputs), as_array("targets", targets)
     if outputs.ndim == 0 or not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise ValueError(

@@ -60,7 +60,7 @@ class Solution(AbstractPrediction):
     """What was solved: `"level-3 hierarchy"`, `"network"`."""
 
     method: str = eqx.field(static=True)
-    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"gradient descent"`."""
+    """`"dense"`, `"matrix-free"`, `"gradient flow"` or `"training"`."""
 
     solver: str | None = eqx.field(static=True, default=None)
     """The name of the solver, such as `"Tsit5"`; `None` for discrete training."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._analytic.closed_form import require_squared_error
-from .._analytic.decay_integrals import relax_with, spectrum
+from .._analytic.decay_integrals import eigendecomposition, relax_with
 from .._internal.eigenvalues import require_covariance
 from .._internal.validation import (
     as_array,
@@ -290,7 +290,7 @@ def _law(
     n, y = problem.n_train, problem.y_train
     nngp, ntk = kernels.nngp, kernels.ntk
     train = ntk[:n, :n]
-    eigen = spectrum(train)
+    eigen = eigendecomposition(train)
     identity = jnp.eye(len(ntk), dtype=ntk.dtype)
 
     def at(t: Array) -> tuple[Array, Array]:

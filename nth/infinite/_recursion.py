@@ -1,4 +1,4 @@
-"""Layer recursion for the kernels of infinitely wide networks."""
+"""LayerMaps recursion for the kernels of infinitely wide networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ _TILE, _TILE_OF_SUMS = 128, 4
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
 
-class Layer(NamedTuple):
+class LayerMaps(NamedTuple):
     """The maps of second moments S and the NTK Θ of the inputs of layers:
 
     Σ = weight·S + bias, and Θ′ = weight_rate·S + bias_rate + weight·(Σ̇ ∘ Θ).
@@ -49,24 +49,24 @@ _Pairs = tuple[np.ndarray, np.ndarray]
 
 def layers_of(
     sigmas: list[Array], depth: int, parameterization: str, use_bias: bool
-) -> Layer:
+) -> LayerMaps:
     """All depth + 1 layers."""
     sigma_w, sigma_a, sigma_b = sigmas
     weight = jnp.stack([sigma_w] * depth + [sigma_a]) ** 2
     bias = jnp.full_like(weight, sigma_b**2 if use_bias else 0)
     one = jnp.ones_like(weight)
     if parameterization == "ntk":
-        return Layer(weight, bias, weight, bias)
+        return LayerMaps(weight, bias, weight, bias)
     if parameterization == "nth":
-        return Layer(weight, bias, one, one if use_bias else 0 * one)
-    return Layer(weight, bias, one.at[0].set(0), 0 * one)
+        return LayerMaps(weight, bias, one, one if use_bias else 0 * one)
+    return LayerMaps(weight, bias, one.at[0].set(0), 0 * one)
 
 
 @eqx.filter_jit
 def recursion(
     x1: Float[Array, "n1 d"],
     x2: Float[Array, "n2 d"] | None,
-    layers: Layer,
+    layers: LayerMaps,
     activation_and_nodes: tuple[Callable[[Array], Array], int],
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
     """Σ and Θ of the last layer, and the error estimate of the integration rule."""
@@ -77,7 +77,7 @@ def recursion(
     return nngp, ntk, _largest_change(rule, layers, jnp.concatenate(sides), whole)
 
 
-def _fits_whole(sides: _Sides, layers: Layer) -> bool:
+def _fits_whole(sides: _Sides, layers: LayerMaps) -> bool:
     """Whether all pairs are computed together, and the loop over layers is unrolled.
 
     This is fastest for few pairs. It also has second derivatives where points coincide:
@@ -90,7 +90,7 @@ def _fits_whole(sides: _Sides, layers: Layer) -> bool:
 
 
 def _at_once(
-    rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
+    rule: Rule, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     shape = (len(sides[0]), len(sides[1]))
     if symmetric:
@@ -107,7 +107,7 @@ def _at_once(
 
 
 def _by_tiles(
-    rule: Rule, layers: Layer, sides: _Sides, symmetric: bool
+    rule: Rule, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Tile by tile, in place: the memory is that of both kernels and one tile."""
     most = _TILE if rule.closed else _TILE_OF_SUMS
@@ -153,7 +153,7 @@ def _written(
 
 
 def _of_pairs(
-    rule: Rule, layers: Layer, sides: _Sides, pairs: _Pairs, unrolled: bool = False
+    rule: Rule, layers: LayerMaps, sides: _Sides, pairs: _Pairs, unrolled: bool = False
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
     """Σ and Θ of the last layer at pairs with one point from each side."""
     i, j = pairs
@@ -165,7 +165,7 @@ def _of_pairs(
         jnp.zeros_like(cross),
     )
 
-    def deeper(moments: _Moments, layer: Layer) -> tuple[_Moments, None]:
+    def deeper(moments: _Moments, layer: LayerMaps) -> tuple[_Moments, None]:
         variances = moments.variances
         cross, versine, slope = rule.moments(
             Pairs(variances[0][i], variances[1][j], moments.cross, moments.versine)
@@ -183,9 +183,9 @@ def _of_pairs(
 
 
 def _layer_by_layer(
-    step: Callable[[Any, Layer], tuple[Any, Any]],
+    step: Callable[[Any, LayerMaps], tuple[Any, Any]],
     carry: Any,
-    layers: Layer,
+    layers: LayerMaps,
     whole: bool,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over layers, unrolled if `whole`."""
@@ -199,7 +199,7 @@ def _layer_by_layer(
 
 
 def _affine(
-    moments: _Moments, slope: Float[Array, " P"], layer: Layer, pairs: _Pairs
+    moments: _Moments, slope: Float[Array, " P"], layer: LayerMaps, pairs: _Pairs
 ) -> _Moments:
     """Apply weights and biases."""
     (first, second), cross, versine, ntk = moments
@@ -211,11 +211,11 @@ def _affine(
 
 
 def _largest_change(
-    rule: Rule, layers: Layer, points: Float[Array, "m d"], whole: bool
+    rule: Rule, layers: LayerMaps, points: Float[Array, "m d"], whole: bool
 ) -> Float[Array, ""]:
     """The largest error estimate over all points and layers."""
 
-    def deeper(variance: Array, layer: Layer) -> tuple[Array, Array]:
+    def deeper(variance: Array, layer: LayerMaps) -> tuple[Array, Array]:
         variance = layer.weight * variance + layer.bias
         return rule.square(variance), rule.change(variance)
 
@@ -241,7 +241,7 @@ def _with_bias(
     versine: Float[Array, " P"],
     first: Float[Array, " P"],
     second: Float[Array, " P"],
-    layer: Layer,
+    layer: LayerMaps,
 ) -> Float[Array, " P"]:
     """1 − cos of the angle after weights and bias, as a sum of positive terms.
 

@@ -27,7 +27,7 @@ _CHUNK = 16
 
 
 class Rock4State(eqx.Module):
-    """What a step hands on to the next."""
+    """The state of the solver between two steps."""
 
     rate: State
     """f at the start of the step, the last evaluation of the one before."""

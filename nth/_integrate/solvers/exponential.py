@@ -172,13 +172,13 @@ def _advance(
     levels: Flat, linear: LinearPart, remainder: Remainder, h: Scalar, theta: Scalar
 ) -> tuple[Flat, Float[Array, " slots"]]:
     """K̃⁽ʳ⁾ for r = 1 … p−2 at a time θh after the start, and ∫ g."""
-    size = linear.rates.size
-    if remainder.rates:
-        forcing = remainder.rates[0][:, :size]
+    size = linear.eigenvalues.size
+    if remainder.derivatives:
+        forcing = remainder.derivatives[0][:, :size]
     else:  # level 2
         forcing = -remainder.slope @ levels[1][:size].T
     w = linear.integral(forcing, h, theta)
-    rows = zip(levels[:-2], linear.kernels, remainder.rates, strict=True)
+    rows = zip(levels[:-2], linear.kernels, remainder.derivatives, strict=True)
     lower = tuple(
         k + h * _integral(rate, theta) - times(above, w) for k, above, rate in rows
     )

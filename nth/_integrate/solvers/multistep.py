@@ -20,7 +20,7 @@ class LinearPart(eqx.Module):
     """The linear operator of a step: δ ↦ −K̃⁽ʳ⁺¹⁾ · Hδf in row r, at some earlier state.
 
     H is ∂g/∂f without its negative eigenvalues, R its square root, and R K̃⁽²⁾ R on the
-    training points has the eigenvalues `rates` and the eigenvectors `modes`.
+    training points has these `eigenvalues`, and the eigenvectors `modes`.
     """
 
     kernels: Flat
@@ -28,7 +28,7 @@ class LinearPart(eqx.Module):
 
     root: Float[Array, "n C C"]
     matrix: Float[Array, "slots slots"]
-    rates: Float[Array, " slots"]
+    eigenvalues: Float[Array, " slots"]
     modes: Float[Array, "slots slots"]
 
     def __init__(self, dynamics: DenseHierarchy, levels: Flat):
@@ -42,7 +42,7 @@ class LinearPart(eqx.Module):
         self.matrix = (matrix + matrix.T) / 2
         # `double_integral` has the derivative with respect to the matrix.
         fixed = jax.lax.stop_gradient(self.matrix)
-        self.rates, self.modes = jnp.linalg.eigh(fixed)
+        self.eigenvalues, self.modes = jnp.linalg.eigh(fixed)
 
     def times_hessian(self, rows: Float[Array, "k slots"]) -> Float[Array, "k slots"]:
         """H applied to each row."""
@@ -52,9 +52,9 @@ class LinearPart(eqx.Module):
         self, forcing: Float[Array, "k slots"], h: Scalar, theta: Scalar
     ) -> Float[Array, " slots"]:
         """W = ∫ H δ dt to the time θh, for dδ/dt = −K̃⁽²⁾ H δ + Σ_i b_i (t/h)^i."""
-        scaled, rates = h * self.matrix, h * self.rates
+        scaled, eigenvalues = h * self.matrix, h * self.eigenvalues
         rooted = times_blocks(forcing, self.root)
-        x = double_integral(scaled, rates, self.modes, theta, rooted)
+        x = double_integral(scaled, eigenvalues, self.modes, theta, rooted)
         return h**2 * times_blocks(x[None], self.root)[0]
 
 
@@ -66,7 +66,7 @@ class History(eqx.Module):
     slopes: Float[Array, "k slots"]
     """g."""
 
-    rates: tuple[Float[Array, "k ..."], ...]
+    derivatives: tuple[Float[Array, "k ..."], ...]
     """dK̃⁽ʳ⁾/dt for r = 1 … p−2."""
 
     count: Int[Array, ""]
@@ -83,7 +83,7 @@ class History(eqx.Module):
 class Remainder(eqx.Module):
     """The nonlinear part of a step of size h: coefficients of ((t − t₀)/h)^i."""
 
-    rates: tuple[Float[Array, "k ..."], ...]
+    derivatives: tuple[Float[Array, "k ..."], ...]
     """dK̃⁽ʳ⁾/dt + K̃⁽ʳ⁺¹⁾(t₀) · H(f − f(t₀)) for r = 1 … p−2."""
 
     slope: Float[Array, "k slots"]
@@ -94,7 +94,7 @@ def remainder(
     levels: Flat, linear: LinearPart, history: History, t0: Scalar, h: Scalar
 ) -> Remainder:
     """The polynomials through the values at `history`, for a step from t₀."""
-    size = linear.rates.size
+    size = linear.eigenvalues.size
     moved = linear.times_hessian(history.outputs[:, :size] - levels[0][None, :size])
     k = len(history.ts)
     known = jnp.arange(k) < history.count
@@ -110,11 +110,11 @@ def remainder(
         flat = jnp.where(known[:, None], values.reshape(k, -1), 0)
         return jnp.linalg.solve(powers, flat).reshape(values.shape)
 
-    rates = tuple(
+    derivatives = tuple(
         fit(rate + (moved @ above.reshape(-1, size).T).reshape(rate.shape))
-        for rate, above in zip(history.rates, linear.kernels, strict=True)
+        for rate, above in zip(history.derivatives, linear.kernels, strict=True)
     )
-    return Remainder(rates, fit(history.slopes - moved))
+    return Remainder(derivatives, fit(history.slopes - moved))
 
 
 def start(dynamics: DenseHierarchy, levels: Flat, t: Scalar, points: int) -> History:
@@ -128,7 +128,7 @@ def start(dynamics: DenseHierarchy, levels: Flat, t: Scalar, points: int) -> His
         ts=room(jnp.asarray(t, slope.dtype)),
         outputs=room(levels[0]),
         slopes=room(slope),
-        rates=tuple(room(-times(k, slope)) for k in levels[1:-1]),
+        derivatives=tuple(room(-times(k, slope)) for k in levels[1:-1]),
         count=jnp.asarray(1),
         pending=jnp.zeros_like(slope),
         linear=LinearPart(dynamics, levels),
@@ -141,7 +141,7 @@ def push(
 ) -> History:
     """`history` with the evaluation at one more state."""
     slope = slope_at(dynamics, levels[0])
-    rates = tuple(-times(k, slope) for k in levels[1:])
+    derivatives = tuple(-times(k, slope) for k in levels[1:])
 
     def add(first: Array, later: Array) -> Array:
         return jnp.concatenate([first[None].astype(later.dtype), later[:-1]])
@@ -150,7 +150,7 @@ def push(
         ts=add(jnp.asarray(t), history.ts),
         outputs=add(levels[0], history.outputs),
         slopes=add(slope, history.slopes),
-        rates=tuple(map(add, rates, history.rates)),
+        derivatives=tuple(map(add, derivatives, history.derivatives)),
         count=history.count + 1,
         pending=history.pending,
         linear=history.linear,
@@ -195,5 +195,5 @@ def _root(blocks: Float[Array, "n C C"]) -> Float[Array, "n C C"]:
         positive = blocks > 0
         return jnp.where(positive, jnp.sqrt(jnp.where(positive, blocks, 1)), 0)
     # Any linear part gives a valid method: no derivative needs to pass through this.
-    rates, modes = jnp.linalg.eigh(jax.lax.stop_gradient(blocks))
-    return (modes * jnp.sqrt(jnp.maximum(rates, 0))[:, None, :]) @ modes.mT
+    eigenvalues, modes = jnp.linalg.eigh(jax.lax.stop_gradient(blocks))
+    return (modes * jnp.sqrt(jnp.maximum(eigenvalues, 0))[:, None, :]) @ modes.mT

@@ -36,20 +36,20 @@ def phi(z: Float[Array, "..."], last: int) -> list[Float[Array, "..."]]:
 @jax.custom_jvp
 def double_integral(
     matrix: Float[Array, "n n"],
-    rates: Float[Array, " n"],
+    eigenvalues: Float[Array, " n"],
     modes: Float[Array, "n n"],
     t: Scalar,
     forcing: Float[Array, "k n"],
 ) -> Float[Array, " n"]:
     """∫₀ᵗ x(s) ds for dx/ds = −A x + Σ_i s^i b_i, x(0) = 0, with b the `forcing`.
 
-    A is the symmetric `matrix`, with eigenvalues `rates` and eigenvectors `modes`. It
+    A is the symmetric `matrix`, with `eigenvalues`, and eigenvectors `modes`. The value
     is Σ_i i! t^{i+2} φ_{i+2}(−tA) b_i.
     """
     del matrix
-    weights = phi(-t * rates, len(forcing) + 1)[2:]
+    weights = phi(-t * eigenvalues, len(forcing) + 1)[2:]
     inside = forcing @ modes
-    total = jnp.zeros_like(rates)
+    total = jnp.zeros_like(eigenvalues)
     for i, weight in enumerate(weights):
         total = total + math.factorial(i) * t ** (i + 2) * weight * inside[i]
     return modes @ total
@@ -58,20 +58,20 @@ def double_integral(
 @double_integral.defjvp
 def _double_integral_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     """Exact also where eigenvalues coincide (Daleckii & Krein)."""
-    matrix, rates, modes, t, forcing = primals
+    matrix, eigenvalues, modes, t, forcing = primals
     d_matrix, _, _, d_t, d_forcing = tangents
-    value = double_integral(matrix, rates, modes, t, forcing)
+    value = double_integral(matrix, eigenvalues, modes, t, forcing)
     turned = modes.T @ (d_matrix + d_matrix.T) @ modes / 2
     inside = forcing @ modes
-    speeds = phi(-t * rates, len(forcing))[1:]
-    slopes = _divided_differences(-t * rates, len(forcing) + 1)[2:]
-    total = jnp.zeros_like(rates)
+    speeds = phi(-t * eigenvalues, len(forcing))[1:]
+    slopes = _divided_differences(-t * eigenvalues, len(forcing) + 1)[2:]
+    total = jnp.zeros_like(eigenvalues)
     for i, row in enumerate(inside):
         change = -(t ** (i + 3)) * ((slopes[i] * turned) @ row)
         speed = d_t * t ** (i + 1) * speeds[i] * row
         total = total + math.factorial(i) * (change + speed)
     d_value = modes @ total
-    return value, d_value + double_integral(matrix, rates, modes, t, d_forcing)
+    return value, d_value + double_integral(matrix, eigenvalues, modes, t, d_forcing)
 
 
 def _divided_differences(

@@ -34,8 +34,8 @@ class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
         theta = (t0 - self.t0) / jnp.where(span == 0, 1, span)
 
         def at(y0: Array, y1: Array, d1: Array, d2: Array, d3: Array) -> Array:
-            bend = theta * (1 - theta) * (d1 + theta * (d2 + theta * d3))
-            return (1 - theta) * y0 + theta * y1 + bend
+            correction = theta * (1 - theta) * (d1 + theta * (d2 + theta * d3))
+            return (1 - theta) * y0 + theta * y1 + correction
 
         return jax.tree.map(at, self.y0, self.y1, *self.d)
 

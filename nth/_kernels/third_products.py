@@ -1,0 +1,133 @@
+"""K⁽³⁾ of any network, from derivatives of its gradients.
+
+With v_ac = H_a M ∇f_c, the derivative of ∇f_a along the direction of slot c,
+
+    K⁽³⁾[a, b, c] = v_ac · M ∇f_b + ∇f_a · M v_bc.
+
+For training slots a and b the second term is the first with a and b exchanged, so half
+of the products suffice. The gradients and their inner products are those of K⁽²⁾.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._custom_types import Inputs, Params
+from .._problem.inputs import count
+from .evaluation import Points
+from .factored_gradients import GradientFunction, Gradients, products
+from .hierarchy_operator import SlotGradient, TensorFunction, slot_gradient
+
+# Bytes that the gradients and their derivatives held at once may take.
+_BLOCK_BYTES = 2**28
+
+Direction = Params
+Column = Callable[[Direction], Float[Array, "rows slots"]]
+
+
+def slots_at_once(points: Points, r: int) -> int:
+    """How many columns of K⁽³⁾ keep within `_BLOCK_BYTES`, in the derivative of K⁽³⁾
+    that is K⁽ʳ⁾; 0 if none does."""
+    gradients = GradientFunction(points, points.n_train)
+    n_all = points.n_train + count(points.x_extra)
+    pairs = n_all * points.n_train * gradients.bytes_per_pair(points)
+    each = n_all * gradients.bytes_per_point(points) + pairs
+    return min(points.n_slots, _BLOCK_BYTES // (each << (r - 2)))
+
+
+class ThirdProducts(eqx.Module):
+    """Columns of K⁽³⁾, of which `together` are computed at once."""
+
+    together: int = eqx.field(static=True)
+
+    def __call__(
+        self, points: Points, start: Int[Array, ""], size: int
+    ) -> Float[Array, "rows slots columns"]:
+        column, gradient = _column(points, points.params)
+        slots = start + jnp.arange(size)
+        return _over_slots(
+            lambda slot: column(gradient(points.params, slot)), slots, self.together
+        )
+
+
+def third_tensor(points: Points, size: int) -> TensorFunction:
+    """θ ↦ K⁽³⁾, computed `size` columns at a time."""
+
+    def tensor(params: Params) -> Float[Array, "rows slots slots"]:
+        column, gradient = _column(points, params)
+        slots = jnp.arange(points.n_slots)
+        return _over_slots(lambda slot: column(gradient(params, slot)), slots, size)
+
+    return tensor
+
+
+def _over_slots(
+    column: Callable[[Array], Float[Array, "rows slots"]],
+    slots: Int[Array, " columns"],
+    size: int,
+) -> Float[Array, "rows slots columns"]:
+    """Columns at `slots`, `size` of them at once."""
+    if size >= len(slots):
+        return jax.vmap(column, out_axes=-1)(slots)
+    return jnp.moveaxis(jax.lax.map(column, slots, batch_size=size), 0, -1)
+
+
+def _column(points: Points, params: Params) -> tuple[Column, SlotGradient]:
+    """The column of K⁽³⁾ along one direction, and slot ↦ direction."""
+    gradients = GradientFunction(points, points.n_train)
+    rated = partial(gradients.times_rates, rates=points.rates)
+    train, move_train = _linearized(gradients, params, points.x_train)
+    columns = rated(train)
+    extra = None
+    if count(points.x_extra):
+        extra = _linearized(gradients, params, points.x_extra)
+
+    def column(direction: Direction) -> Float[Array, "rows slots"]:
+        moved = move_train(direction)
+        parts = []
+        if points.with_train:
+            half = _derivative(lambda rows: products(rows, columns), train, moved)
+            parts.append(half + half.T)
+        if extra is not None:
+            rows, move_rows = extra
+            parts.append(
+                _derivative(
+                    lambda both: products(both[0], rated(both[1])),
+                    (rows, train),
+                    (move_rows(direction), moved),
+                )
+            )
+        return jnp.concatenate(parts)
+
+    return column, slot_gradient(points.apply, points.x_train, points.rates)
+
+
+def _linearized(
+    gradients: GradientFunction, params: Params, x: Inputs
+) -> tuple[Gradients, Callable[[Direction], Any]]:
+    """Gradients at `x`, and direction ↦ the derivatives of their floating parts."""
+    whole = gradients.over(params, x)
+    fixed = eqx.filter(whole, eqx.is_inexact_array, inverse=True)
+
+    def floating(params: Params) -> Any:
+        return eqx.filter(gradients.over(params, x), eqx.is_inexact_array)
+
+    values, move = jax.linearize(floating, params)
+    return eqx.combine(values, fixed), move
+
+
+def _derivative(
+    function: Callable[[Any], Array], at: Any, tangents: Any
+) -> Float[Array, "rows slots"]:
+    """The derivative of `function` along tangents of the floating arrays of `at`."""
+    floating, fixed = eqx.partition(at, eqx.is_inexact_array)
+
+    def of_floating(floating: Any) -> Array:
+        return function(eqx.combine(floating, fixed))
+
+    return jax.jvp(of_floating, (floating,), (tangents,))[1]

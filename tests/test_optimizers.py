@@ -1,0 +1,450 @@
+"""Any optimizer of Optax: the trained network against a plain Optax loop, linearity,
+and the expansions against derivatives of whole unrolled training loops."""
+
+import math
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from conftest import make_network, make_problem
+from jax.flatten_util import ravel_pytree
+
+import nth
+from nth._discrete.optimizer import traced
+from nth._discrete.power_series import push
+from nth._discrete.program import Program
+from nth._dynamics.taylor_coefficients import by_jvp
+
+KEY = jax.random.key(5)
+LABELS = make_problem(4, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
+PAIR = make_network(2, 1, outputs=2)
+SCALAR, NETWORK = make_problem(4, 1), make_network(5, 1)
+
+
+def by_layer(params: Any) -> Any:
+    """Labels "first" and "other" of the parameters."""
+    leaves, treedef = jax.tree.flatten(params)
+    labels = ["first"] + ["other"] * (len(leaves) - 1)
+    return jax.tree.unflatten(treedef, labels)
+
+
+def decayed(weight_decay: float, *args: Any, **options: Any) -> Any:
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.sgd(*args, **options)
+    )
+
+
+LINEAR: dict[str, Any] = {
+    "sgd": optax.sgd(0.5),
+    "momentum": optax.sgd(0.3, momentum=0.7),
+    "nesterov": optax.sgd(0.3, momentum=0.7, nesterov=True),
+    "decay": decayed(0.1, 0.3, momentum=0.5),
+    "schedule": optax.sgd(optax.exponential_decay(0.5, 2, 0.5)),
+    "average": optax.chain(optax.ema(0.9), optax.scale(-0.4)),
+    "accumulation": optax.MultiSteps(optax.sgd(0.4), 2),
+    "schedule-free": optax.contrib.schedule_free_sgd(0.2),
+    "layers": optax.multi_transform(
+        {"first": optax.sgd(0.1), "other": optax.sgd(0.2, momentum=0.9)}, by_layer
+    ),
+    "hyperparameters": optax.inject_hyperparams(optax.sgd)(learning_rate=0.3),
+}
+OTHERS: dict[str, Any] = {
+    "adam": optax.adam(1e-2),
+    "adamw": optax.adamw(1e-2, weight_decay=0.1),
+    "rmsprop": optax.rmsprop(1e-2),
+    "lion": optax.lion(3e-3, weight_decay=0.0),
+    "adagrad": optax.adagrad(3e-2),
+    "adafactor": optax.adafactor(1e-2),
+    "clipping": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.3, 0.5)),
+    "accumulated adam": optax.MultiSteps(optax.adam(1e-2), 2),
+    "adam by layer": optax.multi_transform(
+        {"first": optax.sgd(0.1), "other": optax.adam(1e-2)}, by_layer
+    ),
+    "noise": optax.noisy_sgd(0.1, key=7),
+}
+
+
+def by_optax(network: Any, problem: Any, number: int, optimizer: Any) -> Any:
+    """The outputs after each step, by a plain loop."""
+
+    def step(params: Any, state: Any) -> Any:
+        def loss(network: Any) -> Any:
+            return problem.loss(jax.vmap(network)(problem.x_train), problem.y_train)
+
+        gradient = jax.grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    step = jax.jit(step)
+    state, outputs = optimizer.init(network), [jax.vmap(network)(problem.x)]
+    for _ in range(number):
+        network, state = step(network, state)
+        outputs.append(jax.vmap(network)(problem.x))
+    return jnp.stack(outputs)
+
+
+def on_all(solution: nth.Solution) -> Any:
+    return jnp.concatenate([solution.train, solution.test], axis=1)
+
+
+@pytest.mark.parametrize("name", [*LINEAR, *OTHERS])
+def test_trained_network_is_that_of_a_plain_loop(name):
+    optimizer = {**LINEAR, **OTHERS}[name]
+    ours = nth.train(PAIR, LABELS, 5, optimizer)
+    expected = by_optax(PAIR, LABELS, 5, optimizer)
+    np.testing.assert_allclose(on_all(ours), expected, rtol=0, atol=1e-12)
+    assert np.max(np.abs(expected[-1] - expected[0])) > 1e-3
+    np.testing.assert_array_equal(ours.ts, np.arange(6))
+    assert ours.stats["num_steps"] == ours.stats["num_evaluations"] == 5
+
+
+# ---------------------------------------------------------------- linearity
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_optimizers_are_proved_linear(name):
+    assert traced(LINEAR[name], PAIR).linear
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_are_not(name):
+    assert not traced(OTHERS[name], PAIR).linear
+
+
+def a_transformation(update: Any, start: float = 0.0) -> Any:
+    """A transformation of each gradient g with a state s: (g, s, θ) ↦ (u, s)."""
+
+    def step(updates: Any, state: Any, params: Any = None) -> Any:
+        each = jax.tree.map(lambda g, p: update(g, state, p), updates, params)
+        first = jax.tree.leaves(each, is_leaf=lambda leaf: isinstance(leaf, tuple))[0]
+        updates = jax.tree.map(
+            lambda pair: pair[0], each, is_leaf=lambda leaf: isinstance(leaf, tuple)
+        )
+        return updates, first[1]
+
+    def init(params: Any) -> Any:
+        return jnp.full((), start)
+
+    return optax.GradientTransformation(init, step)
+
+
+@pytest.mark.parametrize(
+    ("update", "linear", "moves"),
+    [
+        (lambda g, s, p: (-g, s), True, False),
+        (lambda g, s, p: (-g * s, s + 1), True, False),
+        (lambda g, s, p: (-g - 0.1 * p, s), True, True),
+        (lambda g, s, p: (jnp.where(s > 2, g, 0.0), s + 1), True, False),
+        (lambda g, s, p: (g - 1, s), False, None),
+        (lambda g, s, p: (g * p, s), False, None),
+        (lambda g, s, p: (g * s, s + jnp.sum(g)), False, None),
+        (lambda g, s, p: (jnp.where(g > 0, g, 0.0), s), False, None),
+        (lambda g, s, p: (g, 1 + jnp.sum(g)), False, None),
+        (lambda g, s, p: (jnp.round(g), s), False, None),
+        (lambda g, s, p: (g.astype(int).astype(float), s), False, None),
+        (lambda g, s, p: (g / (1 + p), s), False, None),
+        (lambda g, s, p: (jax.lax.cond(s > 2, jnp.sin, jnp.copy, g), s), False, None),
+        (lambda g, s, p: (jax.lax.cond(s > 2, jnp.negative, jnp.copy, g), s), True, 0),
+    ],
+)  # fmt: skip
+def test_linearity_of_a_program(update, linear, moves):
+    found = traced(a_transformation(update), {"w": jnp.ones((2, 3))})
+    assert found.linear == linear
+    if linear:
+        assert found.moves_start == moves
+
+
+def test_a_start_that_is_not_zero_moves_parameters():
+    def update(g, s, p):
+        return -s * jnp.ones_like(g), s + jnp.sum(g)
+
+    params = {"w": jnp.ones(3)}
+    assert traced(a_transformation(update, 1.0), params).moves_start
+    assert not traced(a_transformation(update), params).moves_start
+
+
+def test_programs_are_equal_by_content_whatever_their_numbers():
+    one, same, other = (
+        traced(optimizer, PAIR).program
+        for optimizer in (optax.adam(0.1), optax.adam(0.2, b1=0.8), optax.rmsprop(0.1))
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    powers = [Program(jax.make_jaxpr(lambda x, n=n: x**n)(1.0).jaxpr) for n in (2, 3)]
+    assert powers[0] != powers[1]
+
+
+# ---------------------------------------------------------------- expansions
+
+
+def unrolled(optimizer: Any, steps: int, order: int, linear: bool) -> Any:
+    """Level p, by derivatives in ε at 0 of whole training loops, in which ε multiplies
+    every update, or, for a linear optimizer, every gradient.
+
+    The output gradient of each step is that of the level itself.
+    """
+    start, unravel = ravel_pytree(PAIR)
+    n = LABELS.n_train
+
+    def outputs(theta: Any) -> Any:
+        return jax.vmap(unravel(theta))(LABELS.x)
+
+    def trained(eps: Any, slopes: list[Any]) -> Any:
+        theta, state = start, optimizer.init(PAIR)
+        for slope in slopes:
+            pull = jax.vjp(lambda theta: outputs(theta)[:n], theta)[1]
+            gradient = unravel(pull(slope)[0] * (eps if linear else 1))
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(gradient, state, unravel(theta))
+            update = ravel_pytree(updates)[0].astype(theta.dtype)
+            theta = theta + update * (1 if linear else eps)
+        return outputs(theta)
+
+    @jax.jit
+    def level(slopes: list[Any]) -> Any:
+        def derivatives(eps: Any) -> Any:
+            return (trained(eps, slopes),)
+
+        for _ in range(order - 1):
+            derivatives = with_one_more(derivatives)
+        values = derivatives(jnp.zeros(()))
+        return sum(value / math.factorial(k) for k, value in enumerate(values))
+
+    predicted, slopes = [], []
+    for _ in range(steps + 1):
+        predicted.append(level(slopes))
+        slopes.append(LABELS.loss.gradient(predicted[-1][:n], LABELS.y_train))
+    return jnp.stack(predicted)
+
+
+def with_one_more(derivatives: Any) -> Any:
+    def more(eps: Any) -> Any:
+        values, slopes = jax.jvp(derivatives, (eps,), (jnp.ones_like(eps),))
+        return (*values, slopes[-1])
+
+    return more
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "steps"),
+    [
+        ("adam", 2, 3),
+        ("adam", 4, 3),
+        ("adamw", 3, 3),
+        ("rmsprop", 4, 2),
+        ("adagrad", 3, 2),
+        ("adafactor", 3, 2),
+        ("clipping", 4, 2),
+        ("lion", 3, 3),
+        ("adam by layer", 3, 2),
+        ("momentum", 4, 3),
+        ("decay", 3, 3),
+        ("schedule-free", 3, 3),
+    ],
+)
+def test_a_level_is_the_taylor_polynomial_of_whole_training(name, order, steps):
+    optimizer = {**LINEAR, **OTHERS}[name]
+    ours = on_all(nth.solve_discrete(PAIR, LABELS, steps, optimizer, order=order))
+    expected = unrolled(optimizer, steps, order, name in LINEAR)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+    truth = on_all(nth.train(PAIR, LABELS, steps, optimizer))
+    assert 1e-9 < np.max(np.abs(truth - expected)) < np.max(np.abs(truth - truth[:1]))
+
+
+@pytest.mark.parametrize(
+    "name", ["momentum", "accumulation", "adam", "rmsprop", "lion"]
+)
+def test_level_2_is_the_linearized_network_trained_by_that_optimizer(name):
+    optimizer = {**LINEAR, **OTHERS}[name]
+    theta, unravel = ravel_pytree(PAIR)
+
+    def apply(params: Any, x: Any) -> Any:
+        value, change = jax.jvp(
+            lambda theta: unravel(theta)(x), (theta,), (params["w"] - theta,)
+        )
+        return value + change
+
+    def step(params: Any, state: Any) -> Any:
+        def loss(params: Any) -> Any:
+            outputs = jax.vmap(lambda x: apply(params, x))(LABELS.x_train)
+            return LABELS.loss(outputs, LABELS.y_train)
+
+        gradient = jax.grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, step = {"w": theta}, jax.jit(step)
+    state = optimizer.init(params)
+    for _ in range(4):
+        params, state = step(params, state)
+    expected = jax.vmap(lambda x: apply(params, x))(LABELS.x)
+    ours = on_all(nth.solve_discrete(PAIR, LABELS, [4], optimizer, order=2))[0]
+    # Accumulation stores in float32, whose rounding differs.
+    atol = 1e-7 if name == "accumulation" else 1e-12
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+    assert np.max(np.abs(expected - jax.vmap(PAIR)(LABELS.x))) > 1e-2
+
+
+def test_parameters_without_a_gradient_stay():
+    """Where an input is always 0 the second moment is 0, whose root has no slope."""
+    x = LABELS.x.at[:, 1].set(0.0)
+    dark = nth.Problem(x[:4], LABELS.y_train, x[4:], loss=LABELS.loss)
+    small = nth.Problem(x[:4, ::2], LABELS.y_train, x[4:, ::2], loss=LABELS.loss)
+    network = nth.MLP(3, 2, 1, out_size=2, key=KEY, parameterization="standard")
+    weights = network.weights[0]
+    cut = nth.MLP(2, 2, 1, out_size=2, key=KEY, parameterization="standard")
+    cut = eqx.tree_at(
+        lambda net: net.weights, cut, [weights[:, ::2], *network.weights[1:]]
+    )
+    with_dark, without = (
+        nth.solve_discrete(net, problem, 3, optax.adam(1e-2), order=4)
+        for net, problem in ((network, dark), (cut, small))
+    )
+    np.testing.assert_allclose(with_dark.train, without.train, atol=1e-13)
+    assert np.max(np.abs(without.train[-1] - without.train[0])) > 1e-3
+
+
+# ---------------------------------------------------------------- power series
+
+PROGRAMS: dict[str, Any] = {
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / (2 + b),
+    "sqrt": lambda a, b: jnp.sqrt(1 + a**2),
+    "powers": lambda a, b: a**3 + jnp.square(b) - a**4 + b**5,
+    "scalars": lambda a, b: a * jnp.sum(b) + jnp.max(jnp.abs(a)),
+    "others": lambda a, b: jnp.where(a > b, jnp.exp(a), jax.lax.rsqrt(1 + b**2)),
+    "calls": lambda a, b: jax.jit(jnp.tanh)(a) + jax.nn.softplus(b) @ jnp.ones((3, 3)),
+    "choice": lambda a, b: jax.lax.cond(a[0] > 5, jnp.sin, jnp.cos, b),
+    "rounds": lambda a, b: a * jnp.asarray(b > 0, float),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_power_series_are_derivatives(name):
+    draws = jax.random.normal(KEY, (4, 2, 3))
+    base, *steps = [list(terms) for terms in draws]
+    function = PROGRAMS[name]
+    jaxpr = jax.make_jaxpr(function)(*base)
+    series = [tuple(terms) for terms in zip(*draws, strict=True)]
+    (ours,) = push(jaxpr.jaxpr, jaxpr.consts, series)
+    expected = by_jvp(lambda point: function(*point), base, steps)
+    np.testing.assert_allclose(jnp.stack(ours), jnp.stack(expected), rtol=1e-12)
+
+
+def test_root_of_a_series_that_begins_later_is_undefined():
+    jaxpr = jax.make_jaxpr(jnp.sqrt)(jnp.ones(3))
+    zeros = jnp.zeros(3)
+    (root,) = push(jaxpr.jaxpr, [], [(zeros, zeros, zeros.at[1].set(1.0))])
+    np.testing.assert_array_equal(root[0], zeros)
+    np.testing.assert_array_equal(root[2], [0, np.nan, 0])
+
+
+# ---------------------------------------------------------------- convergence
+
+
+def sizes(solution: nth.Solution) -> list[float]:
+    return [
+        float(jnp.linalg.norm(ravel_pytree(step)[0])) for step in solution.state.steps
+    ]
+
+
+def test_a_series_that_does_not_converge_is_reported():
+    """Where a gradient crosses zero the root of its square has no radius left."""
+    network = make_network(8, 2, outputs=2)
+    crossing, smooth = optax.adam(1e-2), optax.adam(1e-2, eps_root=1e-4)
+    with pytest.warns(nth.WindowWarning, match="its series does not converge"):
+        solution = nth.solve_discrete(network, LABELS, 12, crossing, order=4)
+    assert 1 < solution.valid_until < 12
+    grown = sizes(solution)
+    assert grown[2] > grown[1]
+    truth = nth.train(network, LABELS, 12, crossing).train
+    lower = nth.solve_discrete(network, LABELS, 12, crossing, order=2).train
+    error, other = (np.max(np.abs(f - truth)) for f in (solution.train, lower))
+    assert error > other / 3  # no better than level 2, or hardly so
+    # With eps inside of the root the series converges, and says so.
+    solution = nth.solve_discrete(network, LABELS, 12, smooth, order=4)
+    assert np.isinf(solution.valid_until)
+    first, second, third = sizes(solution)
+    assert third < second / 2 < first / 4
+    truth = nth.train(network, LABELS, 12, smooth).train
+    lower = nth.solve_discrete(network, LABELS, 12, smooth, order=2).train
+    error, other = (np.max(np.abs(f - truth)) for f in (solution.train, lower))
+    assert error < other / 3
+
+
+def test_a_root_without_an_expansion_is_reported():
+    """Behind a layer that begins at zero gradients are zero at first, and then not."""
+    network = make_network(4, 1, outputs=2)
+    zero = eqx.tree_at(lambda net: net.weights[-1], network, replace_fn=jnp.zeros_like)
+    with pytest.warns(nth.WindowWarning, match="left its window at step 2"):
+        solution = nth.solve_discrete(zero, LABELS, 3, optax.adam(1e-2), order=4)
+    assert np.all(np.isnan(solution.train[2:]))
+    assert solution.result == nth.RESULTS.diverged
+
+
+def test_steps_beyond_the_critical_rate_are_reported():
+    """With momentum, and at the step of a schedule; not below."""
+    critical = nth.max_learning_rate(NETWORK, SCALAR, optax.sgd(1.0, momentum=0.5))
+
+    def solve(share: Any) -> Any:
+        rising = optax.linear_schedule(0.1 * critical, share * critical, 4)
+        optimizer = optax.sgd(rising, momentum=0.5)
+        nth.solve_discrete(NETWORK, SCALAR, [6], optimizer, order=2)
+
+    with pytest.warns(nth.WindowWarning, match="beyond the critical one"):
+        solve(1.1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "optimizer")
+        warnings.filterwarnings("ignore", "the level-2")
+        solve(0.95)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (optax.sgd(0.5), 4.0),
+        (optax.sgd(0.01, momentum=0.6), 320.0),
+        (optax.sgd(1.0, momentum=0.6, nesterov=True), 3.2 / 2.2),
+        # v ← μ v + (1 − μ) g: that of momentum over 1 − μ
+        (optax.chain(optax.ema(0.6, debias=False), optax.scale(-1.0)), 8.0),
+    ],
+)
+def test_critical_factor_of_linear_optimizers(optimizer, expected):
+    kappa = 2 / nth.max_learning_rate(PAIR, LABELS)
+    found = nth.max_learning_rate(PAIR, LABELS, optimizer)
+    np.testing.assert_allclose(found * kappa, expected, rtol=1e-9)
+
+
+def test_critical_factor_with_decay_and_learning_rates():
+    """κ of √M (Jᵀ H J + λ) √M, by its matrix."""
+    x, (n, decay) = LABELS.x_train, (4, 0.3)
+    theta, unravel = ravel_pytree(PAIR)
+    rates = jax.tree.map(lambda _: 1.0, PAIR)
+    rates = eqx.tree_at(lambda net: net.weights[0], rates, 0.2)
+    roots = np.sqrt(
+        ravel_pytree(jax.tree.map(lambda r, p: r * jnp.ones_like(p), rates, PAIR))[0]
+    )
+
+    def outputs(theta: Any) -> Any:
+        return jax.vmap(unravel(theta))(x)
+
+    jacobian = jax.jacrev(outputs)(theta).reshape(2 * n, -1)
+    hessian = jax.hessian(lambda f: LABELS.loss(f.reshape(n, 2), LABELS.y_train))(
+        outputs(theta).ravel()
+    )
+    matrix = jacobian.T @ hessian @ jacobian + decay * jnp.eye(theta.size)
+    matrix = roots[:, None] * matrix * roots[None]
+    expected = 2 * 1.5 / np.linalg.eigvalsh(matrix).max()
+    found = nth.max_learning_rate(
+        PAIR, LABELS, decayed(decay, 1.0, momentum=0.5), learning_rates=rates
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
