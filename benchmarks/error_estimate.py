@@ -144,7 +144,12 @@ def problem_of(seed):
         "learning_rates": jnp.asarray(1 / width if kind == 2 else 1.0),
     }
     data = nth.Problem(x[:TRAIN], y, x[TRAIN:], loss=AnyLoss(jnp.eye(3)[loss]))
-    about = {"width": width, "depth": depth, "activation": activation, "loss": loss}
+    about: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "activation": activation,
+        "loss": loss,
+    }
     about |= {"parameterization": kind, "last": last}
     return network, data, options, last * np.geomspace(1e-3, 1, 10), about
 
