@@ -172,7 +172,8 @@ def solve(dynamics, ts, **options: Any):
 
 def run(seed):
     """Errors, changes and estimates of one problem."""
-    network, data, options, ts, result = problem_of(seed)
+    network, data, options, ts, drawn = problem_of(seed)
+    result: dict[str, Any] = dict(drawn)
     _, truth = solve(nth.GradientFlow(network, data, **options), ts)
     result["times"] = list(ts)
     for p in ORDERS:

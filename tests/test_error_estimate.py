@@ -57,6 +57,7 @@ def dense_terms(hierarchy, ts):
     ts = jnp.asarray(ts)
     start = jnp.zeros(())
     times = node_times(hierarchy, start, ts)
+    assert times is not None
 
     def save(t, state, args):
         return rates_at(hierarchy, state)
@@ -67,6 +68,7 @@ def dense_terms(hierarchy, ts):
     )
     rates = jax.tree.map(lambda leaf: leaf[index], solution.saved)
     integrals = at_start(hierarchy).integrals
+    assert integrals is not None
     each, _ = integrals_at(hierarchy, start, ts, integrals, rates)
     return np.asarray(each.terms)
 
@@ -96,7 +98,7 @@ def test_terms_are_those_of_the_split_equations(kernels, series):
             for key, piece in zip(keys, pieces, strict=True)
         }
         parts |= {(r, 0): flat[r - 1] for r in range(1, 5)}
-        f = sum(parts[1, k] for k in range(4)).reshape(4, 2)[:3]
+        f = np.sum([parts[1, k] for k in range(4)], axis=0).reshape(4, 2)[:3]
         odds = np.exp(f)
         g = (odds / odds.sum(1, keepdims=True) - labels).ravel() / 3
         return np.concatenate([-(parts[r + 1, k - 1] @ g).ravel() for r, k in keys])
@@ -222,6 +224,7 @@ def test_level_two_needs_the_network(kernels, series):
     assert np.all(np.isnan(unknown.error_estimate))
     assert unknown.output_errors is None
     solution = nth.integrate(known, TS, stepsize_controller=TIGHT)
+    assert solution.output_errors is not None
     np.testing.assert_allclose(
         solution.output_errors, series[2].output_errors, atol=1e-9
     )
@@ -240,6 +243,8 @@ def test_checkpoints_change_nothing(order, kernels, tmp_path):
         parts = nth.integrate(
             hierarchy, TS, stepsize_controller=TIGHT, checkpoint=file, progress=False
         )
+        assert parts.output_errors is not None
+        assert whole.output_errors is not None
         np.testing.assert_allclose(
             parts.output_errors, whole.output_errors, rtol=1e-6, atol=1e-10
         )
@@ -338,8 +343,8 @@ def test_derivatives_and_float32():
         )
         for method in ("dense", "matrix-free"):
             both = [
-                nth.solve(*pair, [0.0, 1.0], order=3, method=method)
-                for pair in (single, (NARROW, HARD))
+                nth.solve(network, hard, [0.0, 1.0], order=3, method=method)
+                for network, hard in (single, (NARROW, HARD))
             ]
             assert both[0].error_estimate.dtype == jnp.float32
             assert both[0].error_estimate[0] < 1e-6

@@ -33,7 +33,7 @@ MOST_RESTARTS = 1000
 
 # The share of the tolerance that each part may use however short it is: without it, the
 # rounding errors of the estimate would end a part at its start.
-_LEAST_SHARE = 0.002
+_LEAST_SHARE = 0.005
 
 
 class Budget(eqx.Module):
