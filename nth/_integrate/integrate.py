@@ -13,53 +13,37 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
-from .._dynamics.dense import DenseHierarchy
-from .._dynamics.dense_terms import rates_at
 from .._dynamics.matrix_free import MatrixFreeHierarchy
-from .._dynamics.truncation import AbstractTruncation
 from .._internal.checkpoint import Checkpoint, fingerprint
-from .._internal.validation import is_traced, require_instance, require_times
 from .._network.finiteness import all_finite
-from .._network.memory import require_memory, tree_bytes
-from .._problem.inputs import require_like
 from .._solution.results import RESULTS
 from .._solution.solution import Solution
+from .checks import checked_times
 from .choice import SolverOption, choose
 from .controller import default_controller
-from .counts import counts
 from .estimates import (
     Reached,
     at_start,
-    dense_errors,
-    errors_at,
     estimate_of,
-    node_times,
 )
 from .options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
-    check_save_fn,
-    check_step_times,
     is_adaptive,
 )
 from .outcome import report, result_of
+from .piece import solve_piece, solved_functions
 from .progress import as_meter
 from .restarts import (
     Budget,
     Restarting,
-    error_event,
     first_expansion,
     output_rate,
     rebased,
-    require_estimate,
     restart_times,
     until,
 )
 from .segments import Piece, from_time_to_time
-from .validity import blow_up, first_rise, loss_rate
-
-# Copies of the state that a solver holds: those of seven stages, or of several steps.
-_COPIES = 12
 
 
 def integrate(
@@ -150,7 +134,7 @@ def integrate(
         "until_error": until_error,
         "restart": restart,
     }
-    times = _checked_times(dynamics, ts, options)
+    times = checked_times(dynamics, ts, options)
     choice = choose(dynamics, times, solver, is_adaptive(stepsize_controller))
     if stepsize_controller is None:
         stepsize_controller = default_controller(choice, times)
@@ -179,33 +163,6 @@ def integrate(
     return report(dynamics, solution, throw, max_steps)
 
 
-def _checked_times(
-    dynamics: AbstractDynamics, ts: Any, options: IntegrateOptions
-) -> Float[Array, " T"]:
-    """`ts` in the dtype of the state; `ValueError` for whatever cannot be solved."""
-    require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
-    check_options(options)
-    state = dynamics.initial_state()
-    _require_state(dynamics, state)
-    times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
-    check_step_times(options.get("stepsize_controller"), times)
-    save_fn = options.get("save_fn")
-    check_save_fn(save_fn, times[0], state)
-    _require_memory(dynamics, state, times, save_fn)
-    traced = is_traced(dynamics, times, state, jnp.zeros(()))
-    if options.get("checkpoint") is not None and traced:
-        raise ValueError("checkpoint cannot be used under jax.jit.")
-    restart = bool(options.get("restart"))
-    if restart and traced:
-        raise ValueError(
-            "restart cannot be used under jax.jit, jax.vmap or jax.grad, since the "
-            "number of restarts is known at run time only."
-        )
-    if options.get("until_error") is not None:
-        require_estimate(dynamics, restart)
-    return times
-
-
 def _in_one_piece(
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
@@ -214,7 +171,7 @@ def _in_one_piece(
 ) -> Piece:
     start = at_start(dynamics)
     meter = as_meter(progress, dynamics.label, (dynamics, start.state, ts))
-    return _solve(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
+    return solve_piece(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
 
 
 def _with_restarts(
@@ -237,7 +194,7 @@ def _with_restarts(
         *varied: Any,
     ) -> Piece:
         part = (*steps, *varied, diffrax.NoProgressMeter())
-        return _solve(dynamics, reached, start, ts, part)
+        return solve_piece(dynamics, reached, start, ts, part)
 
     run = Restarting(dynamics, budget, solve, save_fn)
     successful, initial = diffrax.RESULTS.successful, first_expansion(dynamics)
@@ -255,7 +212,9 @@ def _with_checkpoint(
     file: Checkpoint | None,
 ) -> Piece:
     """The solve from one requested time to the next, each saved to `file`."""
-    run = partial(_solve, dynamics, settings=(*settings, diffrax.NoProgressMeter()))
+    run = partial(
+        solve_piece, dynamics, settings=(*settings, diffrax.NoProgressMeter())
+    )
     successful = diffrax.RESULTS.successful
     shown, initial = progress is not False, at_start(dynamics)
     return from_time_to_time(run, dynamics, ts, file, shown, successful, initial)
@@ -269,157 +228,12 @@ def _file(
     save_fn: Any,
 ) -> Checkpoint:
     # A function is identified by what it computes: the name of a lambda is not unique.
-    traced, *_ = eqx.filter_make_jaxpr(_solved_functions)(
+    traced, *_ = eqx.filter_make_jaxpr(solved_functions)(
         dynamics, ts[0], dynamics.initial_state(), save_fn
     )
     return Checkpoint(
         path, fingerprint(dynamics, ts, steps, (str(traced), traced.consts))
     )
-
-
-def _require_state(dynamics: AbstractDynamics, state: State) -> None:
-    """Raise `ValueError` unless `state` is a pytree of floating arrays with a norm."""
-    leaves = jax.tree.leaves(state)
-    if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
-        raise ValueError(
-            "dynamics: initial_state() must be a pytree of floating JAX arrays; got "
-            f"{state!r}."
-        )
-    norm = eqx.filter_eval_shape(dynamics.error_norm, state)
-    shape, dtype = getattr(norm, "shape", None), getattr(norm, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype or bool, jnp.floating):
-        raise ValueError(
-            "dynamics: error_norm(scaled) must be a floating scalar, such as the root "
-            f"mean square of all entries; got {norm!r}."
-        )
-
-
-def _checked_rate(
-    dynamics: AbstractDynamics, t: Scalar, state: State, args: Any
-) -> State:
-    """The vector field, in the structure of `state`: checked while it is traced."""
-    rate = dynamics.vector_field(t, state, args)
-    require_like("dynamics: vector_field(t, state, args)", rate, state, "the state")
-    return rate
-
-
-def _require_memory(
-    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], save_fn: Any
-) -> None:
-    """Raise `ValueError` if the saved values and the solver state exceed the memory."""
-    saved = eqx.filter_eval_shape(_saved, dynamics, ts[0], state, save_fn)
-    points = dynamics.problem.n_train + dynamics.problem.n_test
-    shape = getattr(saved["outputs"], "shape", None)
-    if shape is None or shape[:1] != (points,):
-        raise ValueError(
-            f"dynamics: outputs(state) must be an array with one row for each of the "
-            f"{points} points of problem; got "
-            f"{saved['outputs'] if shape is None else f'shape {shape}'}."
-        )
-    require_memory(
-        "ts",
-        f"a solve of the {dynamics.label} with values saved at {len(ts)} times",
-        len(ts) * tree_bytes(saved) + _COPIES * tree_bytes(state),
-        "Give fewer times, use fewer points or float32, or let save_fn return less.",
-    )
-
-
-@eqx.filter_jit
-def _solve(
-    dynamics: AbstractDynamics,
-    reached: Reached,
-    start: Scalar,
-    ts: Float[Array, " T"],
-    settings: tuple[Any, ...],
-) -> Piece:
-    solver, controller, dt0, adjoint, max_steps, save_fn, budget, meter = settings
-    event = diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None
-    if budget is not None and isinstance(dynamics, AbstractTruncation):
-        event = error_event(dynamics, budget)
-    solved = diffrax.diffeqsolve(
-        diffrax.ODETerm(eqx.filter_jit(eqx.Partial(_checked_rate, dynamics))),  # pyright: ignore[reportArgumentType]
-        solver,
-        t0=start,
-        t1=ts[-1],
-        dt0=dt0,
-        y0=reached.state,
-        saveat=diffrax.SaveAt(
-            subs=_saves(dynamics, start, ts, save_fn), solver_state=True
-        ),
-        stepsize_controller=controller,
-        adjoint=adjoint,
-        event=event,
-        max_steps=max_steps,
-        throw=False,
-        progress_meter=meter,
-    )
-    assert solved.ts is not None  # for the type checker: saveat is given
-    assert solved.ys is not None
-    steps, saved = solved.ts["rates"], solved.ys["saved"]
-    integrals = reached.integrals
-    if isinstance(dynamics, DenseHierarchy):
-        known = (start, ts, integrals, solved.ys["nodes"], saved["outputs"])
-        errors, integrals = dense_errors(dynamics, *known)
-        saved = {**saved, "errors": errors}
-    there = jnp.isfinite(solved.ts["saved"])
-
-    def where_reached(leaf: Array) -> Array:
-        return jnp.where(jnp.expand_dims(there, range(1, leaf.ndim)), leaf, jnp.nan)
-
-    last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
-    if budget is not None:  # an event lies between two steps
-        last_time = solved.ts["state"][-1]
-    state = jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"])
-    return Piece(
-        saved=jax.tree.map(where_reached, saved),
-        valid_until=first_rise(steps, solved.ys["rates"]),
-        counts={
-            **counts(solver, dynamics, solved.stats, solved.solver_state),
-            "last_time": last_time,
-        },
-        state=Reached(state, integrals),
-        result=solved.result,
-    )
-
-
-def _saves(
-    dynamics: AbstractDynamics, start: Scalar, ts: Float[Array, " T"], save_fn: Any
-) -> dict[str, diffrax.SubSaveAt]:
-    """Outputs at requested times, the rate of the loss at each step, the last state,
-    and what the error estimate of the dense form takes from times in between."""
-    nodes = {}
-    if isinstance(dynamics, DenseHierarchy):
-        times = node_times(dynamics, start, ts)
-        rates = diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: rates_at(dynamics, y))
-        nodes = {"nodes": rates}
-    return {
-        **nodes,
-        "saved": diffrax.SubSaveAt(
-            ts=ts, fn=lambda t, y, args: _saved(dynamics, t, y, save_fn)
-        ),
-        "rates": diffrax.SubSaveAt(
-            t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
-        ),
-        "state": diffrax.SubSaveAt(t1=True),
-    }
-
-
-@eqx.filter_jit
-def _saved(
-    dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
-) -> dict[str, Any]:
-    saved = None if save_fn is None else save_fn(t, state, None)
-    return {
-        "outputs": dynamics.outputs(state),
-        "errors": errors_at(dynamics, state),
-        "saved": saved,
-    }
-
-
-def _solved_functions(
-    dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
-) -> Any:
-    return dynamics.vector_field(t, state, None), _saved(dynamics, t, state, save_fn)
 
 
 @eqx.filter_jit
