@@ -32,14 +32,20 @@ _FIRST_STEPS = 16
 def run(training: AbstractTraining, plan: Plan, options: RunOptions) -> Solution:
     """Take the steps of `plan`, and issue warnings about them."""
     save = _Save(training, options.checked_save_fn(training))
-    concrete = not is_traced((training, plan, save), jnp.zeros(()))
-    ran = _judged(save, plan, (_watched if concrete else _at_once)(save, plan, options))
+    traced = is_traced((training, plan, save), jnp.zeros(()), _closed_over(training))
+    ran = _judged(save, plan, (_at_once if traced else _watched)(save, plan, options))
     lost = jnp.any(ran.lost)
     last = jnp.max(jnp.where(ran.lost, 0, plan.steps))
     if not is_traced(lost, last) and bool(lost & (last == 0)):
         _refuse_if_not_finite(training)
     _warn(training, plan, ran, lost, last)
     return _as_solution(training, plan, ran, last)
+
+
+def _closed_over(training: AbstractTraining) -> list[Any]:
+    """The values that the network closes over, which may be traced by `jax.grad`."""
+    state = jax.eval_shape(training.initial_state)
+    return jax.make_jaxpr(lambda state: training.observed(state))(state).consts
 
 
 def _warn(
