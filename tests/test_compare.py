@@ -99,8 +99,9 @@ def test_figure_shows_every_curve(scalar):
         "accuracy (%), test points",
     ]
     assert len(axes[0].lines) == 3  # the network and two levels
-    drawn = axes[2].lines[1].get_xydata()
-    np.testing.assert_allclose(drawn[:, 1], scalar.error(3, "test")[1:])
+    error, estimate = (line.get_ydata() for line in axes[2].lines[2:4])
+    np.testing.assert_allclose(error, scalar.error(3, "test")[1:])
+    np.testing.assert_allclose(estimate, scalar.error_estimate(3, "test")[1:])
     assert all(axis.get_xlabel() for axis in axes)
 
 
