@@ -22,6 +22,7 @@ from .._integrate.integrate import (
     check_options,
     integrate,
 )
+from .._internal.checkpoint import file_of_model
 from .._internal.validation import (
     as_array,
     is_traced,
@@ -29,7 +30,6 @@ from .._internal.validation import (
     require_instance,
     require_name,
     require_order,
-    require_path,
     require_times,
 )
 from .._network.base import trainable
@@ -105,12 +105,8 @@ def compare(
 
 
 def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
-    """`options` with the checkpoint of one model: run.npz becomes run-p2.npz."""
-    path = options.get("checkpoint")
-    if path is None:
-        return options
-    path = require_path("checkpoint", path)
-    return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
+    """`options` with the checkpoint of one model."""
+    return {**options, "checkpoint": file_of_model(options.get("checkpoint"), model)}
 
 
 def check_orders(orders: Sequence[int]) -> list[int]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._integrate.estimates import rms_over_points
 from .._internal.validation import is_traced, require_concrete, require_name
 from .._problem.losses import SoftmaxCrossEntropy
 from .._problem.problem import Problem
@@ -70,7 +71,7 @@ class Comparison(eqx.Module):
         difference = getattr(self._solution(order), points) - truth
         if truth.shape[1] == 0:
             raise ValueError("points: problem has no test points; give it an x_test.")
-        return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
+        return rms_over_points(difference)
 
     def error_estimate(
         self, order: int | str, points: Points | None = None
@@ -85,7 +86,7 @@ class Comparison(eqx.Module):
             return jnp.full(self.ts.shape, jnp.nan, self.truth.loss.dtype)
         n = self.problem.n_train
         rows = {None: errors, "train": errors[:, :n], "test": errors[:, n:]}[points]
-        return jnp.sqrt(jnp.mean(rows**2, axis=range(1, rows.ndim)))
+        return rms_over_points(rows)
 
     def trusted_until(self, order: int | str, share: float = 0.1) -> float:
         """The first requested time at which the estimated error of level `order` is

@@ -1,6 +1,5 @@
 """The kernel, and the sharpness of the loss, along training in steps."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,15 +11,18 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .._custom_types import Params, Scalar, State
+from .._custom_types import Params, Scalar
 from .._dynamics.base import AbstractKernelDynamics
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
-from .._integrate.kernel_trajectory import KernelPath
+from .._integrate.kernel_trajectory import (
+    KernelPath,
+    SaveNTK,
+    require_kernel_memory,
+)
 from .._internal.validation import require_order
 from .._network.base import trainable
 from .._network.learning_rates import by_rates
-from .._network.memory import require_memory
 from .._problem.problem import Problem
 from .._solution.solution import Solution
 from .curvature import largest_eigenvalue
@@ -156,7 +158,7 @@ def kernel_along_steps(
         "batch_size": batch_size,
         "key": key,
         "batches": batches,
-        "save_fn": _Kernel(dynamics),
+        "save_fn": SaveNTK(dynamics),
         "progress": progress,
         "checkpoint": checkpoint,
     }
@@ -171,26 +173,11 @@ def kernel_along_steps(
     return KernelPath(start, solution.saved, solution)
 
 
-class _Kernel(eqx.Module):
-    """The kernel as a `save_fn`."""
-
-    dynamics: AbstractKernelDynamics
-
-    def __call__(self, step: Any, state: State, args: Any) -> Float[Array, "m ..."]:
-        return self.dynamics.ntk(state)
-
-
 def _require_memory(dynamics: AbstractKernelDynamics, steps: Any) -> None:
     """Raise `ValueError` if the kernels at all steps would not fit in memory."""
     try:
         count = int(steps) + 1 if np.ndim(steps) == 0 else np.size(steps)
     except (TypeError, ValueError):  # which `plan` refuses with a reason
         return
-    outputs = eqx.filter_eval_shape(dynamics.outputs, dynamics.initial_state())
-    slots = math.prod(outputs.shape) // len(outputs) * dynamics.problem.n_train
-    require_memory(
-        "steps",
-        f"the kernel at {count} steps",
-        (count + 1) * math.prod(outputs.shape) * slots * outputs.dtype.itemsize,
-        "Give fewer steps, or fewer points.",
-    )
+    cure = "Give fewer steps, or fewer points."
+    require_kernel_memory("steps", dynamics, (count + 1, "steps"), cure)

@@ -101,12 +101,8 @@ class NetworkTraining(AbstractTraining):
     def step(
         self, state: NetworkState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> NetworkState:
-        params, before = state
-        gradient = self.dynamics.gradient(params, x, y)
-        updates, after = self.optimizer(
-            jax.tree.leaves(gradient), before, jax.tree.leaves(params)
-        )
-        return NetworkState(add_updates(params, updates, self.dynamics.rates), after)
+        gradient = self.dynamics.gradient(state.params, x, y)
+        return optimized(self.optimizer, state, gradient, self.dynamics.rates)
 
     def observed(self, state: NetworkState) -> Observed:
         return Observed(self.dynamics.outputs(state.params))
@@ -124,6 +120,20 @@ class NetworkTraining(AbstractTraining):
         self, requested: int, note: str, first: Any, lost: Any, last: Any
     ) -> None:
         report_divergence(self.dynamics.label, note, lost, last)
+
+
+def optimized(
+    optimizer: TracedOptimizer,
+    state: NetworkState,
+    gradient: Params,
+    rates: Params | None,
+) -> NetworkState:
+    """The state after a step of `optimizer` by `gradient`."""
+    params, before = state
+    updates, after = optimizer(
+        jax.tree.leaves(gradient), before, jax.tree.leaves(params)
+    )
+    return NetworkState(add_updates(params, updates, rates), after)
 
 
 def judged_finite(saved: Observed) -> Judgement:

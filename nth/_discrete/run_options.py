@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._integrate.options import check_save_fn
-from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.checkpoint import Checkpoint, file_of_model, fingerprint, is_key
 from .._internal.progress import delayed_bar
 from .._internal.validation import (
     is_traced,
@@ -51,11 +51,8 @@ class RunOptions(NamedTuple):
         return self.save_fn
 
     def of_model(self, model: str) -> "RunOptions":
-        """With the checkpoint of one model: run.npz becomes run-p2.npz."""
-        if self.checkpoint is None:
-            return self
-        path = require_path("checkpoint", self.checkpoint)
-        return self._replace(checkpoint=path.with_stem(f"{path.stem}-{model}"))
+        """With the checkpoint of one model."""
+        return self._replace(checkpoint=file_of_model(self.checkpoint, model))
 
 
 class Progress:
@@ -115,17 +112,13 @@ def _file(path: str | os.PathLike[str], save: Any, plan: Plan) -> Checkpoint:
 def _as_data(tree: PyTree) -> PyTree:
     """`tree` with random keys as the numbers that they are made of."""
     return jax.tree.map(
-        lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf),
+        lambda leaf: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf),
         tuple(tree),
     )
 
 
 def _like_key(like: Array, data: Any) -> Array:
-    if _is_key(like):
+    if is_key(like):
         implementation = jax.random.key_impl(like)
         return jax.random.wrap_key_data(jnp.asarray(data), impl=implementation)
     return jnp.asarray(data)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

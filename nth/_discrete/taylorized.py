@@ -14,13 +14,13 @@ from .._dynamics.taylorized import TaylorizedFlow
 from .._network.base import trainable
 from .._problem.problem import Problem
 from .._solution.solution import Solution
-from .expansion import add_updates
 from .models import (
     AbstractTraining,
     Judgement,
     NetworkState,
     Observed,
     judged_finite,
+    optimized,
     report_divergence,
 )
 from .optimizer import TracedOptimizer, traced
@@ -48,11 +48,8 @@ class TaylorizedTraining(AbstractTraining):
             outputs = dynamics.polynomial(self._moved(params), x)
             return dynamics.problem.loss(outputs, y)
 
-        params, before = state
-        updates, after = self.optimizer(
-            jax.tree.leaves(jax.grad(loss)(params)), before, jax.tree.leaves(params)
-        )
-        return NetworkState(add_updates(params, updates, dynamics.rates), after)
+        gradient = jax.grad(loss)(state.params)
+        return optimized(self.optimizer, state, gradient, dynamics.rates)
 
     def observed(self, state: NetworkState) -> Observed:
         return Observed(self.dynamics.outputs(self._moved(state.params)))
