@@ -32,20 +32,18 @@ _FIRST_STEPS = 16
 def run(training: AbstractTraining, plan: Plan, options: RunOptions) -> Solution:
     """Take the steps of `plan`, and issue warnings about them."""
     save = _Save(training, options.checked_save_fn(training))
-    traced = is_traced((training, plan, save), jnp.zeros(()), _closed_over(training))
-    ran = _judged(save, plan, (_at_once if traced else _watched)(save, plan, options))
+    start = _start(save, plan)
+    # What the network closes over may be traced, and shows in what it computes.
+    traced = is_traced((training, plan, save, start), jnp.zeros(()))
+    ran = _judged(
+        save, plan, (_at_once if traced else _watched)(save, plan, start, options)
+    )
     lost = jnp.any(ran.lost)
     last = jnp.max(jnp.where(ran.lost, 0, plan.steps))
     if not is_traced(lost, last) and bool(lost & (last == 0)):
         _refuse_if_not_finite(training)
     _warn(training, plan, ran, lost, last)
     return _as_solution(training, plan, ran, last)
-
-
-def _closed_over(training: AbstractTraining) -> list[Any]:
-    """The values that the network closes over, which may be traced by `jax.grad`."""
-    state = jax.eval_shape(training.initial_state)
-    return jax.make_jaxpr(lambda state: training.observed(state))(state).consts
 
 
 def _warn(
@@ -125,14 +123,14 @@ def _advanced(save: _Save, plan: Plan, reached: _Reached) -> _Reached:
 
 
 @eqx.filter_jit
-def _at_once(save: _Save, plan: Plan, _: RunOptions) -> _Reached:
+def _at_once(save: _Save, plan: Plan, start: _Reached, _: RunOptions) -> _Reached:
     """Every step in one scan, which can be differentiated."""
 
     @jax.checkpoint
     def step(reached: _Reached, _: None) -> tuple[_Reached, None]:
         return _advanced(save, plan, reached), None
 
-    return jax.lax.scan(step, _start(save, plan), None, plan.number)[0]
+    return jax.lax.scan(step, start, None, plan.number)[0]
 
 
 @eqx.filter_jit
@@ -145,10 +143,10 @@ def _until(
     )
 
 
-def _watched(save: _Save, plan: Plan, options: RunOptions) -> _Reached:
+def _watched(save: _Save, plan: Plan, start: _Reached, options: RunOptions) -> _Reached:
     """The same in pieces, between which progress is shown and saved."""
     progress = Progress(options, save, plan, save.training.dynamics.label)
-    reached = progress.resumed(_start(save, plan))
+    reached = progress.resumed(start)
     # Processes that share arrays must compile and run the same pieces.
     spread = is_spread((save, plan))
     size = plan.number if spread and options.checkpoint is None else _FIRST_STEPS
