@@ -23,6 +23,7 @@ import numpy as np
 from tabulate import tabulate
 
 import nth
+from nth._solution.results import name_of_result
 
 jax.config.update("jax_enable_x64", True)
 
@@ -35,17 +36,6 @@ LOSSES = {
     "hinge": nth.CustomLoss(lambda f, y: jnp.sum(jnp.maximum(0.0, 1 - y * f))),
     "absolute": nth.CustomLoss(lambda f, y: jnp.sum(jnp.abs(f - y))),
 }
-NAMES = (
-    "successful",
-    "left_window",
-    "diverged",
-    "max_steps_reached",
-    "step_too_small",
-    "max_steps_rejected",
-    "implicit_step_failed",
-    "not_finite",
-    "failed",
-)
 
 
 def architecture(number: int) -> dict[str, Any]:
@@ -121,7 +111,7 @@ def run(group: dict[str, Any], seed: int) -> dict[str, Any]:
         )
     except Exception as error:
         return {**record, "result": "raised", "error": repr(error)[:300]}
-    ended = next(n for n in NAMES if bool(solution.result == getattr(nth.RESULTS, n)))
+    ended = name_of_result(solution.result)
     finite = bool(np.all(np.isfinite(solution.train)))
     silent = not finite and ended in ("successful", "left_window")
     return {
