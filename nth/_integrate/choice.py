@@ -103,8 +103,10 @@ def choose(
         return Choice(dynamics, tsit5, None, averaged=False)
     rate = float(estimate)
     stiffness = rate * float(ts[-1])
-    most = _NOT_STIFF_WITH_KINKS if network_has_kinks(dynamics) else NOT_STIFF
-    if not stiffness > most:  # also where the estimate is NaN
+    explicit = not stiffness > NOT_STIFF  # also where the estimate is NaN
+    if not explicit and stiffness <= _NOT_STIFF_WITH_KINKS:
+        explicit = network_has_kinks(dynamics)
+    if explicit:
         return Choice(dynamics, tsit5, rate, averaged=False)
     stiff = ROCK4()
     if isinstance(dynamics, DenseHierarchy):
