@@ -12,15 +12,13 @@ from .._dynamics.base import AbstractDynamics
 from .._internal.validation import is_traced, require_instance, require_times
 from .._network.memory import require_memory, tree_bytes
 from .options import (
-    IntegrateOptions as IntegrateOptions,
-    check_options as check_options,
+    IntegrateOptions,
+    check_options,
     check_save_fn,
     check_step_times,
 )
 from .piece import saved_values
-from .restarts import (
-    require_estimate,
-)
+from .restarts import require_estimate
 
 # Copies of the state that a solver holds: those of seven stages, or of several steps.
 _COPIES = 12
@@ -33,7 +31,7 @@ def checked_times(
     require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
     check_options(options)
     state = dynamics.initial_state()
-    _require_state(dynamics, state)
+    _require_state(state)
     times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
     check_step_times(options.get("stepsize_controller"), times)
     save_fn = options.get("save_fn")
@@ -53,20 +51,13 @@ def checked_times(
     return times
 
 
-def _require_state(dynamics: AbstractDynamics, state: State) -> None:
-    """Raise `ValueError` unless `state` is a pytree of floating arrays with a norm."""
+def _require_state(state: State) -> None:
+    """Raise `ValueError` unless `state` is a pytree of floating arrays."""
     leaves = jax.tree.leaves(state)
     if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
         raise ValueError(
             "dynamics: initial_state() must be a pytree of floating JAX arrays; got "
             f"{state!r}."
-        )
-    norm = eqx.filter_eval_shape(dynamics.error_norm, state)
-    shape, dtype = getattr(norm, "shape", None), getattr(norm, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype or bool, jnp.floating):
-        raise ValueError(
-            "dynamics: error_norm(scaled) must be a floating scalar, such as the root "
-            f"mean square of all entries; got {norm!r}."
         )
 
 

@@ -21,11 +21,7 @@ from .._solution.solution import Solution
 from .checks import checked_times
 from .choice import SolverOption, choose
 from .controller import default_controller
-from .estimates import (
-    Reached,
-    at_start,
-    estimate_of,
-)
+from .estimates import Reached, at_start, estimate_of
 from .options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
@@ -40,8 +36,8 @@ from .restarts import (
     first_expansion,
     output_rate,
     rebased,
-    restart_times,
     until,
+    with_restart_times,
 )
 from .segments import Piece, from_time_to_time
 
@@ -99,7 +95,6 @@ def integrate(
         `None`.
     - `throw`: whether a failed solve raises an error. Otherwise its values at times
         that it did not reach are NaN, and `result` gives the cause.
-
     - `until_error`: end the solve where `Solution.error_estimate` reaches this number:
         values at later times are NaN.
     - `restart`: with `until_error` and a [`nth.MatrixFreeHierarchy`][], expand the
@@ -140,26 +135,23 @@ def integrate(
         stepsize_controller = default_controller(choice, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
     steps = (choice.solver, stepsize_controller, dt0)
-    settings = (*steps, adjoint, max_steps, save_fn)
     budget = None
     if until_error is not None:
         budget = Budget(jnp.asarray(until_error, times.dtype))
-    if checkpoint is None and not restart:
-        piece = _in_one_piece(choice.dynamics, times, (*settings, budget), progress)
+    settings = (*steps, adjoint, max_steps, save_fn, budget)
+    file = None
+    if checkpoint is not None:
+        limits = (*steps, until_error, restart)
+        file = _file(checkpoint, choice.dynamics, times, limits, save_fn)
+    if file is None and not restart:
+        piece = _in_one_piece(choice.dynamics, times, settings, progress)
     else:
-        file = None
-        if checkpoint is not None:
-            limits = (*steps, until_error, restart)
-            file = _file(checkpoint, choice.dynamics, times, limits, save_fn)
-        parts = _with_restarts if restart else _with_checkpoint
-        piece = parts(choice.dynamics, times, (*settings, budget), progress, file)
-    solver_name = type(choice.solver).__name__
-    solution = _as_solution(dynamics, times, piece, solver_name, until_error, restart)
+        in_parts = _with_restarts if restart else _with_checkpoint
+        piece = in_parts(choice.dynamics, times, settings, progress is not False, file)
+    name = type(choice.solver).__name__
+    solution = _as_solution(dynamics, times, piece, name, until_error, restart)
     if restart:
-        times = restart_times(piece.state.expansion)
-        solution = eqx.tree_at(
-            lambda s: s.restarts, solution, times, is_leaf=lambda x: x is None
-        )
+        solution = with_restart_times(solution, piece)
     return report(dynamics, solution, throw, max_steps)
 
 
@@ -178,7 +170,7 @@ def _with_restarts(
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
     settings: tuple[Any, ...],
-    progress: bool | diffrax.AbstractProgressMeter,
+    shown: bool,
     file: Checkpoint | None,
 ) -> Piece:
     """The solve from one requested time to the next, in parts with small errors."""
@@ -197,9 +189,7 @@ def _with_restarts(
         return solve_piece(dynamics, reached, start, ts, part)
 
     run = Restarting(dynamics, budget, solve, save_fn)
-    successful, initial = diffrax.RESULTS.successful, first_expansion(dynamics)
-    shown = progress is not False
-    piece = from_time_to_time(run, dynamics, ts, file, shown, successful, initial)
+    piece = from_time_to_time(run, dynamics, ts, file, shown, first_expansion(dynamics))
     state = rebased(piece.state.state, piece.state.expansion.params)
     return piece._replace(state=piece.state._replace(state=state))
 
@@ -208,16 +198,14 @@ def _with_checkpoint(
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
     settings: tuple[Any, ...],
-    progress: bool | diffrax.AbstractProgressMeter,
+    shown: bool,
     file: Checkpoint | None,
 ) -> Piece:
     """The solve from one requested time to the next, each saved to `file`."""
     run = partial(
         solve_piece, dynamics, settings=(*settings, diffrax.NoProgressMeter())
     )
-    successful = diffrax.RESULTS.successful
-    shown, initial = progress is not False, at_start(dynamics)
-    return from_time_to_time(run, dynamics, ts, file, shown, successful, initial)
+    return from_time_to_time(run, dynamics, ts, file, shown, at_start(dynamics))
 
 
 def _file(

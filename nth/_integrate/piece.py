@@ -15,19 +15,8 @@ from .._dynamics.dense_terms import rates_at
 from .._dynamics.truncation import AbstractTruncation
 from .._problem.inputs import require_like
 from .counts import counts
-from .estimates import (
-    Reached,
-    dense_errors,
-    errors_at,
-    node_times,
-)
-from .options import (
-    IntegrateOptions as IntegrateOptions,
-    check_options as check_options,
-)
-from .restarts import (
-    error_event,
-)
+from .estimates import Reached, dense_errors, errors_at, node_times
+from .restarts import error_event
 from .segments import Piece
 from .validity import blow_up, first_rise, loss_rate
 
@@ -61,6 +50,22 @@ def solve_piece(
         throw=False,
         progress_meter=meter,
     )
+    piece = _as_piece(dynamics, reached, start, ts, solved, solver)
+    if budget is not None:  # an event lies between two steps
+        assert solved.ts is not None  # for the type checker: saveat is given
+        piece.counts["last_time"] = solved.ts["state"][-1]
+    return piece
+
+
+def _as_piece(
+    dynamics: AbstractDynamics,
+    reached: Reached,
+    start: Scalar,
+    ts: Float[Array, " T"],
+    solved: diffrax.Solution,
+    solver: diffrax.AbstractSolver,
+) -> Piece:
+    """What diffrax has saved, NaN at times that were not reached."""
     assert solved.ts is not None  # for the type checker: saveat is given
     assert solved.ys is not None
     steps, saved = solved.ts["rates"], solved.ys["saved"]
@@ -75,8 +80,6 @@ def solve_piece(
         return jnp.where(jnp.expand_dims(there, range(1, leaf.ndim)), leaf, jnp.nan)
 
     last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
-    if budget is not None:  # an event lies between two steps
-        last_time = solved.ts["state"][-1]
     state = jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"])
     return Piece(
         saved=jax.tree.map(where_reached, saved),

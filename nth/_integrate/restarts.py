@@ -25,6 +25,7 @@ from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._dynamics.series import SeriesState
 from .._dynamics.truncation import AbstractTruncation
 from .._internal.validation import is_traced
+from .._solution.solution import Solution
 from .estimates import Reached, estimate_of, rms_over_points
 from .segments import Piece
 
@@ -225,9 +226,13 @@ def _expand(
     return Reached(around.initial_state(), None, new)
 
 
-def restart_times(expansion: Expansion) -> Float[Array, " r"]:
-    """The times of the restarts."""
-    return expansion.times[: int(np.asarray(expansion.count))]
+def with_restart_times(solution: Solution, piece: Piece) -> Solution:
+    """`solution` with the times of its restarts."""
+    expansion = piece.state.expansion
+    times = expansion.times[: int(np.asarray(expansion.count))]
+    return eqx.tree_at(
+        lambda s: s.restarts, solution, times, is_leaf=lambda leaf: leaf is None
+    )
 
 
 def until(

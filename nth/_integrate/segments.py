@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,13 +44,11 @@ def from_time_to_time(
     ts: Float[Array, " T"],
     file: Checkpoint | None,
     progress: bool,
-    successful: Any,
     initial: Reached,
 ) -> Piece:
     """Solve by `run` from each requested time to the next, saving to `file` after each.
 
-    `successful` is the result of an interval that did not fail, `initial` what the
-    first starts from.
+    `initial` is what the first interval starts from.
     """
     spread = is_spread((dynamics, dynamics.initial_state()))
     leads = not spread or jax.process_index() == 0
@@ -57,13 +56,13 @@ def from_time_to_time(
     hidden = not (progress and leads)
     bar = fraction_bar(float(ts[-1]), dynamics.label, hidden)
     _show(bar, known.counts)
-    result = successful
+    result = diffrax.RESULTS.successful
     for i in range(int(known.done), len(ts)):
         start = ts[i - 1] if i else jnp.zeros_like(ts[0])
         piece = run(jax.tree.map(jnp.asarray, known.state), start, ts[i : i + 1])
         known, result = _extended(known, piece), piece.result
         _show(bar, known.counts)
-        if result != successful:
+        if result != diffrax.RESULTS.successful:
             break
         if file is not None:
             reached = on_host(tuple(known))
