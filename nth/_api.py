@@ -31,6 +31,7 @@ from ._dynamics.base import (
 from ._dynamics.dense import DenseHierarchy as DenseHierarchy
 from ._dynamics.truncation import AbstractTruncation as AbstractTruncation
 from ._dynamics.matrix_free import MatrixFreeHierarchy as MatrixFreeHierarchy
+from . import plot as plot
 from ._solution.prediction import AbstractPrediction as AbstractPrediction
 from ._solution.results import RESULTS as RESULTS
 from ._solution.solution import Solution as Solution

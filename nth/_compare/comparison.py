@@ -151,15 +151,22 @@ class Comparison(eqx.Module):
             f"{', '.join(errors)})"
         )
 
-    def plot(self) -> "Figure":
+    def plot(self, axes: Any = None) -> "Figure":
         """A figure: loss, errors and, for labels, accuracy over time.
+
+        Dashed lines are the estimates that levels make of their own errors, dotted
+        vertical lines the times at which they left their window.
+
+        **Arguments:** `axes`, as many matplotlib axes as there are panels: one for the
+        loss, one for the errors on training and on test points, one for the accuracy.
+        By default a new figure is made.
 
         Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
         """
-        from .plot import plot_comparison
+        from ..plot._comparison import plot_comparison
 
         require_concrete("comparison", (self, jnp.zeros(())), "Comparison.plot")
-        return plot_comparison(self)
+        return plot_comparison(self, axes)
 
     def to_xarray(self) -> "xarray.Dataset":
         """A labeled data set with dimensions such as `model`, `time` and `test_point`.

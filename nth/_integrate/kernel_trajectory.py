@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -17,10 +17,18 @@ from .._dynamics.base import AbstractDynamics, AbstractKernelDynamics
 from .._dynamics.dense import DenseHierarchy
 from .._internal.eigenvalues import leading_modes
 from .._internal.precision import full_precision
-from .._internal.validation import is_traced, require_instance, require_integer
+from .._internal.validation import (
+    is_traced,
+    require_concrete,
+    require_instance,
+    require_integer,
+)
 from .._network.memory import require_memory
 from .._solution.solution import Solution
 from .integrate import IntegrateOptions, check_options, integrate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _EXAMPLE = "nth.MatrixFreeHierarchy(network, problem, order=3)"
 
@@ -48,6 +56,25 @@ class KernelPath(eqx.Module):
         slots = int(np.prod(self.solution.train.shape[1:]))
         start = self.start[:n].reshape(slots, slots)
         return start, self.ntk[:, :n].reshape(-1, slots, slots)
+
+    def plot(
+        self, *, indices: Sequence[int] | None = None, axes: Any = None
+    ) -> "Figure":
+        """A figure: the kernel of the training points as an image, at several times.
+
+        **Arguments:**
+
+        - `indices`: which of the times `ts`; by default the first, the last and one
+            between.
+        - `axes`: one matplotlib axes for each of them. By default a new figure is made.
+
+        Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        from ..plot._kernels import plot_kernels
+
+        require_concrete("path", (self, jnp.zeros(())), "KernelPath.plot")
+        kernels = np.asarray(self.on_train()[1])
+        return plot_kernels(np.asarray(self.ts), kernels, indices, axes)
 
 
 @full_precision
@@ -128,6 +155,19 @@ class SpectrumPath(eqx.Module):
     def ts(self) -> Float[Array, " T"]:
         """The requested times."""
         return self.solution.ts
+
+    def plot(self, axes: Any = None) -> "Figure":
+        """A figure: the eigenvalues over time.
+
+        **Arguments:** `axes`, one matplotlib axes; by default a new figure is made.
+
+        Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        from ..plot._kernels import plot_spectrum
+
+        require_concrete("path", (self, jnp.zeros(())), "SpectrumPath.plot")
+        ts, eigenvalues = np.asarray(self.ts), np.asarray(self.eigenvalues)
+        return plot_spectrum(ts, eigenvalues, axes)
 
 
 @full_precision

@@ -1,16 +1,20 @@
 """The result of a solve."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
-from .._internal.validation import require_positive
+from .._internal.validation import require_concrete, require_name, require_positive
 from .prediction import AbstractPrediction, summary
 from .results import RESULTS, name_of_result as name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Solution(AbstractPrediction):
@@ -103,6 +107,38 @@ class Solution(AbstractPrediction):
         unknown = jnp.all(jnp.isnan(self.error_share))
         until = jnp.where(jnp.any(exceeds), first, jnp.inf)
         return jnp.where(unknown, jnp.nan, until)
+
+    def plot(
+        self,
+        points: Literal["train", "test"] | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        axes: Any = None,
+    ) -> "Figure":
+        """A figure: outputs over time, each with its estimated error as a band.
+
+        Solutions of an ensemble, computed under `jax.vmap`, are shown as the median
+        over the members, with a band that contains 90 % of them.
+
+        **Arguments:**
+
+        - `points`: `"train"` or `"test"`; by default test points, if there are any.
+        - `indices`: the points to show; by default the first six, or the first three
+            of a network with several outputs.
+        - `axes`: one matplotlib axes, or for a network with several outputs one for
+            each point. By default a new figure is made.
+
+        Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
+
+        **Raises:** `ValueError` for other points, indices or axes, or under `jax.jit`.
+        """
+        from ..plot._outputs import plot_outputs
+
+        require_concrete("solution", (self, jnp.zeros(())), "Solution.plot")
+        if points is None:
+            points = "test" if self.test.shape[self.ts.ndim] else "train"
+        points = require_name("points", points, ("train", "test"))
+        return plot_outputs(self, points, indices, axes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution to a file, atomically.

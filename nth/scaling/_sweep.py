@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -23,6 +23,10 @@ from .._internal.validation import (
 )
 from .._network.memory import require_memory
 from .._problem.inputs import require_like
+from ._exponent import Exponent, fit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
 
@@ -39,6 +43,31 @@ class Sweep(eqx.Module):
     def __repr__(self) -> str:
         values = eqx.tree_pformat(self.values, width=60)
         return f"Sweep(widths={self.widths}, values={values})"
+
+    def plot(self, axes: Any = None) -> "Figure":
+        """A figure: medians over initializations against the width, with quartiles.
+
+        Values that are positive at three widths or more have their power law as a
+        dashed line, and its exponent with the 95 % interval of [`nth.scaling.fit`][]
+        in the legend. Absolute values are shown.
+
+        **Arguments:** `axes`, one matplotlib axes; by default a new figure is made.
+
+        Needs matplotlib: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        from ..plot._sweep import plot_sweep
+
+        return plot_sweep(
+            self, [self._law(v) for v in jax.tree.leaves(self.values)], axes
+        )
+
+    def _law(self, values: np.ndarray) -> Exponent | None:
+        """The law of the medians; `None` if there are too few values, or zeros."""
+        sizes = np.abs(values)
+        few = len(self.widths) < 3 or values.shape[1] < 2
+        if few or not np.all(np.median(sizes, axis=1) > 0):
+            return None
+        return fit(self.widths, sizes, statistic=np.median)
 
 
 @full_precision

@@ -1,0 +1,56 @@
+"""Kernel matrices and spectra over time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ._style import chosen, log_times, panels, style
+
+_MATRICES = 3
+
+
+def plot_kernels(
+    ts: np.ndarray, kernels: np.ndarray, indices: Sequence[int] | None, axes: Any
+) -> Figure:
+    """The matrices (T, s, s) at some of the times, with one color scale."""
+    last = len(ts) - 1
+    spread = np.unique(np.linspace(0, last, min(_MATRICES, len(ts))).round())
+    default = spread.astype(int).tolist()
+    rows = chosen("indices", default if indices is None else indices, len(ts))
+    shown = kernels[np.asarray(rows)]
+    finite = np.abs(shown[np.isfinite(shown)])
+    limit = finite.max() if finite.size else 1.0
+    unit = "step" if np.issubdtype(ts.dtype, np.integer) else "$t$"
+    with style():
+        figure, every = panels(axes, len(rows), (2.6, 2.5))
+        # A diverging scale, symmetric about zero: the sign of an entry is visible.
+        images = [
+            axis.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            for axis, kernel in zip(every, shown, strict=True)
+        ]
+        for axis, i in zip(every, rows, strict=True):
+            axis.set_title(f"{unit} = {ts[i]:.4g}")
+            axis.set_xlabel("training slot")
+        every[0].set_ylabel("training slot")
+        figure.colorbar(images[0], ax=every, label="$K^{(2)}$", shrink=0.9)
+    return figure
+
+
+def plot_spectrum(ts: np.ndarray, eigenvalues: np.ndarray, axes: Any) -> Figure:
+    """Eigenvalues (T, k) over time, the largest darkest."""
+    from matplotlib import colormaps
+
+    colors = colormaps["viridis"](np.linspace(0, 0.9, eigenvalues.shape[1]))
+    with style():
+        figure, (axis,) = panels(axes, 1)
+        for i, color in enumerate(colors):
+            label = rf"$\lambda_{{{i + 1}}}$"
+            axis.plot(ts, eigenvalues[:, i], color=color, lw=1.2, label=label)
+        if np.nanmin(eigenvalues) > 0:
+            axis.set_yscale("log")
+        axis.set_ylabel("eigenvalue of $K^{(2)}$")
+        log_times(axis, ts)
+        axis.legend(fontsize="small", ncols=2)
+    return figure
