@@ -4,6 +4,7 @@ The options of the command are read from it, and the scripts of examples/theory 
 their figures on their small settings, unless these are newer than the code.
 """
 
+import inspect
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import click
 
 MARKER = "<!-- options of python -m nth -->"
+NAMES = "<!-- all public names -->"
 ROOT = Path(__file__).parent.parent
 SMALL = ROOT / "docs" / "figures" / "small"
 FIGURE = re.compile(r"^!\[(.*)\]\(\.\./figures/(\w+\.png)\)$", re.MULTILINE)
@@ -33,11 +35,13 @@ def on_pre_build(**_: object) -> None:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A table of `python -m nth`'s options in place of its marker, and below each
-    figure of the theory section the one that this build drew.
+    """Tables of `python -m nth`'s options and of all names in place of their markers,
+    and below each figure of the theory section the one that this build drew.
     """
     if MARKER in markdown:
         markdown = markdown.replace(MARKER, _options())
+    if NAMES in markdown:
+        markdown = markdown.replace(NAMES, _names())
     return FIGURE.sub(_with_small, markdown)
 
 
@@ -48,6 +52,36 @@ def _with_small(figure: re.Match[str]) -> str:
     title = "The same on the small setting, drawn when these pages were built"
     folded = f"![{alt}, on a small setting](../figures/small/{name})"
     return f'{figure[0]}\n\n??? note "{title}"\n\n    {folded}\n'
+
+
+def _names() -> str:
+    """Each public name with the first line of its docstring."""
+    import nth
+
+    lines = ["| name | |", "|---|---|"]
+    modules = {}
+    for name in nth._load():  # in the order of `nth/_api.py`
+        value = getattr(nth, name)
+        if inspect.ismodule(value):
+            if value.__name__.startswith("nth."):
+                modules[name] = value
+        else:
+            lines.append(_row(f"nth.{name}", value))
+    for module, value in modules.items():
+        members = vars(value).items()
+        lines += [
+            _row(f"nth.{module}.{name}", member)
+            for name, member in members
+            if not name.startswith("_") and inspect.getmodule(member) is not None
+            if inspect.isclass(member) or inspect.isfunction(member)
+            if inspect.getmodule(member).__name__.startswith(f"nth.{module}")
+        ]
+    return "\n".join(lines)
+
+
+def _row(name: str, value: object) -> str:
+    first = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
+    return f"| [`{name}`][] | {first.replace('|', chr(92) + '|')} |"
 
 
 def _options() -> str:

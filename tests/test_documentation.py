@@ -5,14 +5,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# A block may be indented, inside a tab.
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.M | re.S)
 PAGES = {
     str(page.relative_to(ROOT)): blocks
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    if (blocks := re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+    if (blocks := [dedent(code) for _, code in BLOCK.findall(page.read_text())])
 }
 
 

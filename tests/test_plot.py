@@ -75,7 +75,18 @@ def test_without_an_estimate_the_band_is_empty():
     (axis,) = truth.plot().axes
     low, high = limits(axis.collections[0])
     np.testing.assert_array_equal(low, high)
-    assert "no error estimate" in axis.get_ylabel()
+    legend = axis.get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "no error estimate"
+
+
+def test_only_times_spaced_logarithmically_have_a_logarithmic_axis():
+    network, problem = make_network(4, 1), make_problem(4, 2)
+    scales = []
+    for ts in (np.geomspace(0.1, 10, 5), np.linspace(0, 10, 21)):
+        level = nth.solve(network, problem, ts, order=2, method="dense")
+        scales.append(level.plot().axes[0].get_xscale())
+    assert scales == ["log", "linear"]
 
 
 def test_steps_are_named():

@@ -45,8 +45,8 @@ def plot_outputs(
             single = f"{points} point {panel[0][0]}"
             axis.set_title(f"{points} points" if entries == 1 else single)
             log_times(axis, ts)
-        every[0].set_ylabel(f"output, {band}")
-        every[-1].legend(fontsize="small")
+        every[0].set_ylabel("output")
+        every[-1].legend(fontsize="small", title=band, title_fontsize="small")
     return figure
 
 
@@ -69,7 +69,7 @@ def _bands(
     flat = outputs.reshape(*outputs.shape[:3], -1)
     # A member that diverged has NaN, which leaves no quantile.
     middle, low, high = np.quantile(flat, (0.5, *_BAND), axis=0)
-    return ts, middle, low, high, f"median and 90 % of {len(flat)} members"
+    return ts, middle, low, high, f"median, 90 % of {len(flat)} members"
 
 
 def _cycled(count: int) -> list[Any]:

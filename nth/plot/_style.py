@@ -92,15 +92,20 @@ def panels(
 
 
 def log_times(axis: "Axes", ts: Any) -> None:
-    """A logarithmic axis if the times span more than a decade, and its label."""
+    """A logarithmic axis if the times are spaced so over a decade, and its label."""
+    from matplotlib.ticker import NullFormatter
+
     ts = np.asarray(ts)
     if np.issubdtype(ts.dtype, np.integer):
         axis.set_xlabel("step")
         return
     axis.set_xlabel("time $t$")
     positive = ts[ts > 0]
-    if len(positive) > 1 and positive[-1] > 10 * positive[0]:
+    spread = len(positive) > 1 and positive[-1] > 10 * positive[0]
+    # The median of equally spaced times is near the half of the last.
+    if spread and np.median(positive) < positive[-1] / 3:
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlim(positive[0], positive[-1])
 
 

@@ -1,0 +1,37 @@
+"""Draw the figures of pages anew: each is drawn by the code blocks of its page.
+
+python docs/draw.py [PAGE ...]    # such as docs/tutorials/digits.md; all by default
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+PAGES = [*(DOCS / "tutorials").glob("*.md"), *(DOCS / "howto").glob("*.md")]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def main(pages: list[Path]) -> None:
+    for page in pages:
+        code = "\n".join(BLOCK.findall(page.read_text()))
+        if "savefig" not in code:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.monotonic()
+            environment = {**os.environ, "MPLBACKEND": "agg"}
+            command = [sys.executable, "-c", code]
+            subprocess.run(command, cwd=folder, env=environment, check=True)
+            for figure in sorted(Path(folder).glob("*.png")):
+                shutil.copy(figure, DOCS / "figures" / figure.name)
+                print(f"{page}: {figure.name}")
+            print(f"{page}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main([Path(page) for page in sys.argv[1:]] or sorted(PAGES))
