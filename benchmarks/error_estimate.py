@@ -251,7 +251,7 @@ def plot(results):
 
     figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.1), layout="constrained")
     limits = np.array([1e-6, 10.0])
-    colors = ("#0072B2", "#D55E00", "#009E73")
+    colors = [nth.plot.level_color(p) for p in ORDERS]
     for axis, p, color in zip(axes, ORDERS, colors, strict=True):
         x = pairs(results, p, "matrix-free")
         share, error = x["estimate"] / x["predicted"], x["error"] / x["change"]

@@ -58,7 +58,7 @@ def plot(widths, counts):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(6.4, 3), layout="constrained")
-    colors = dict(zip(ORDERS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
+    colors = {p: nth.plot.level_color(p) for p in ORDERS}
     for axis, limit in zip(axes, LIMITS, strict=True):
         for p in ORDERS:
             numbers = np.array(counts[limit, p]) + 1

@@ -56,32 +56,24 @@ def _with_small(figure: re.Match[str]) -> str:
 
 def _names() -> str:
     """Each public name with the first line of its docstring."""
-    import nth
+    from nth import _api  # its names are in the order of a computation
 
-    lines = ["| name | |", "|---|---|"]
-    modules = {}
-    for name in nth._load():  # in the order of `nth/_api.py`
-        value = getattr(nth, name)
-        if inspect.ismodule(value):
-            if value.__name__.startswith("nth."):
-                modules[name] = value
-        else:
-            lines.append(_row(f"nth.{name}", value))
-    for module, value in modules.items():
-        members = vars(value).items()
-        lines += [
-            _row(f"nth.{module}.{name}", member)
-            for name, member in members
-            if not name.startswith("_") and inspect.getmodule(member) is not None
-            if inspect.isclass(member) or inspect.isfunction(member)
-            if inspect.getmodule(member).__name__.startswith(f"nth.{module}")
+    public = {n: v for n, v in vars(_api).items() if not n.startswith("_")}
+    modules = {n: v for n, v in public.items() if inspect.ismodule(v)}
+    rows = [_row(n, v) for n, v in public.items() if n not in modules]
+    for module, content in modules.items():
+        own = f"nth.{module}"  # what a module imports from elsewhere is not its own
+        rows += [
+            _row(f"{module}.{n}", v)
+            for n, v in vars(content).items()
+            if not n.startswith("_") and getattr(v, "__module__", "").startswith(own)
         ]
-    return "\n".join(lines)
+    return "\n".join(["| name | |", "|---|---|", *rows])
 
 
 def _row(name: str, value: object) -> str:
     first = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
-    return f"| [`{name}`][] | {first.replace('|', chr(92) + '|')} |"
+    return f"| [`nth.{name}`][] | {first.replace('|', chr(92) + '|')} |"
 
 
 def _options() -> str:

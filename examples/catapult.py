@@ -24,7 +24,7 @@ jax.config.update("jax_enable_x64", True)
 
 small = "--small" in sys.argv
 width, steps = (32, 12) if small else (1024, 40)
-orders = {2: "#D55E00", 4: "#009E73"}
+orders = {p: nth.plot.level_color(p) for p in (2, 4)}
 
 network = nth.MLP(1, width, 1, activation="linear", key=jax.random.key(3))
 problem = nth.Problem(jnp.ones((1, 1)), jnp.zeros(1))

@@ -40,7 +40,7 @@ OPTIMIZERS = {
 }
 if small:  # compilation is what takes long
     OPTIMIZERS = {name: OPTIMIZERS[name] for name in ("SGD", "Adam, eps 1e-4")}
-COLORS = {2: "#0072B2", 3: "#D55E00", 4: "#009E73"}
+COLORS = {p: nth.plot.level_color(p) for p in (2, 3, 4)}
 
 
 def largest_errors(width, seed, optimizer):

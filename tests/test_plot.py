@@ -135,6 +135,8 @@ def test_kernels_and_spectra():
     figure = path.plot(indices=[2])
     image = figure.axes[0].images[0].get_array()
     np.testing.assert_array_equal(image, path.ntk[2, :4])
+    image = path.plot(indices=[2], change=True).axes[0].images[0].get_array()
+    np.testing.assert_array_equal(image, (path.ntk[2] - path.ntk[0])[:4])
     assert len(path.plot().axes) == 4  # three times and a color bar
     spectrum = nth.spectrum_along(level, TS, count=2)
     (axis,) = spectrum.plot().axes

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 import nth
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+COLORS = tuple(nth.plot.level_color(p) for p in range(2, 7))
 Row = tuple[str, nth.scaling.Exponent, str]
 
 
@@ -61,7 +61,7 @@ def medians(
 ) -> list[Row]:
     """The law of each median over initializations, beside what was published."""
     rows = []
-    for (name, words), color in zip(published.items(), COLOURS, strict=False):
+    for (name, words), color in zip(published.items(), COLORS, strict=False):
         values = found.values[name]
         law = nth.scaling.fit(found.widths, values, statistic=np.median)
         draw(axis, found.widths, np.median(values, axis=1), law, name, color)

@@ -17,7 +17,11 @@ import nth
 
 jax.config.update("jax_enable_x64", True)
 
-COLOURS = {"p = 3": "#0072B2", "p = 4": "#009E73", "network": "black"}
+COLORS = {
+    "p = 3": nth.plot.level_color(3),
+    "p = 4": nth.plot.level_color(4),
+    "network": "black",
+}
 TITLES = {
     "change": "relative change",
     "distance": "kernel distance",
@@ -71,7 +75,7 @@ def main(small: bool) -> None:
         style = {"lw": 3, "alpha": 0.35} if name == "network" else {"lw": 1.3}
         for axis, part in zip(axes, TITLES, strict=True):
             axis.plot(
-                ts, getattr(motion, part), color=COLOURS[name], label=name, **style
+                ts, getattr(motion, part), color=COLORS[name], label=name, **style
             )
     for axis, title in zip(axes, TITLES.values(), strict=True):
         axis.set_title(title, fontsize=9)

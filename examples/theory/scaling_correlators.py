@@ -13,7 +13,7 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _law import COLOURS, axes, draw, points, report
+from _law import COLORS, axes, draw, points, report
 
 import nth
 
@@ -85,7 +85,7 @@ def main(small: bool) -> None:
             progress=not small,
         )
         for (name, (predicted, fitted, label)), color in zip(
-            PUBLISHED.items(), COLOURS, strict=True
+            PUBLISHED.items(), COLORS, strict=True
         ):
             spread = name.startswith("variance")
             values = found.values["df df" if spread else name]

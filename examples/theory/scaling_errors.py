@@ -14,7 +14,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _law import COLOURS, axes, draw, medians, points, report
+from _law import COLORS, axes, draw, medians, points, report
 
 import nth
 
@@ -63,7 +63,7 @@ def main(small: bool) -> None:
     published = {f"p = {p}": words for p, words in LEVELS.items()}
     rows = medians(left, found, published)
     left.set_title(f"error at $t = {LATE:g}$, median", fontsize=9)
-    for p, color in zip(LEVELS, COLOURS, strict=False):
+    for p, color in zip(LEVELS, COLORS, strict=False):
         over = np.stack([found.values[f"p = {p}, t = {t}"][-1] for t in EARLY])
         law = nth.scaling.fit(EARLY, over, statistic=np.median)
         draw(right, EARLY, np.median(over, axis=1), law, f"p = {p}", color)

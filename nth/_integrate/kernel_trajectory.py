@@ -19,6 +19,7 @@ from .._internal.eigenvalues import leading_modes
 from .._internal.precision import full_precision
 from .._internal.validation import (
     is_traced,
+    require_bool,
     require_concrete,
     require_instance,
     require_integer,
@@ -58,12 +59,17 @@ class KernelPath(eqx.Module):
         return start, self.ntk[:, :n].reshape(-1, slots, slots)
 
     def plot(
-        self, *, indices: Sequence[int] | None = None, axes: Any = None
+        self,
+        *,
+        change: bool = False,
+        indices: Sequence[int] | None = None,
+        axes: Any = None,
     ) -> "Figure":
         """A figure: the kernel of the training points as an image, at several times.
 
         **Arguments:**
 
+        - `change`: whether to show the difference from `start` in place of the kernel.
         - `indices`: which of the times `ts`; by default the first, the last and one
             between.
         - `axes`: one matplotlib axes for each of them. By default a new figure is made.
@@ -72,9 +78,12 @@ class KernelPath(eqx.Module):
         """
         from ..plot._kernels import plot_kernels
 
+        change = require_bool("change", change)
         require_concrete("path", (self, jnp.zeros(())), "KernelPath.plot")
-        kernels = np.asarray(self.on_train()[1])
-        return plot_kernels(np.asarray(self.ts), kernels, indices, axes)
+        start, kernels = map(np.asarray, self.on_train())
+        label = "change of $K^{(2)}$" if change else "$K^{(2)}$"
+        kernels = kernels - start if change else kernels
+        return plot_kernels(np.asarray(self.ts), kernels, label, indices, axes)
 
 
 @full_precision

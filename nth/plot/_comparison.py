@@ -20,7 +20,7 @@ def plot_comparison(comparison: "Comparison", axes: Any) -> Figure:
         k for k in kinds if comparison.accuracy("truth", k) is not None
     ]
     with style():
-        figure, every = panels(axes, 1 + len(kinds) + bool(scored), (2.9, 2.7))
+        figure, every = panels(axes, 1 + len(kinds) + bool(scored))
         _plot_loss(every[0], comparison)
         for axis, kind in zip(every[1:], kinds, strict=False):
             _plot_error(axis, comparison, kind)

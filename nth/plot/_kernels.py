@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ._style import chosen, log_times, panels, style
 
@@ -12,7 +13,11 @@ _MATRICES = 3
 
 
 def plot_kernels(
-    ts: np.ndarray, kernels: np.ndarray, indices: Sequence[int] | None, axes: Any
+    ts: np.ndarray,
+    kernels: np.ndarray,
+    label: str,
+    indices: Sequence[int] | None,
+    axes: Any,
 ) -> Figure:
     """The matrices (T, s, s) at some of the times, with one color scale."""
     last = len(ts) - 1
@@ -24,7 +29,7 @@ def plot_kernels(
     limit = finite.max() if finite.size else 1.0
     unit = "step" if np.issubdtype(ts.dtype, np.integer) else "$t$"
     with style():
-        figure, every = panels(axes, len(rows), (2.6, 2.5))
+        figure, every = panels(axes, len(rows), columns=3)
         # A diverging scale, symmetric about zero: the sign of an entry is visible.
         images = [
             axis.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -33,8 +38,12 @@ def plot_kernels(
         for axis, i in zip(every, rows, strict=True):
             axis.set_title(f"{unit} = {ts[i]:.4g}")
             axis.set_xlabel("training slot")
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(MaxNLocator(5, integer=True))
         every[0].set_ylabel("training slot")
-        figure.colorbar(images[0], ax=every, label="$K^{(2)}$", shrink=0.9)
+        if axes is None:  # images keep their aspect, which leaves gaps
+            figure.set_layout_engine("compressed")
+        figure.colorbar(images[0], ax=every, label=label, shrink=0.9)
     return figure
 
 

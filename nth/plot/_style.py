@@ -25,6 +25,8 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _RESOLUTION = 150  # dots per inch
+# In inches. Text of 9 points is readable in a column of a page, about 7 inches wide.
+_WIDTH, _ONE_PANEL, _ROW = 7.0, 4.6, 2.7
 _EXAMPLE = "such as plt.subplots()[1]"
 
 
@@ -66,17 +68,20 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_STYLE)
 
 
-def panels(
-    axes: Any, count: int, size: tuple[float, float] = (3.4, 2.7)
-) -> tuple["Figure", list["Axes"]]:
-    """`count` axes beside each other, in a new figure or those that the user gave."""
+def panels(axes: Any, count: int, columns: int = 2) -> tuple["Figure", list["Axes"]]:
+    """`count` axes in rows, in a new figure, or those that the user gave."""
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     if axes is None:
-        width, height = size
-        figure = Figure((width * count, height), _RESOLUTION, layout="constrained")
-        return figure, list(figure.subplots(1, count, squeeze=False)[0])
+        columns = min(count, columns)
+        rows = -(-count // columns)
+        size = (_WIDTH if columns > 1 else _ONE_PANEL, _ROW * rows)
+        figure = Figure(size, _RESOLUTION, layout="constrained")
+        every = list(figure.subplots(rows, columns, squeeze=False).ravel())
+        for spare in every[count:]:
+            spare.remove()
+        return figure, every[:count]
     given = [axes] if isinstance(axes, Axes) else list(np.ravel(np.asarray(axes)))
     if len(given) != count or not all(isinstance(axis, Axes) for axis in given):
         kind = "one matplotlib Axes" if count == 1 else f"{count} matplotlib Axes"
