@@ -37,6 +37,6 @@ def plot_sweep(sweep: "Sweep", laws: Sequence["Exponent | None"], axes: Any) -> 
         axis.set(xscale="log", yscale="log", xlabel="width")
         axis.set_xticks(widths[order], [f"{width:g}" for width in widths[order]])
         axis.xaxis.set_minor_locator(NullLocator())
-        if label := "".join(axis.get_legend_handles_labels()[1]):
+        if any(axis.get_legend_handles_labels()[1]):
             axis.legend(fontsize="small")
     return figure
