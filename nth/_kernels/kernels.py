@@ -53,7 +53,7 @@ class Kernels(eqx.Module):
 
     @property
     def order(self) -> int:
-        """The highest r held."""
+        """The highest r available."""
         return len(self.tensors)
 
     @property
@@ -81,14 +81,14 @@ class Kernels(eqx.Module):
         filter_spec: PyTree = eqx.is_inexact_array,
         learning_rates: PyTree = None,
     ) -> None:
-        """Write the kernels to a file, whole or not at all, with what made them.
+        """Atomically write the kernels to a file, with the identity of the network.
 
         **Arguments:** `path`, a file in a folder that exists; `network`, `problem`,
         `filter_spec` and `learning_rates` as the kernels were formed with, whose digest
-        goes into the file (targets and loss do not count).
+        is stored in the file (targets and loss do not matter).
 
-        **Raises:** `ValueError` if the kernels are visibly of another network or of
-        other points, or if the file cannot be written.
+        **Raises:** `ValueError` if the kernels do not match the network's outputs at
+        the points, or if the file cannot be written.
         """
         require_path("path", path)
         if is_traced(self, network, problem):
@@ -134,7 +134,7 @@ class Kernels(eqx.Module):
 
 
 def _shapes_of(tensors: Any, complete: bool) -> list[tuple[int, ...]] | None:
-    """The shapes that `tensors` must have by that of the first two."""
+    """The shapes that `tensors` must have, given those of the first two."""
     arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
     if not arrays or not tensors or tensors[0].ndim == 0:
         return None
@@ -159,17 +159,17 @@ def require_ntk(kernels: Kernels) -> None:
 
 
 def _fit(specs: list[ArraySpec], points: Points) -> bool:
-    """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
+    """Whether `specs` are those of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
     output, slot = points.output, (points.n_train, *points.output.shape)
     rows = (count(points.x), *output.shape)
-    most = 64  # dimensions of an array in NumPy
+    most = 64  # maximum dimensions of a NumPy array
     return 0 < len(specs) <= most and all(
         spec == (output.dtype.name, rows + slot * r) for r, spec in enumerate(specs)
     )
 
 
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
-    # A lambda is known by what it computes: its name says nothing.
+    # A lambda is identified by what it computes, since its name is not unique.
     traced = eqx.filter_make_jaxpr(points.apply)(points.params, take(points.x_train, 0))
     return Checkpoint(
         path,
@@ -202,24 +202,25 @@ def kernels(
     - `network`: an `eqx.Module` of one input, [`nth.MLP`][] or [`nth.from_apply`][].
     - `problem`: the points, m = n + q.
     - `order`: the highest r, from 2 to 12.
-    - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `filter_spec`: which leaves are trained, as for `equinox.partition`; the others
+        are frozen.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: the rate of each parameter, 1 if left out. With M their diagonal
         matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.
     - `rows`: the points of the first slot, as indices into the m points of
         `problem.x`; all of them if left out. Kernels of some rows cannot be solved.
-    - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
-        kernels themselves grows in proportion; if left out, it stays near 256 MiB.
-    - `progress`: whether to show a bar once the work has lasted for 5 seconds.
+    - `block_size`: how many directions ∇f_β to process at once. Memory beyond the
+        kernels themselves is proportional to it; by default it stays near 256 MiB.
+    - `progress`: whether to show a progress bar after 5 seconds.
 
     **Returns:** [`nth.Kernels`][], of m·C·(n·C)^{r−1} numbers for r = 1 … order.
 
     **Raises:** `ValueError` for a bad order, a network that does not fit, or
-    kernels that would not fit in memory; that is found before anything is allocated.
+    kernels that would not fit in memory, which is checked before allocation.
     """
     order = require_order("order", order)
     points = points_of(trainable(network, problem, filter_spec, learning_rates), rows)
-    _refuse_if_too_large(points, order)
+    _require_memory(points, order)
     require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
@@ -230,7 +231,7 @@ def kernels(
     return Kernels(tensors, rows is None)
 
 
-def _refuse_if_too_large(points: Points, order: int) -> None:
+def _require_memory(points: Points, order: int) -> None:
     rows, n_slots = points.n_rows, points.n_slots
     formed = kernel_bytes(rows, n_slots, order, points.output.dtype.itemsize)
     require_memory(
@@ -244,5 +245,5 @@ def _refuse_if_too_large(points: Points, order: int) -> None:
 
 
 def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:
-    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, of `rows` slots in the first place, `n_slots` in others."""
+    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, with `rows` first slots and `n_slots` in each later one."""
     return sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize

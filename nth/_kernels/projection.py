@@ -30,9 +30,9 @@ from .evaluation import Points, points_of
 from .hierarchy_operator import along_jacobian, lift, require_forward_mode
 from .mlp_kernels import fourth_of, third_of
 
-# Training slots up to which eigenvectors are computed from the full matrix.
+# Maximum training slots for which eigenvectors are computed from the full matrix.
 _DENSE = 4096
-# Bytes that one block of points may take.
+# Maximum bytes of one block of points.
 _BLOCK_BYTES = 2**28
 
 Tree = TypeVar("Tree")
@@ -87,12 +87,12 @@ def project(
                            + T_i[j, k, l] + T_j[i, k, l].
 
     Time is linear in n: q gradients for K⁽²⁾, q² for K⁽³⁾ and q³/6 third derivatives
-    for K⁽⁴⁾. Memory is that of some q² copies of the parameters from K⁽³⁾ on.
+    for K⁽⁴⁾. From K⁽³⁾ on memory is about 2q² to 3q² copies of the parameters.
 
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
-        Only the training points count.
+        Only the training points are used.
     - `modes`: q, for the q leading eigenvectors of the NTK on the training points, or
         an array of vectors, shape `(q, n, *out)`. The eigenvectors are computed from
         the full matrix up to n·C = 4,096, beyond by Lanczos' method (SciPy's `eigsh`).
@@ -101,7 +101,7 @@ def project(
     **Returns:** [`nth.Projection`][].
 
     **Raises:** `ValueError` for a bad order, more modes than slots, modes that do not
-    fit, or what would not fit in memory.
+    fit, or derivatives that would not fit in memory.
     """
     order = require_order("order", order)
     own = trainable(network, problem, filter_spec, learning_rates)
@@ -131,8 +131,8 @@ def project(
 def _require_memory(points: Points, modes: Array, order: int) -> None:
     """Raise `ValueError` if derivatives along the modes would not fit in memory."""
     q, itemsize = len(modes), points.output.dtype.itemsize
-    # Of q² derivatives: the sum over blocks of points and one block, and for K⁽⁴⁾ the
-    # copy that a product of matrices makes. Each order beyond doubles them.
+    # Copies of q² derivatives: the sum over blocks of points, one block, and for K⁽⁴⁾
+    # the copy made by a product of matrices. Each further order doubles them.
     copies = q if order == 2 else 2 * q**2 if order == 3 else 3 * q**2 << (order - 4)
     require_memory(
         "modes",
@@ -194,8 +194,8 @@ def _blocks(
 ) -> tuple[PyTree[Shaped[Array, "k b ..."]], Float[Array, "k q b *out"]]:
     """Points and modes in blocks; padding of the last block has weight zero."""
     n, q = points.n_train, len(modes)
-    one = activation_bytes(points.apply, points.params, take(points.x_train, 0))
-    size = min(n, max(1, _BLOCK_BYTES // (8 * q * one)))
+    per_point = activation_bytes(points.apply, points.params, take(points.x_train, 0))
+    size = min(n, max(1, _BLOCK_BYTES // (8 * q * per_point)))
     count = -(-n // size)
     size = -(-n // count)
     spare = count * size - n
@@ -215,7 +215,7 @@ class _Modes(eqx.Module):
 
     apply: OutputFunction
     parameters: Callable[[Params], Params]
-    """From parameters whose learning rates are 1 to those of the network."""
+    """Maps parameters whose learning rates are 1 to those of the network."""
 
     x: PyTree[Shaped[Array, "k b ..."]]
     modes: Float[Array, "k q b *out"]
