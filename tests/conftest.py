@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-# Compile time is the cost of these tests, not the speed of what is compiled. XLA reads
-# this later than here, and ends at a flag that it does not know: one is not for ever.
+# These tests spend their time on compilation, not in compiled code. XLA reads the flags
+# later, and aborts on an unknown one, such as a flag that a newer version has removed.
 FAST = "--xla_backend_optimization_level=0"
 if jax.__version_info__ < (0, 11):
     FAST += " --xla_cpu_use_fusion_emitters=false"
@@ -28,8 +28,8 @@ import pytest  # noqa: E402
 
 import nth  # noqa: E402
 
-# Each compiled function holds memory maps, and Linux gives a process 65,530 of them: a
-# worker that keeps the functions of hundreds of tests dies in the compiler.
+# Each compiled function holds memory maps, of which Linux allows 65,530 per process: a
+# worker that keeps the functions of hundreds of tests crashes in the compiler.
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = 30_000
 
@@ -71,9 +71,9 @@ def make_network(
 
 
 def tampered(file: Path, **changes: np.ndarray) -> bytes:
-    """An archive of nth's with other arrays in it, and a header and digest to match."""
-    with np.load(file) as found:
-        arrays: dict[str, Any] = {**found, **changes}
+    """An archive with some arrays replaced, and with a matching header and digest."""
+    with np.load(file) as stored:
+        arrays: dict[str, Any] = {**stored, **changes}
     leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays) - 2)]
     header = json.loads(str(arrays["header"]))
     header["leaves"] = [[leaf.dtype.name, leaf.shape] for leaf in leaves]
@@ -85,7 +85,7 @@ def tampered(file: Path, **changes: np.ndarray) -> bytes:
 
 
 class Shared(eqx.Module):
-    """A network that uses one weight twice, normalizes, and attends: no MLP."""
+    """A network with a shared weight, normalization and attention; not an MLP."""
 
     w: jax.Array
     v: jax.Array

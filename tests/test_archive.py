@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, links and races, tampering, bad paths."""
+"""Files: atomic writes, links and races, tampering, bad paths."""
 
 import builtins
 import errno
@@ -42,9 +42,9 @@ def checkpoint(file: Path) -> Checkpoint:
     return checkpoint
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+def assert_equal(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
@@ -62,29 +62,29 @@ def assert_equal(one: Any, other: Any) -> None:
         jnp.arange(3, dtype=jnp.int8),
     ],
 )
-def test_arrays_come_back(leaf: Any, file: Path) -> None:
+def test_arrays_round_trip(leaf: Any, file: Path) -> None:
     checkpoint = Checkpoint(file, "identity")
     checkpoint.write([leaf])
-    found = checkpoint.read([leaf])
-    assert found is not None
-    (found,) = found
-    assert found.dtype.name == leaf.dtype.name
-    np.testing.assert_array_equal(found, leaf)
+    read = checkpoint.read([leaf])
+    assert read is not None
+    (read,) = read
+    assert read.dtype.name == leaf.dtype.name
+    np.testing.assert_array_equal(read, leaf)
 
 
-def test_it_is_an_npz_file(checkpoint: Checkpoint) -> None:
-    with np.load(checkpoint.path) as found:
-        assert json.loads(str(found["header"]))["identity"] == "identity"
-        np.testing.assert_array_equal(found["leaf_1"], TREE[1])
+def test_archive_is_an_npz_file(checkpoint: Checkpoint) -> None:
+    with np.load(checkpoint.path) as stored:
+        assert json.loads(str(stored["header"]))["identity"] == "identity"
+        np.testing.assert_array_equal(stored["leaf_1"], TREE[1])
 
 
 # Tampering
 
 
 def resaved(file: Path, save: Callable[..., None] = np.savez, **changes: Any) -> None:
-    """The same archive with other members, header and digest as they were."""
-    with np.load(file) as found:
-        arrays = {**found, **changes}
+    """The same archive with other members and an unchanged header and digest."""
+    with np.load(file) as stored:
+        arrays = {**stored, **changes}
     save(file, **{name: array for name, array in arrays.items() if array is not None})
 
 
@@ -119,7 +119,7 @@ def test_a_tampered_file_is_refused(
     "leaf",
     [np.arange(6.0), np.arange(6).reshape(2, 3), np.arange(6, dtype=np.float32)],
 )
-def test_arrays_are_checked_although_the_digest_is_right(
+def test_arrays_are_checked_even_if_the_digest_matches(
     leaf: np.ndarray, checkpoint: Checkpoint
 ) -> None:
     tampered(checkpoint.path, leaf_1=leaf)
@@ -128,8 +128,8 @@ def test_arrays_are_checked_although_the_digest_is_right(
 
 
 @contextmanager
-def little_memory() -> Iterator[None]:
-    """Less than 2 MB are allocated inside."""
+def limited_memory() -> Iterator[None]:
+    """Assert that less than 2 MB are allocated inside the context."""
     tracemalloc.start()
     try:
         yield
@@ -141,37 +141,37 @@ def little_memory() -> Iterator[None]:
 def test_a_foreign_file_is_refused_before_its_arrays_are_read(file: Path) -> None:
     large = np.zeros(2**22)
     Checkpoint(file, "another").write(large)
-    with little_memory(), pytest.raises(ValueError, match="belongs to another solve"):
+    with limited_memory(), pytest.raises(ValueError, match="belongs to another solve"):
         Checkpoint(file, "identity").read(large)
-    with little_memory(), pytest.raises(ValueError, match="other shapes or dtypes"):
+    with limited_memory(), pytest.raises(ValueError, match="other shapes or dtypes"):
         Checkpoint(file, "another").read(large[1:])
 
 
 def test_a_zip_bomb_is_refused_before_it_expands(file: Path) -> None:
     large = np.zeros(2**22)
     Checkpoint(file, "identity").write(large)
-    with np.load(file) as found:
-        np.savez_compressed(file, **found)
+    with np.load(file) as stored:
+        np.savez_compressed(file, **stored)
     assert file.stat().st_size < 2**16
-    with little_memory(), pytest.raises(ValueError, match="compressed"):
+    with limited_memory(), pytest.raises(ValueError, match="compressed"):
         Checkpoint(file, "identity").read(large)
 
 
 def test_an_array_is_not_allocated_beyond_its_file(file: Path) -> None:
-    """A header that says 2²² numbers where there are 3."""
+    """With a header that declares 2²² numbers for an array of 3."""
     large = np.zeros(2**22)
     Checkpoint(file, "identity").write(large)
     resaved(file, leaf_0=np.zeros(3))
     content = file.read_bytes().replace(b"(3,), }" + b" " * 6, b"(4194304,), }")
     file.write_bytes(content)
-    with little_memory(), pytest.raises(ValueError, match="is damaged"):
+    with limited_memory(), pytest.raises(ValueError, match="is damaged"):
         Checkpoint(file, "identity").read(large)
 
 
 # Links, races, permissions
 
 
-def test_a_link_stays_a_link(tmp_path: Path, file: Path) -> None:
+def test_writing_through_a_link_keeps_the_link(tmp_path: Path, file: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     target = tmp_path / "elsewhere" / "target.npz"
     file.symlink_to(target)  # also while there is no target
@@ -197,17 +197,17 @@ def test_a_planted_link_is_not_followed(
     assert (tmp_path / ".run.npz.0123456789abcdef.partial").is_symlink()
 
 
-def test_writers_at_once_all_survive(checkpoint: Checkpoint) -> None:
-    """And whoever reads meanwhile finds a whole file."""
+def test_concurrent_writes_all_succeed(checkpoint: Checkpoint) -> None:
+    """Concurrent readers see a complete file."""
     errors: list[Exception] = []
 
     def work(number: int) -> None:
         try:
             for _ in range(40):
                 checkpoint.write((np.asarray(number), *TREE[1:]))
-                found = checkpoint.read(TREE)
-                assert found is not None
-                assert 0 <= found[0] < 4
+                read = checkpoint.read(TREE)
+                assert read is not None
+                assert 0 <= read[0] < 4
         except Exception as error:
             errors.append(error)
 
@@ -220,7 +220,7 @@ def test_writers_at_once_all_survive(checkpoint: Checkpoint) -> None:
     assert os.listdir(checkpoint.path.parent) == [checkpoint.path.name]
 
 
-def test_permissions_are_those_of_the_umask(file: Path) -> None:
+def test_file_permissions_follow_the_umask(file: Path) -> None:
     before = os.umask(0o027)
     try:
         Checkpoint(file, "identity").write(TREE)
@@ -229,7 +229,7 @@ def test_permissions_are_those_of_the_umask(file: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-def test_what_killed_writes_left_is_removed_after_a_day(
+def test_files_of_killed_writes_are_removed_after_a_day(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     old, new, other = (
@@ -256,7 +256,7 @@ def no_space(*arguments: Any, **options: Any) -> None:
 
 @contextmanager
 def limited_files() -> Iterator[None]:
-    """No file may grow beyond 4 KiB: a write fails in the middle, as on a full disk."""
+    """Limit files to 4 KiB: a write fails partway, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -271,17 +271,17 @@ def refused_open(path: Any, mode: str = "r", *arguments: Any, **options: Any) ->
     return builtins.open(path, mode, *arguments, **options)
 
 
-@pytest.mark.parametrize("how", ["savez", "fsync", "replace", "limit", "open"])
-def test_a_write_that_fails_leaves_what_was(
-    how: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failure", ["savez", "fsync", "replace", "limit", "open"])
+def test_a_failed_write_leaves_the_file_unchanged(
+    failure: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, before = checkpoint.path, checkpoint.path.read_bytes()
     message = r"checkpoint: .*run\.npz cannot be written: .*give another path"
     with monkeypatch.context() as patch:
-        if how == "open":
+        if failure == "open":
             patch.setattr(_archive, "open", refused_open, raising=False)
-        elif how != "limit":
-            patch.setattr(np if how == "savez" else os, how, no_space)
+        elif failure != "limit":
+            patch.setattr(np if failure == "savez" else os, failure, no_space)
         with limited_files(), pytest.raises(ValueError, match=message):
             checkpoint.write((*TREE, np.arange(1e4)))
     assert path.read_bytes() == before
@@ -291,7 +291,7 @@ def test_a_write_that_fails_leaves_what_was(
 @pytest.mark.parametrize(
     "user", ["integrate", "sweep", "Kernels.save", "Solution.save"]
 )
-def test_every_function_says_which_file_cannot_be_written(
+def test_every_function_names_the_file_that_cannot_be_written(
     user: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", no_space)
@@ -302,7 +302,7 @@ def test_every_function_says_which_file_cannot_be_written(
     assert os.listdir(file.parent) == []
 
 
-def test_an_interrupted_write_leaves_nothing(
+def test_an_interrupted_write_leaves_no_temporary_file(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(number: int) -> None:
@@ -314,7 +314,7 @@ def test_an_interrupted_write_leaves_nothing(
     assert os.listdir(checkpoint.path.parent) == [checkpoint.path.name]
 
 
-def test_a_folder_that_has_gone(tmp_path: Path) -> None:
+def test_writing_to_a_removed_folder_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     checkpoint = Checkpoint(folder / "run.npz", "identity")
@@ -323,7 +323,7 @@ def test_a_folder_that_has_gone(tmp_path: Path) -> None:
         checkpoint.write(TREE)
 
 
-# Bad paths, by every function that takes one
+# Bad paths, for every function that takes one
 
 
 def measure(width: int, key: jax.Array) -> jax.Array:
@@ -385,14 +385,16 @@ def users(path: Any) -> dict[str, Callable[[], Any]]:
         ("absent/run.npz", "there is no folder .*absent"),
     ],
 )
-def test_bad_paths(user: str, path: Any, message: str) -> None:
+def test_bad_paths_are_refused(user: str, path: Any, message: str) -> None:
     argument = "path" if "." in user or user == "sweep" else "checkpoint"
     with pytest.raises(ValueError, match=f"^{argument}:? {message}"):
         users(path)[user]()
 
 
 @pytest.mark.parametrize("path", [3, True, b"run.npz", ["run.npz"]])
-def test_paths_of_another_type(path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_other_types_are_refused(
+    path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for user, call in users(path).items():
         argument = "path" if "." in user or user == "sweep" else "checkpoint"
@@ -403,13 +405,13 @@ def test_paths_of_another_type(path: Any, monkeypatch: pytest.MonkeyPatch) -> No
             call()
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="must be the path of a regular file"):
         Checkpoint(tmp_path / "pipe", "identity")
 
 
-def test_a_loop_of_links(tmp_path: Path) -> None:
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ValueError, match="must be the path of a file"):
         Checkpoint(tmp_path / "loop", "identity")

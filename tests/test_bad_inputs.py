@@ -19,7 +19,7 @@ from conftest import make_network, make_problem
 
 import nth as typed_nth
 
-nth: Any = typed_nth  # wrong types are the point here
+nth: Any = typed_nth  # arguments of wrong types are intended
 Call = Callable[[], Any]
 
 KEY = jax.random.key(0)
@@ -32,13 +32,13 @@ LOW = (jnp.float16, jnp.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has no type checker between them and our messages."""
+def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without jaxtyping's checks, which a user does not enable."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def formed(order: int = 2) -> Any:
-    """Kernels on the points of `PROBLEM`, put together by hand."""
+    """Kernels on the points of `PROBLEM`, from arrays of ones."""
     ntk = np.concatenate([np.eye(4), np.ones((2, 4))])
     rest = [np.ones((6,) + (4,) * (r - 1)) for r in range(3, order + 1)]
     return nth.Kernels(tuple(map(jnp.asarray, [np.ones(6), ntk, *rest])))
@@ -81,7 +81,7 @@ def problem(**options: Any) -> Any:
     ("y_train", lambda: problem(loss=nth.LogisticLoss(), y_train=Y * 0)),
     ("y_train", lambda: problem(loss=nth.SoftmaxCrossEntropy(), y_train=[-1] * 4)),
 )
-def test_problem(argument: str, call: Call) -> None:
+def test_problem_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -91,7 +91,7 @@ def mlp(**options: Any) -> Any:
 
 
 def low_parameters(dtype: Any) -> Any:
-    """Parameters of 16 bits, for inputs that do not set a dtype."""
+    """A flow with parameters of 16 bits, and inputs that do not set a dtype."""
     network = nth.from_apply(lambda w, x: w * x.astype(w.dtype), jnp.ones((), dtype))
     return nth.GradientFlow(network, nth.Problem([1, 2], [1.0, 2.0]))
 
@@ -122,7 +122,7 @@ def low_parameters(dtype: Any) -> Any:
     ("apply_fn", lambda: nth.from_apply(None, {})),
     *[("network", lambda low=low: low_parameters(low)) for low in LOW],
 )
-def test_network(argument: str, call: Call) -> None:
+def test_networks_name_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -169,12 +169,12 @@ STEP_TO = diffrax.StepTo(jnp.array([0.0, 1.0]))
     *wrong("save_fn", 3, "t", lambda: 1, lambda t, state, args: 1, method="dense"),
     *wrong("throw", 1, "no", None),
 )
-def test_solve(argument: str, call: Call) -> None:
+def test_solve_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
 @pytest.mark.parametrize("option", ["max_step", "tolerance"])
-def test_unknown_option(option: str) -> None:
+def test_unknown_options_are_refused(option: str) -> None:
     near = r".* Did you mean 'max_steps'\?" if option == "max_step" else ""
     with pytest.raises(TypeError, match=f"unknown option '{option}'{near}"):
         solve(**{option: 1})
@@ -224,7 +224,7 @@ FLOW = typed_nth.GradientFlow(NETWORK, PROBLEM)
     ("sigma_a", lambda: nth.nngp(NETWORK, PROBLEM, sigma_a=-1)),
     ("network", lambda: nth.nngp(None, PROBLEM)),
 )
-def test_dynamics(argument: str, call: Call) -> None:
+def test_dynamics_and_kernels_name_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -270,7 +270,7 @@ OTHER_LOSS = typed_nth.Problem(
     ("solver", lambda: compare(solver=diffrax.Euler())),
     ("checkpoint", lambda: compare(checkpoint=3)),
 )
-def test_compare(argument: str, call: Call) -> None:
+def test_compare_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -311,7 +311,7 @@ def compare_discrete(orders: Any = (2,), **options: Any) -> Any:
     ("optimizer", lambda: nth.max_learning_rate(NETWORK, PROBLEM, optax.adam(0.1))),
     ("problem", lambda: nth.max_learning_rate(NETWORK, None)),
 )
-def test_discrete(argument: str, call: Call) -> None:
+def test_discrete_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -332,7 +332,7 @@ def catapult(**options: Any) -> Any:
     ("steps", lambda: catapult(steps=HUGE)),
     ("steps", lambda: catapult(steps=-1)),
 )
-def test_catapult(argument: str, call: Call) -> None:
+def test_catapult_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -382,7 +382,7 @@ def laziness(**options: Any) -> Any:
     ("problem", lambda: nth.theory.laziness(NETWORK, None)),
     ("path", lambda: nth.theory.motion(None, PROBLEM)),
 )
-def test_theory(argument: str, call: Call) -> None:
+def test_theory_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -429,5 +429,5 @@ def fit(widths: Any = (1, 2, 4), values: Any = (1.0, 2.0, 3.0), **options: Any) 
     ("nodes", lambda: nth.infinite.kernels(X, depth=1, nodes=10)),
     ("kernels", lambda: nth.infinite.ensemble(None, PROBLEM, [1.0])),
 )
-def test_scaling_and_infinite(argument: str, call: Call) -> None:
+def test_scaling_and_infinite_name_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)

@@ -1,4 +1,4 @@
-"""Checkpoints and progress: killed, damaged, foreign, finished."""
+"""Checkpoints and progress: interrupted, damaged, foreign and finished solves."""
 
 import os
 import re
@@ -29,12 +29,12 @@ ROOT = Path(nth.__file__).parents[1]
 
 
 class Relaxation(nth.AbstractDynamics):
-    """df/dt = −rate·g, with every evaluation counted: quick to compile."""
+    """df/dt = −rate·g, which compiles quickly and counts its evaluations."""
 
     problem: nth.Problem
     label: str = "relaxation"
     rate: float = 1.0
-    jump: float = 1.0  # the rate is so many times greater after t = 0.7
+    jump: float = 1.0  # factor of the rate after t = 0.7
     method: ClassVar[str] = "custom"
     truncated: ClassVar[bool] = False
 
@@ -57,8 +57,8 @@ class Relaxation(nth.AbstractDynamics):
         return jnp.max(jnp.abs(scaled))
 
 
-class Watched(Relaxation):
-    """The same, but that the window is looked for."""
+class TruncatedRelaxation(Relaxation):
+    """Relaxation with a search for the end of the window."""
 
     truncated: ClassVar[bool] = True
 
@@ -73,7 +73,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nothing may be solved; only shapes may be computed."""
+    """From here on solves fail; only shapes may be computed."""
     solve = _integrate.solve_piece
 
     def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:
@@ -88,18 +88,18 @@ def relaxation(**options: Any) -> Relaxation:
     return Relaxation(problem=make_problem(), **options)
 
 
-def equal(one: nth.Solution, other: nth.Solution) -> None:
-    """Bit for bit, statistics and state included."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+def equal(actual: nth.Solution, expected: nth.Solution) -> None:
+    """Bitwise equality, including statistics and state."""
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     for a, b in pairs:
         np.testing.assert_array_equal(a, b)
-    assert one.stats.keys() == other.stats.keys()
+    assert actual.stats.keys() == expected.stats.keys()
 
 
 def interrupted(
     monkeypatch: pytest.MonkeyPatch, file: Path, writes: int, run: Any
 ) -> None:
-    """`run`, stopped by an exception after so many writes."""
+    """`run`, stopped by an exception after `writes` writes."""
     write = Checkpoint.write
     done = []
 
@@ -136,37 +136,37 @@ LABELS = {
 
 
 @pytest.mark.parametrize("method", LABELS)
-def test_a_checkpoint_changes_no_answer(
+def test_checkpoints_and_interruptions_do_not_change_results(
     method: str,
     file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Equal to a solve in one piece within tolerance; exactly, however stopped."""
+    """Equal within tolerance to solves without a file, and bitwise if interrupted."""
     dynamics = make(method)
 
     def run(**options: Any) -> nth.Solution:
         return nth.integrate(dynamics, TS, **options)
 
-    undisturbed = run(checkpoint=file.with_name("undisturbed.npz"))
+    uninterrupted = run(checkpoint=file.with_name("uninterrupted.npz"))
     monkeypatch.setattr("nth._internal.progress.DELAY", 0)
-    # Up to rounding: the two compile to different code.
+    # Up to rounding error, since the two compile to different code.
     shown, hidden = (run(progress=option).train for option in (True, False))
     np.testing.assert_allclose(shown, hidden, rtol=1e-12)
     assert f"{LABELS[method]}: " in capsys.readouterr().err
     interrupted(monkeypatch, file, 2, run)
     resumed = run(checkpoint=file)
-    equal(undisturbed, resumed)
-    # To each time in a solve of its own, of one shape, which compiles once.
+    equal(uninterrupted, resumed)
+    # A separate solve to each time; all have one shape and compile once.
     whole = [nth.integrate(dynamics, [t]) for t in TS]
     for name in ("train", "test", "loss"):
-        one = np.concatenate([getattr(solution, name) for solution in whole])
-        np.testing.assert_allclose(one, getattr(resumed, name), rtol=0, atol=1e-6)
+        expected = np.concatenate([getattr(solution, name) for solution in whole])
+        np.testing.assert_allclose(expected, getattr(resumed, name), rtol=0, atol=1e-6)
     assert whole[-1].stats["last_time"] == resumed.stats["last_time"] == TS[-1]
 
 
-def test_solve_and_gradient_flow_take_it(file: Path, no_solve: None) -> None:
-    """The option reaches `integrate`: a file that is foreign is refused."""
+def test_solve_and_gradient_flow_take_a_checkpoint(file: Path, no_solve: None) -> None:
+    """The option reaches `integrate`, which refuses a foreign file."""
     file.write_bytes(b"foreign")
     network, problem = make_network(3, 1), make_problem()
     with pytest.raises(ValueError, match="damaged"):
@@ -175,7 +175,7 @@ def test_solve_and_gradient_flow_take_it(file: Path, no_solve: None) -> None:
         nth.gradient_flow(network, problem, TS, checkpoint=str(file))
 
 
-def test_a_finished_checkpoint_answers_without_a_solve(
+def test_a_finished_checkpoint_is_read_without_a_solve(
     file: Path, request: pytest.FixtureRequest
 ) -> None:
     dynamics = relaxation()
@@ -210,9 +210,9 @@ def test_compare_has_a_file_for_each_model(
         equal(solved.solutions[p], again.solutions[p])
 
 
-# What a child process runs. Either, before JAX starts, it forks a process for each
-# point of a write, which kills itself there, and keeps a copy of what that left; or it
-# solves slowly enough to be killed from outside.
+# The script of a child process. Before JAX starts, it forks a process for each point of
+# a write, which kills itself there, and copies the remaining file; or it solves slowly
+# enough to be killed from outside.
 CHILD = """
 import os, shutil, signal, sys, time
 import numpy as np
@@ -259,7 +259,7 @@ for where in points:
     child = os.fork()
     if child == 0:
         solve(where)
-        os._exit(0)  # alive: a point that was not met
+        os._exit(0)  # the point was not reached
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, where
     if os.path.exists(sys.argv[1]):
@@ -277,7 +277,7 @@ def start(file: Path, method: str, *points: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def children() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that do not outlive the test."""
+    """Processes that are killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for child in started:
@@ -286,26 +286,28 @@ def children() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def known_times(file: Path) -> int:
-    """How many times a whole checkpoint holds; it must be whole, or absent."""
+    """The number of times in a checkpoint, which must be complete or absent."""
     if not file.exists():
         return 0
     with np.load(file) as arrays:
         for name in arrays.files:
-            assert arrays[name] is not None  # read through, checksums and all
+            assert arrays[name] is not None  # reads the array and verifies its checksum
         return int(arrays["leaf_0"])
 
 
-def goes_on(file: Path, method: str) -> None:
-    """From `file`, to the answer bit for bit that an undisturbed run gives."""
+def assert_resumes(file: Path, method: str) -> None:
+    """A solve resumed from `file` equals an uninterrupted one, bit for bit."""
     assert 0 < known_times(file) <= len(TS)
     dynamics = make(method)
     resumed = nth.integrate(dynamics, TS, checkpoint=file)
-    other = file.with_name(f"{method}-undisturbed.npz")
+    other = file.with_name(f"{method}-uninterrupted.npz")
     equal(nth.integrate(dynamics, TS, checkpoint=other), resumed)
 
 
-def test_killed_at_each_point_of_a_write(file: Path, children: list[Any]) -> None:
-    """SIGKILL: the file is whole, and no later than what was written."""
+def test_a_solve_killed_at_any_point_of_a_write_resumes(
+    file: Path, children: list[Any]
+) -> None:
+    """SIGKILL leaves a complete file, of the last write that ended."""
     points = ("savez", "written", "fsync", "replace")
     child = start(file, "relaxation", *points)
     children.append(child)
@@ -313,11 +315,11 @@ def test_killed_at_each_point_of_a_write(file: Path, children: list[Any]) -> Non
     assert child.returncode == 0, errors[-3000:]
     left = [file.with_name(f"{file.name}-{where}") for where in points]
     assert [known_times(path) for path in left] == [0, 1, 1, 1]
-    goes_on(file, "relaxation")
+    assert_resumes(file, "relaxation")
 
 
-def test_killed_at_any_moment(file: Path, children: list[Any]) -> None:
-    """SIGKILL from outside: the file is whole, and the run goes on from it."""
+def test_a_solve_killed_at_any_time_resumes(file: Path, children: list[Any]) -> None:
+    """SIGKILL from outside leaves a complete file, from which the solve resumes."""
     child = start(file, "gradient flow", "outside")
     children.append(child)
     until = time.monotonic() + 120
@@ -328,11 +330,11 @@ def test_killed_at_any_moment(file: Path, children: list[Any]) -> None:
     child.kill()
     _, errors = child.communicate(timeout=180)
     assert child.returncode == -signal.SIGKILL, errors[-3000:]
-    goes_on(file, "gradient flow")
+    assert_resumes(file, "gradient flow")
 
 
-def test_two_processes_with_one_file(file: Path, children: list[Any]) -> None:
-    """Both come to their end, and the file is whole."""
+def test_two_processes_may_share_a_file(file: Path, children: list[Any]) -> None:
+    """Both finish, and the file is complete."""
     for _ in range(2):
         children.append(start(file, "relaxation", "outside"))
     for child in children:
@@ -340,11 +342,11 @@ def test_two_processes_with_one_file(file: Path, children: list[Any]) -> None:
         assert child.returncode == 0, errors[-3000:]
     assert os.listdir(file.parent) == [file.name]
     assert known_times(file) == len(TS)
-    goes_on(file, "relaxation")
+    assert_resumes(file, "relaxation")
 
 
 def foreign(kind: str) -> dict[str, Any]:
-    """Another solve than `integrate(relaxation(), TS)`, in one respect."""
+    """Arguments that differ from `integrate(relaxation(), TS)` in one respect."""
     problem = make_problem()
     points = (problem.x_train, problem.y_train, problem.x_test)
     changed = {
@@ -401,10 +403,10 @@ def test_a_checkpoint_of_another_solve_is_refused(
 
 
 def test_another_hierarchy_is_refused(file: Path) -> None:
-    """Also where only a function without a name differs."""
+    """Even if only an anonymous function differs."""
     problem = make_problem(loss=nth.CustomLoss(lambda f, y: (f - y) ** 2))
     network = make_network(3, 1, activation=lambda z: z)
-    one = nth.MatrixFreeHierarchy(network, problem, order=2)
+    hierarchy = nth.MatrixFreeHierarchy(network, problem, order=2)
     others = {
         "order": (network, problem, 3),
         "parameters": (make_network(3, 1, activation=lambda z: z, seed=1), problem, 2),
@@ -415,7 +417,7 @@ def test_another_hierarchy_is_refused(file: Path) -> None:
             2,
         ),
     }
-    nth.integrate(one, [0.0], checkpoint=file)
+    nth.integrate(hierarchy, [0.0], checkpoint=file)
     before = file.read_bytes()
     for other, points, order in others.values():
         changed = nth.MatrixFreeHierarchy(other, points, order=order)
@@ -425,7 +427,7 @@ def test_another_hierarchy_is_refused(file: Path) -> None:
 
 
 def user_file(written: bytes) -> bytes:
-    """An npz of the user's own."""
+    """An npz file of the user, not written by nth."""
     import io
 
     file = io.BytesIO()
@@ -460,8 +462,8 @@ def flipped(content: bytes, place: int) -> bytes:
     return bytes(changed)
 
 
-def test_no_flipped_bit_gives_another_answer(file: Path) -> None:
-    """One bit of every byte in turn: refused, or what was written."""
+def test_flipped_bits_never_change_the_arrays(file: Path) -> None:
+    """With a bit of any byte flipped, a read fails or returns what was saved."""
     tree = (np.asarray(2), np.arange(6.0).reshape(2, 3), {"a": np.asarray(np.inf)})
     checkpoint = Checkpoint(file, "identity")
     checkpoint.write(tree)
@@ -470,11 +472,11 @@ def test_no_flipped_bit_gives_another_answer(file: Path) -> None:
     for place in range(len(written)):
         file.write_bytes(flipped(written, place))
         try:
-            found = checkpoint.read(tree)
+            read = checkpoint.read(tree)
         except ValueError as error:
             refused += "run.npz" in str(error)
         else:
-            jax.tree.map(np.testing.assert_array_equal, found, tree)
+            jax.tree.map(np.testing.assert_array_equal, read, tree)
     assert refused > len(written) / 2
 
 
@@ -482,7 +484,7 @@ def test_no_flipped_bit_gives_another_answer(file: Path) -> None:
 def test_a_checkpoint_with_too_many_times_is_refused(
     done: int, file: Path, written: bytes, no_solve: None
 ) -> None:
-    """Even if its digest is right."""
+    """Even if its digest matches."""
     file.write_bytes(written)
     content = tampered(file, leaf_0=np.asarray(done))
     with pytest.raises(ValueError, match=f"is damaged.*it has {done} of 5 times"):
@@ -496,7 +498,7 @@ def test_a_checkpoint_with_too_many_times_is_refused(
 def test_a_checkpoint_with_another_array_is_refused(
     leaf: np.ndarray, file: Path, written: bytes, no_solve: None
 ) -> None:
-    """The outputs are of shape (5, 6) in float64."""
+    """The outputs have shape (5, 6) and dtype float64."""
     file.write_bytes(written)
     tampered(file, leaf_1=leaf)
     with pytest.raises(ValueError, match=r"is damaged.*other shapes or dtypes"):
@@ -504,7 +506,7 @@ def test_a_checkpoint_with_another_array_is_refused(
 
 
 @pytest.mark.parametrize("closed_over", [False, True])
-def test_not_under_jit(file: Path, closed_over: bool) -> None:
+def test_checkpoints_are_refused_under_jit(file: Path, closed_over: bool) -> None:
     dynamics = relaxation()
 
     def run(given: Any, options: dict[str, Any]) -> jax.Array:
@@ -522,7 +524,7 @@ def test_not_under_jit(file: Path, closed_over: bool) -> None:
     )
 
 
-def test_progress_says_what_how_far_and_how_much(
+def test_progress_shows_label_share_and_evaluations(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nth.integrate(relaxation(), TS)  # the work is short: no bar
@@ -549,17 +551,19 @@ def test_progress_says_what_how_far_and_how_much(
     ("solver", "truncated"), [(diffrax.Tsit5(), True), (diffrax.Heun(), False)]
 )
 def test_evaluations_are_counted(solver: Any, truncated: bool, file: Path) -> None:
-    """As many as the vector field says itself, rejected steps included."""
+    """The number of calls of the vector field, including rejected steps."""
     by_error = diffrax.PIDController(rtol=1e-3, atol=1e-4)
     by_hand = diffrax.StepTo(jnp.linspace(0, 3, 13))
-    dynamics = (Watched if truncated else Relaxation)(problem=make_problem(), jump=20.0)
+    dynamics = (TruncatedRelaxation if truncated else Relaxation)(
+        problem=make_problem(), jump=20.0
+    )
     runs: list[tuple[Any, Path | None]]
     runs = [(by_error, None), (by_error, file), (by_hand, None)]
     for controller, path in runs:
         CALLS.clear()
         solution = nth.integrate(
             dynamics,
-            TS[-1:] if path is None else TS,  # of one shape with a stretch
+            TS[-1:] if path is None else TS,  # the shape of one segment
             solver=solver,
             stepsize_controller=controller,
             checkpoint=path,
@@ -570,8 +574,8 @@ def test_evaluations_are_counted(solver: Any, truncated: bool, file: Path) -> No
         assert (solution.stats["num_rejected_steps"] > 0) == (controller is by_error)
 
 
-def test_a_failed_stretch_leaves_the_last_good_checkpoint(file: Path) -> None:
-    """And more steps are no other solve: with them it goes on from there."""
+def test_a_failed_segment_leaves_the_last_valid_checkpoint(file: Path) -> None:
+    """A solve with more steps resumes from it: `max_steps` is not in the identity."""
     ts = [1e-3, 5.0]
     with pytest.raises(RuntimeError, match="it took max_steps=1 steps"):
         nth.integrate(relaxation(), ts, max_steps=1, checkpoint=file)
@@ -581,7 +585,7 @@ def test_a_failed_stretch_leaves_the_last_good_checkpoint(file: Path) -> None:
     assert np.isfinite(partial.train[0]).all()
     assert np.isnan(partial.train[1]).all()
     resumed = nth.integrate(relaxation(), ts, checkpoint=file)
-    other = file.with_name("undisturbed.npz")
+    other = file.with_name("uninterrupted.npz")
     equal(nth.integrate(relaxation(), ts, checkpoint=other), resumed)
 
 

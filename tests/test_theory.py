@@ -50,7 +50,7 @@ def test_singular_values_of_all_sets():
     check = theory.check_data(x)
     np.testing.assert_allclose(check.smallest, [1] + [np.sqrt(1 - c)] * 4, rtol=1e-9)
     assert all(check.exact)
-    assert check.looked_at == (5, 10, 10, 5, 1)
+    assert check.num_evaluated == (5, 10, 10, 5, 1)
     assert check.floor == pytest.approx(np.sqrt(1 - c))
     assert check.holds
     assert check.c == pytest.approx(1)
@@ -68,7 +68,7 @@ def test_singular_values_of_some_sets():
     x = np.random.default_rng(0).normal(size=(30, 8))
     check = theory.check_data(x, samples=2000)
     assert check.exact == (True, True, False, False, False)
-    assert check.looked_at == (30, 435, 2000, 2000, 2000)
+    assert check.num_evaluated == (30, 435, 2000, 2000, 2000)
     exact = min(
         np.linalg.svd(x[list(s)], compute_uv=False)[-1]
         for s in itertools.combinations(range(30), 2)
