@@ -446,7 +446,7 @@ def test_unknown_options_are_refused(entry_point: str) -> None:
 
 @pytest.mark.parametrize("entry_point", ["solve", "gradient_flow"])
 def test_a_failed_solve_names_time_and_cause(entry_point: str) -> None:
-    """With too few steps the error has time and cause; throw=False keeps earlier times."""
+    """With too few steps; `throw=False` keeps the values at earlier times."""
     order = {"order": 2, "method": "dense"} if entry_point == "solve" else {}
     call = (network(), points(), [0.0, 0.001, 10.0])
     solution = getattr(nth, entry_point)(*call, max_steps=1, throw=False, **order)

@@ -210,7 +210,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_hessian(rate: float | None):
 
 
 def test_sharpness_after_a_catapult_is_below_two_over_the_rate():
-    """For a general network the loss first increases, and the sharpness decreases."""
+    """For a general network, whose loss first increases."""
     problem, network = make_problem(4, 1), make_network(32, 2)
     rate = 1.6 * nth.max_learning_rate(network, problem)
     path = nth.sharpness_along(network, problem, 80, optax.sgd(rate))
@@ -222,8 +222,8 @@ def test_sharpness_after_a_catapult_is_below_two_over_the_rate():
 
 
 def test_taylorized_training_has_its_known_limits():
-    """Degree 1 is level 2, a linear network is a polynomial in its parameters, and small
-    steps approximate the flow."""
+    """Degree 1 is level 2, a linear network is a polynomial in its parameters, and
+    small steps approximate the flow."""
     adam = optax.adam(1e-2)
     linear = nth.train_taylorized(PAIR, LABELS, 4, adam, degree=1)
     level = nth.solve_discrete(PAIR, LABELS, 4, adam, order=2)
