@@ -1,6 +1,6 @@
 """Calibration of `Solution.error_estimate` on random problems.
 
-    python benchmarks/error_estimate.py [count] [file.json]    # 480: description 20 minutes
+    python benchmarks/error_estimate.py [count] [file.json]    # 480: about 20 minutes
 
 Each problem has 6 training and 4 test points in 5 dimensions, 2 outputs, a width from 4
 to 1,024, 1 to 3 hidden layers, one of six activations, three losses and three

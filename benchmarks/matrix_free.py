@@ -102,8 +102,8 @@ def large(dtype):
     evaluation_time = measure(network_of(width, dtype), problem_of(n, dtype), 4)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\n{dtype.__name__}, n = {n}, width {width}, p = 4: {evaluation_time:.2f} s for one "
-        f"evaluation; peak of the whole run so far {peak:.2f} GiB"
+        f"\n{dtype.__name__}, n = {n}, width {width}, p = 4: {evaluation_time:.2f} s "
+        f"for one evaluation; peak of the whole run so far {peak:.2f} GiB"
     )
 
 

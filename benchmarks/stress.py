@@ -4,9 +4,9 @@
 
 Random architectures (widths, depths, activations, losses, parameterizations, numbers of
 points and outputs), each with several initializations, targets and last times up to
-1e6; the trained network and levels 2 to 5 in both forms. Counts the results, and faults:
-undocumented exceptions, NaN with a result that does not indicate it, and solves of more
-than a minute.
+1e6; the trained network and levels 2 to 5 in both forms. Counts the results and the
+faults: undocumented exceptions, NaN with a result that does not indicate it, and solves
+of more than a minute.
 """
 
 import collections

@@ -277,9 +277,7 @@ def test_window_is_that_of_the_tensor_form(solved):
     large_targets = nth.Problem(SMALL.x_train, 5 * SMALL.y_train, SMALL.x_test)
     solutions = {}
     for name in solved:
-        with pytest.warns(
-            nth.WindowWarning, match="level-3 hierarchy solutions its window"
-        ):
+        with pytest.warns(nth.WindowWarning, match="level-3 hierarchy left its window"):
             solutions[name] = solve(NETWORK, large_targets, np.array([0.5, 7.0]), name)
     dense, free = solutions["dense"], solutions["matrix-free"]
     assert 0.5 < dense.valid_until < 7
@@ -467,7 +465,7 @@ def read_out(formed, integrals):
     ("outputs", "order"), [(None, 2), (None, 3), (2, 3), (None, 4)]
 )
 def test_outputs_are_linear_in_iterated_integrals(outputs, order):
-    """A state of message in g, without θ: rows of the kernels predict new points."""
+    """A state of words in g, without θ: rows of the kernels predict new points."""
     loss = None if outputs is None else nth.SoftmaxCrossEntropy()
     problem = make_problem(3, 2, outputs=outputs, loss=loss)
     network = make_network(3, 1, outputs=outputs)

@@ -1,4 +1,4 @@
-"""Pickles, deep copies, replaced processes, and files of solutions."""
+"""Pickles, deep copies, other processes, and files of solutions."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def results(solution: nth.Solution) -> dict[str, Any]:
     kernels = nth.kernels(network, problem, order=4)
     infinite = nth.infinite.kernels(problem.x, depth=1)
     comparison = nth.Comparison(
-        solution, {2: solution}, problem, jnp.ones(2), {"replaced": solution}
+        solution, {2: solution}, problem, jnp.ones(2), {"other": solution}
     )
     return {
         "Problem": problem,

@@ -43,7 +43,7 @@ def test_activations_that_violate_assumption_2_1():
 
 
 def test_singular_values_over_all_sets():
-    """k unit vectors with inner products c have singular value √(1 − c), k − 1 times."""
+    """k unit vectors with inner products c have singular value √(1 − c) k − 1 times."""
     c = 0.3
     gram = (1 - c) * np.eye(5) + c * np.ones((5, 5))
     x = np.linalg.cholesky(gram)

@@ -13,7 +13,7 @@ TS = np.array([0.5, 2.0])
 
 
 def predict(network, problem):
-    """The dense form; test_matrix_free.py has the same tests of the matrix-free form."""
+    """The dense form; test_matrix_free.py has these tests of the matrix-free form."""
     return nth.solve(network, problem, TS, order=3, method="dense")
 
 
