@@ -606,7 +606,7 @@ def test_window_under_jit_equals_the_eager_one() -> None:
 
 
 def test_the_trained_network_has_no_window(comparison: Any) -> None:
-    """The loss nothing increases, nor does it for a constant kernel."""
+    """The loss never increases, nor does it for a constant kernel."""
     for solution in (comparison.truth, comparison.solutions[2]):
         assert solution.valid_until == np.inf
         assert solution.result == SUCCESSFUL
