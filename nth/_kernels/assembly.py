@@ -53,19 +53,19 @@ def form(
     points: Points, order: int, block_size: int | None, progress: bool
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ … K⁽ᵖ⁾."""
-    if order == 2 and not is_traced(points) and _is_quick(points):
-        return _ntk_in_one_call(points, block_size)
+    if order == 2 and not is_traced(points) and _takes_a_moment(points):
+        return _second_at_once(points, block_size)
     return _formed(points, order, block_size, progress)
 
 
-def _is_quick(points: Points) -> bool:
+def _takes_a_moment(points: Points) -> bool:
     """Whether K⁽²⁾ needs no progress bar, by its number of operations."""
     entries = points.n_rows * points.n_slots
     return entries <= _SMALL_KERNEL and entries * points.n_params <= _SHORT_WORK
 
 
 @eqx.filter_jit
-def _ntk_in_one_call(
+def _second_at_once(
     points: Points, block_size: int | None
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ and K⁽²⁾ by one compiled function, with the least overhead per call."""

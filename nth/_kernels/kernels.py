@@ -135,7 +135,7 @@ class Kernels(eqx.Module):
 
 
 def _shapes_of(tensors: Any, complete: bool) -> list[tuple[int, ...]] | None:
-    """The shapes that `tensors` must have, given those of the first two."""
+    """The shapes that `tensors` must have by that of the first two."""
     arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
     if not arrays or not tensors or tensors[0].ndim == 0:
         return None
@@ -160,10 +160,10 @@ def require_ntk(kernels: Kernels) -> None:
 
 
 def _fit(specs: list[ArraySpec], points: Points) -> bool:
-    """Whether `specs` are those of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
+    """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
     output, slot = points.output, (points.n_train, *points.output.shape)
     rows = (count(points.x), *output.shape)
-    most = 64  # maximum dimensions of a NumPy array
+    most = 64  # dimensions of an array in NumPy
     return 0 < len(specs) <= most and all(
         spec == (output.dtype.name, rows + slot * r) for r, spec in enumerate(specs)
     )
@@ -211,18 +211,18 @@ def kernels(
         matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.
     - `rows`: the points of the first slot, as indices into the m points of
         `problem.x`; all of them if left out. Kernels of some rows cannot be solved.
-    - `block_size`: how many directions ∇f_β to process at once. Memory beyond the
-        kernels themselves is proportional to it; by default it stays near 256 MiB.
-    - `progress`: whether to show a progress bar after 5 seconds.
+    - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
+        kernels themselves grows in proportion; if left out, it stays near 256 MiB.
+    - `progress`: whether to show a bar once the work has lasted for 5 seconds.
 
     **Returns:** [`nth.Kernels`][], of m·C·(n·C)^{r−1} numbers for r = 1 … order.
 
     **Raises:** `ValueError` for a bad order, a network that does not fit, or
-    kernels that would not fit in memory, which is checked before allocation.
+    kernels that would not fit in memory; that is found before anything is allocated.
     """
     order = require_order("order", order)
     points = points_of(trainable(network, problem, filter_spec, learning_rates), rows)
-    _require_memory(points, order)
+    _refuse_if_too_large(points, order)
     require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
@@ -233,7 +233,7 @@ def kernels(
     return Kernels(tensors, rows is None)
 
 
-def _require_memory(points: Points, order: int) -> None:
+def _refuse_if_too_large(points: Points, order: int) -> None:
     rows, n_slots = points.n_rows, points.n_slots
     formed = kernel_bytes(rows, n_slots, order, points.output.dtype.itemsize)
     require_memory(
@@ -247,5 +247,5 @@ def _require_memory(points: Points, order: int) -> None:
 
 
 def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:
-    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, with `rows` first slots and `n_slots` in each later one."""
+    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, of `rows` slots in the first place, `n_slots` in others."""
     return sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize
