@@ -92,7 +92,7 @@ def test_results_do_not_depend_on_blocks_of_points(monkeypatch):
     network, problem = make_network(4, 2), make_problem(5, 0)
     modes = np.random.default_rng(1).normal(size=(2, 5))
     whole = nth.project(network, problem, modes, order=4)
-    monkeypatch.setattr("nth._kernels.projection._BLOCK_BYTES", 1)
+    monkeypatch.setattr("nth._kernels.mode_functions._BLOCK_BYTES", 1)
     eqx.clear_caches()
     parts = nth.project(network, problem, modes, order=4)
     np.testing.assert_allclose(parts[4], whole[4], rtol=1e-10)

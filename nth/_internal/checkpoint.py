@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from .archive import ArraySpec, bytes_of, load_arrays, save_arrays
-from .validation import is_traced, require_path
+from .validation import is_traced
 
 
 def fingerprint(*parts: Any) -> str:
@@ -149,3 +150,31 @@ class Checkpoint:
                 f"{self.argument}: {self.path} cannot be written: {error}. Free "
                 "space there, or give another path; an earlier file is unchanged."
             ) from None
+
+
+def require_path(argument: str, value: Any) -> Path:
+    """`value` as the path of a regular file, or of one that can be created."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be the path of a file, a str or an os.PathLike; got "
+            f"{value!r}."
+        ) from None
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise ValueError(f"{argument}: there is no folder {folder}.") from None
+        return path
+    except (OSError, ValueError) as error:  # a NUL character is a ValueError
+        raise ValueError(
+            f"{argument} must be the path of a file; got {value!r}: {error}."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{argument} must be the path of a regular file; {path} is a folder, a "
+            "device or a pipe."
+        )
+    return path

@@ -3,10 +3,7 @@
 import difflib
 import math
 import operator
-import os
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -22,18 +19,6 @@ Name = TypeVar("Name", bound=str)
 # The highest level, degree or number of derivatives. Compile time grows exponentially
 # where an operation has no rule in Taylor arithmetic, and no use of more is known.
 MOST_ORDER = 12
-
-
-class WindowWarning(UserWarning):
-    """A prediction was requested past the window in which its truncation is valid."""
-
-
-class AccuracyWarning(WindowWarning):
-    """The estimated error of a prediction passed half of the change that it predicts.
-
-    Issued once for a solve, at the first requested time where
-    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
-    """
 
 
 def is_traced(*trees: Any) -> bool:
@@ -298,31 +283,3 @@ def near_match(value: Any, known: Iterable[str]) -> str:
     """A sentence with the similar name in `known`, or an empty string."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def require_path(argument: str, value: Any) -> Path:
-    """`value` as the path of a regular file, or of one that can be created."""
-    try:
-        path = Path(value)
-    except TypeError:
-        raise ValueError(
-            f"{argument} must be the path of a file, a str or an os.PathLike; got "
-            f"{value!r}."
-        ) from None
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        folder = Path(os.path.realpath(path)).parent
-        if not folder.is_dir():
-            raise ValueError(f"{argument}: there is no folder {folder}.") from None
-        return path
-    except (OSError, ValueError) as error:  # a NUL character is a ValueError
-        raise ValueError(
-            f"{argument} must be the path of a file; got {value!r}: {error}."
-        ) from None
-    if not stat.S_ISREG(mode):
-        raise ValueError(
-            f"{argument} must be the path of a regular file; {path} is a folder, a "
-            "device or a pipe."
-        )
-    return path

@@ -12,7 +12,19 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
-from .validation import WindowWarning, is_traced
+from .validation import is_traced
+
+
+class WindowWarning(UserWarning):
+    """A prediction was requested past the window in which its truncation is valid."""
+
+
+class AccuracyWarning(WindowWarning):
+    """The estimated error of a prediction passed half of the change that it predicts.
+
+    Issued once for a solve, at the first requested time where
+    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
+    """
 
 
 def warn(message: str, category: type[Warning] = WindowWarning) -> None:

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._internal.archive import ArraySpec
-from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.checkpoint import Checkpoint, fingerprint, require_path
 from .._internal.precision import full_precision
 from .._internal.validation import (
     is_traced,
     require_bool,
     require_integer,
     require_order,
-    require_path,
 )
 from .._network.base import trainable
 from .._network.finiteness import require_finite_kernels
