@@ -19,8 +19,7 @@ from .._custom_types import Params
 from .._internal.progress import delayed_bar
 from .._internal.validation import is_traced
 from .._network.dense_layers import Layer
-from .._network.memory import activation_bytes, tree_bytes
-from .._problem.inputs import count, take
+from .costs import columns_at_once, directions_at_once, neuron_bytes, split_block
 from .evaluation import Points
 from .hierarchy_operator import (
     TensorFunction,
@@ -33,8 +32,6 @@ from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
 from .third_products import ThirdProducts, slots_at_once, third_tensor
 
-# Maximum bytes of the directions processed at once, unless `block_size` is given.
-_BLOCK_BYTES = 2**28
 # Maximum bytes of the derivatives at extra slots, along which nothing is trained.
 _EXTRA_BYTES = 2**30
 
@@ -96,7 +93,7 @@ def _formed(
         else:
             together = 0
             if chains:  # D lifts K⁽⁴⁾: each direction needs all of its columns
-                size = max(1, _columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
+                size = max(1, columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
                 depth = r - max(_OF_CHAIN)
             elif together := slots_at_once(points, r):  # D lifts K⁽³⁾
                 size, depth = max(1, together // n_slots), r - 3
@@ -110,41 +107,13 @@ def _formed(
     return tuple(tensors)
 
 
-def forming_cost(points: Points, order: int) -> int:
-    """Multiplications that K⁽²⁾ … K⁽ᵖ⁾ take, counted twice outside products of
-    matrices.
-
-    For a chain of layers with P parameters and N neurons: 2P for the forward and
-    backward pass of each pair of slots, and about (2, 2, 3)·N for each entry of K⁽²⁾,
-    K⁽³⁾, K⁽⁴⁾, doubled by each further D. For any other network: P for each entry of
-    K⁽²⁾ and 2^r P for each entry of K⁽ʳ⁾ above it.
-    """
-    slots = points.n_slots
-    rows = slots + count(points.x_extra) * points.output.size
-    entries = rows * slots ** (order - 1)
-    layers = points.layers(points.params)
-    if layers is None:
-        return (1 if order == 2 else 2**order) * points.n_params * entries
-    neurons = sum(len(layer.weight) for layer in layers)
-    passes = 2 * points.n_params * (rows * slots if order > 2 else rows)
-    return passes + (2, 2, 3)[min(order, 4) - 2] * neurons * entries * 2 ** max(
-        0, order - 4
-    )
-
-
-def held_bytes(points: Points, order: int) -> int:
-    """Bytes needed in addition to the kernels: the derivatives stored for K⁽⁴⁾."""
-    layers = points.layers(points.params) if order >= 4 else None
-    return 0 if layers is None else 4 * points.n_slots**2 * _changed_bytes(layers)
-
-
 def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]]:
     """Chains at the points, each with the index of its first row.
 
     There are several if the derivatives at extra slots take more than `_EXTRA_BYTES`.
     """
     size, n_slots, extra = points.output.size, points.n_slots, points.x_extra
-    per_point = 8 * n_slots * size * _changed_bytes(layers)
+    per_point = 8 * n_slots * size * neuron_bytes(layers)
     most = max(1, _EXTRA_BYTES // per_point)
     count = max(1, -(-len(extra) // most))
     width = -(-len(extra) // count)
@@ -157,11 +126,6 @@ def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]
         row = first * size + (n_slots if points.with_train and i else 0)
         chains.append((row, chain))
     return chains
-
-
-def _changed_bytes(layers: tuple[Layer, ...]) -> int:
-    """Bytes of one number for each neuron."""
-    return sum(layer.weight.shape[0] * layer.weight.dtype.itemsize for layer in layers)
 
 
 _chain_at = eqx.filter_jit(chain_at)
@@ -187,23 +151,10 @@ def _of_chains(
 ) -> Array:
     r, n_slots = out.ndim, out.shape[-1]
     for row, chain in chains:
-        size = block_size or _columns_at_once(chain, r)
+        size = block_size or columns_at_once(chain, r)
         data = _with_changes(chain) if r == 4 else chain
         out = _fill(_OF_CHAIN[r], data, out, row, min(size, n_slots), progress)
     return out
-
-
-def _columns_at_once(chain: Chain, r: int) -> int:
-    """The number of columns of K⁽ʳ⁾ that fit in `_BLOCK_BYTES`."""
-    n_slots, n_extra = chain.counts
-    rows, itemsize = n_slots + n_extra, chain.layers[0].weight.dtype.itemsize
-    neurons = _changed_bytes(chain.layers) // itemsize
-    numbers = {
-        2: 4 * rows,
-        3: 5 * rows * (neurons + n_slots),
-        4: rows * n_slots * (2 * neurons + 10 * n_slots),
-    }
-    return max(1, _BLOCK_BYTES // (numbers[r] * itemsize))
 
 
 class _Lifted(eqx.Module):
@@ -255,15 +206,6 @@ def closed_form(
     return tensor
 
 
-def closed_columns_at_once(points: Points, r: int) -> int:
-    """The number of columns of `closed_form` that fit in `_BLOCK_BYTES`."""
-    layers = points.layers(points.params)
-    assert layers is not None
-    x = (points.x_train, points.x_extra)
-    chain = chain_at(layers, *x, points.output.size, points.with_train)
-    return min(points.n_slots, _columns_at_once(chain, r))
-
-
 def _fill(
     columns: Columns, data: Any, out: Array, row: int, size: int, progress: bool
 ) -> Array:
@@ -296,22 +238,3 @@ def _fill_block(inputs: Any, out: Array, size: int) -> Array:
 
 
 _fill_block_in_place = eqx.filter_jit(_fill_block, donate="all-except-first")
-
-
-def split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
-    """The block size of each later slot, the innermost first."""
-    sizes = []
-    for _ in range(depth):
-        sizes.append(max(1, min(n_slots, block_size)))
-        block_size //= sizes[-1]
-    return tuple(sizes)
-
-
-def directions_at_once(points: Points, order: int) -> int:
-    """The number of directions that fit in `_BLOCK_BYTES`.
-
-    Each has its own parameters and activations, doubled by each further derivative.
-    """
-    apply, params, x = points.apply, points.params, points.x
-    each = tree_bytes(params) + count(x) * activation_bytes(apply, params, take(x, 0))
-    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * each))

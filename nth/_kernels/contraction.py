@@ -19,9 +19,9 @@ from .._network.finiteness import require_finite_result
 from .._network.memory import require_memory
 from .._problem.inputs import count
 from .._problem.problem import Problem
-from .assembly import (
+from .assembly import closed_form
+from .costs import (
     closed_columns_at_once,
-    closed_form,
     directions_at_once,
     held_bytes,
     split_block,

@@ -23,7 +23,8 @@ from .._network.finiteness import require_finite_kernels
 from .._network.memory import require_memory
 from .._problem.inputs import count, take
 from .._problem.problem import Problem
-from .assembly import form, held_bytes
+from .assembly import form
+from .costs import held_bytes
 from .evaluation import Points, points_of
 
 
