@@ -23,10 +23,13 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 import equinox as eqx  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.core import Tracer  # noqa: E402
 
 import nth  # noqa: E402
+from nth._integrate import integrate  # noqa: E402
 
 # Each compiled function holds memory maps, of which Linux allows 65,530 per process: a
 # worker that keeps the functions of hundreds of tests crashes in the compiler.
@@ -40,6 +43,30 @@ def _few_maps() -> Iterator[None]:
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "run.npz"
+
+
+@pytest.fixture
+def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on solves fail; only shapes may be computed."""
+    solve = integrate.solve_piece
+
+    def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:
+        leaves = jax.tree.leaves(state)
+        assert all(isinstance(leaf, Tracer) for leaf in leaves), "a solve"
+        return solve(dynamics, state, *args, **options)
+
+    monkeypatch.setattr(integrate, "solve_piece", refuse)
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without jaxtyping's checks, which a user does not enable."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -20,6 +19,8 @@ from conftest import make_network, make_problem
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
 Call = Callable[[], Any]
 
 KEY = jax.random.key(0)
@@ -29,12 +30,6 @@ NETWORK = make_network(3, 1)
 OPTIMIZER = optax.sgd(0.1)
 HUGE = 10**12
 LOW = (jnp.float16, jnp.bfloat16)
-
-
-@pytest.fixture(autouse=True)
-def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without jaxtyping's checks, which a user does not enable."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def formed(order: int = 2) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from conftest import make_network, make_problem
@@ -17,6 +16,8 @@ from conftest import make_network, make_problem
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
 Call = Callable[[], Any]
 
 PROBLEM = make_problem()
@@ -24,12 +25,6 @@ NETWORK = make_network(3, 1)
 GRAM = np.asarray(PROBLEM.x @ PROBLEM.x.T)  # 6 points of 3 dimensions: rank 3
 ASYMMETRIC = GRAM + np.triu(np.full((6, 6), 0.1), 1)
 ONES = [np.ones((6,) + (4,) * (r - 1)) for r in range(3, 5)]
-
-
-@pytest.fixture(autouse=True)
-def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without jaxtyping's checks, which a user does not enable."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from conftest import make_network, make_problem
@@ -16,6 +15,7 @@ from conftest import make_network, make_problem
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 
 PROBLEM = make_problem()
 NETWORK = make_network(3, 1)
@@ -44,12 +44,6 @@ FOREIGN: dict[str, Any] = {
     "parameters": [jnp.ones(3)],
     **STATES,
 }
-
-
-@pytest.fixture(autouse=True)
-def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without jaxtyping's checks, which a user does not enable."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 METHODS: dict[str, Callable[[Any, Any], Any]] = {

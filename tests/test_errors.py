@@ -7,28 +7,21 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
-from conftest import make_network, make_problem
+from conftest import make_network
 
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
-Call = Callable[[], Any]
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 
+Call = Callable[[], Any]
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(4, 2))
 Y = np.array([1.0, -1.0, 1.0])
 ROWS = np.eye(3)
 CROSS_ENTROPY = typed_nth.SoftmaxCrossEntropy()
-SUCCESSFUL = nth.RESULTS.successful
-
-
-@pytest.fixture(autouse=True)
-def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without jaxtyping's checks, which a user does not enable."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def refused(*cases: tuple[str, Call]) -> pytest.MarkDecorator:
@@ -361,137 +354,6 @@ def test_kernels_that_do_not_fit_in_memory_are_refused(outputs: int | None) -> N
     expect(cure, lambda: nth.compare(net, large, ts, (2, order), method=dense))
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Any:
-    """K(1), K(2), K(3) of a scalar network on three training and one test point."""
-    return formed(network(), 3)
-
-
-@pytest.mark.parametrize("r", [0, -1])
-def test_kernels_are_indexed_from_one(kernels: Any, r: int) -> None:
-    expect(f"r must be at least 1; got {r}.", lambda: kernels[r])
-
-
-def test_kernels_are_indexed_up_to_their_order(kernels: Any) -> None:
-    with pytest.raises(IndexError, match=r"go up to r = 3; got r = 4\."):
-        kernels[4]
-
-
-def test_kernels_and_problem_of_a_hierarchy_must_match(kernels: Any) -> None:
-    def dense(problem: Any, order: Any = None) -> Call:
-        return lambda: nth.DenseHierarchy(kernels, problem, order=order)
-
-    fewer = nth.Problem(X[:2], Y[:2], X[3:])
-    expect("(4, 3) for K(2), and problem has m = 3 points, n = 2", dense(fewer))
-    none = nth.Problem(X[:3], Y)
-    expect("m = 3 points, n = 3 for training: form them on its points", dense(none))
-    expect("order must be at most 3, the order of kernels; got 4", dense(points(), 4))
-    expect("order must be at least 2; got 1", dense(points(), 1))
-    expect("order must be an integer of at least 2; got 2.0", dense(points(), 2.0))
-    expect("targets of shape (1,) and the network outputs", dense(points(Y[:, None])))
-    labels = points([0, 1, 2], CROSS_ENTROPY)
-    expect("SoftmaxCrossEntropy takes one output for each of C", dense(labels))
-
-
-@pytest.mark.parametrize(
-    ("ts", "message"),
-    [
-        ([], "ts must be a sequence of at least one time; got shape (0,)."),
-        ([[0.0, 1.0]], "ts must be a sequence of at least one time; got shape (1, 2)."),
-        (1.0, "ts must be a sequence of at least one time; got shape ()."),
-        ([1.0, 0.5], "ts must be increasing"),
-        ([0.0, 1.0, 1.0], "ts must be increasing"),
-        ([1.0, 1.0 + 1e-17], "ts must be increasing, in float64, the dtype"),
-        ([0.0, np.nan], "ts must be finite: it has NaN or inf."),
-        ([0.0, np.inf], "ts must be finite"),
-        ([-1.0, 1.0], "ts must be at least 0, where training begins."),
-        ([False, True], "ts must hold numbers; got dtype bool."),
-    ],
-)
-def test_times_are_checked(kernels: Any, ts: Any, message: str) -> None:
-    flow = nth.GradientFlow(network(), points())
-    expect(message, lambda: nth.integrate(flow, ts))
-    hierarchy = nth.DenseHierarchy(kernels, points())
-    expect(message, lambda: nth.integrate(hierarchy, ts))
-    expect(message, lambda: nth.gradient_flow(network(), points(), ts))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_steps": 0}, "max_steps must be at least 1; got 0."),
-        ({"max_steps": 1.5}, "max_steps must be an integer of at least 1; got 1.5."),
-        ({"max_steps": None}, "max_steps must be an integer of at least 1; got None."),
-    ],
-)
-def test_max_steps_is_checked(options: Any, message: str) -> None:
-    expect(message, lambda: nth.gradient_flow(network(), points(), [1.0], **options))
-
-
-def test_method_is_checked() -> None:
-    message = "got 'densee'. Did you mean 'dense'?"
-    entry_point = (network(), points(), [1.0])
-    expect(message, lambda: nth.solve(*entry_point, order=2, method="densee"))
-    expect(message, lambda: nth.compare(*entry_point, method="densee"))
-
-
-@pytest.mark.parametrize("entry_point", ["solve", "gradient_flow", "compare"])
-def test_unknown_options_are_refused(entry_point: str) -> None:
-    order = {"order": 2} if entry_point == "solve" else {}
-    with pytest.raises(
-        TypeError, match=r"(unexpected keyword argument|unknown option) 'max_step'"
-    ):
-        getattr(nth, entry_point)(network(), points(), [1.0], max_step=3, **order)
-
-
-@pytest.mark.parametrize("entry_point", ["solve", "gradient_flow"])
-def test_a_failed_solve_names_time_and_cause(entry_point: str) -> None:
-    """With too few steps; `throw=False` keeps the values at earlier times."""
-    order = {"order": 2, "method": "dense"} if entry_point == "solve" else {}
-    call = (network(), points(), [0.0, 0.001, 10.0])
-    solution = getattr(nth, entry_point)(*call, max_steps=1, throw=False, **order)
-    last = float(solution.stats["last_time"])
-    assert 0 < last < 10
-    assert solution.result != SUCCESSFUL
-    assert solution.valid_until == np.inf
-    reached = np.asarray(solution.ts) <= last
-    assert reached.any()
-    assert not reached.all()
-    for values in (solution.train, solution.test, solution.loss):
-        assert np.isfinite(values[reached]).all()
-        assert np.isnan(values[~reached]).all()
-    message = f"{solution.label} failed at t = {last:.6g}, before the last time 10: "
-    with pytest.raises(RuntimeError, match=re.escape(message)) as raised:
-        getattr(nth, entry_point)(*call, max_steps=1, **order)
-    assert "it took max_steps=1 steps. Give a larger max_steps" in str(raised.value)
-    assert "throw=False" in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("orders", "message"),
-    [
-        ((), "orders must be a sequence of at least one level; got ()."),
-        (3, "orders must be a sequence of at least one level; got 3."),
-        ((2, 3, 2), "orders must be distinct; got (2, 3, 2)."),
-        ((1, 2), "orders must be at least 2; got 1."),
-        ((2.0,), "orders must be an integer of at least 2; got 2.0."),
-        ((True, 2), "orders must be an integer of at least 2; got True."),
-        ("23", "orders must be an integer of at least 2; got '2'."),
-    ],
-)
-def test_orders_are_checked(orders: Any, message: str) -> None:
-    expect(message, lambda: nth.compare(network(), points(), [1.0], orders))
-
-
-@pytest.mark.parametrize("shape", [(), (2,), (1, 1)])
-def test_shape_of_y_test_is_checked(shape: tuple[int, ...]) -> None:
-    message = (
-        f"y_test must have shape (1,), as x_test and y_train require; got {shape}."
-    )
-    y_test = np.ones(shape)
-    expect(message, lambda: nth.compare(network(), points(), [1.0], y_test=y_test))
-
-
 @pytest.mark.parametrize("jit", [jax.jit, eqx.filter_jit])
 @pytest.mark.parametrize("argument", ["x_train", "y_train", "x_test"])
 def test_traced_nan_is_an_error_at_run_time(jit: Any, argument: str) -> None:
@@ -506,109 +368,3 @@ def test_traced_nan_is_an_error_at_run_time(jit: Any, argument: str) -> None:
     np.testing.assert_array_equal(checked(good), good)
     with pytest.raises(Exception, match=f"{argument} has NaN"):
         jax.block_until_ready(checked(good.at[0].set(jnp.nan)))
-
-
-SCALE, SPACING = 5.0, 0.125
-TIMES = jnp.arange(0.0, 16.0, SPACING)
-
-
-def with_large_targets(seed: int) -> tuple[Any, Any]:
-    """A narrow network with large targets, for which level 3 soon leaves its window."""
-    problem = make_problem(n=3, q=1, seed=seed)
-    targets = SCALE * problem.y_train
-    return (
-        make_network(4, 1, seed=seed),
-        nth.Problem(problem.x_train, targets, problem.x_test),
-    )
-
-
-@pytest.fixture(scope="module")
-def comparison() -> Any:
-    """The trained network and level 2 of the first problem of `with_large_targets`."""
-    return nth.compare(*with_large_targets(0), TIMES, (2,), method="dense")
-
-
-def test_levels_and_points_of_a_comparison_are_checked(comparison: Any) -> None:
-    expect(
-        "order must be one of the compared levels, [2]; got 7.",
-        lambda: comparison.error(7),
-    )
-    message = "points must be one of 'train', 'test'; got 'tets'. Did you mean 'test'?"
-    expect(message, lambda: comparison.error(2, "tets"))
-    expect(message, lambda: comparison.accuracy(2, "tets"))
-
-
-def test_errors_without_test_points(comparison: Any) -> None:
-    def tests(c: Any) -> tuple[Any, ...]:
-        return (c.problem.x_test, c.truth.test, c.solutions[2].test)
-
-    problem, truth, solution = tests(comparison)
-    less = eqx.tree_at(tests, comparison, (problem[:0], truth[:, :0], solution[:, :0]))
-    message = "points: problem has no test points; give it an x_test."
-    expect(message, lambda: less.error(2))
-    assert np.isfinite(less.error(2, "train")).all()
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_window_ends_where_the_loss_increases(seed: int) -> None:
-    """It ends where the predicted loss first increases; divergence leaves NaN."""
-    with pytest.warns(typed_nth.WindowWarning, match="level-3 .* left its window") as w:
-        solution = nth.solve(*with_large_targets(seed), TIMES, order=3)
-    assert len(w) == 1
-    assert w[0].filename == __file__  # the user's line, not the library's
-    assert f"t = {float(solution.valid_until):.4g}:" in str(w[0].message)
-    loss = np.asarray(solution.loss)
-    lowest = np.argmax(np.diff(loss) > 0)
-    assert lowest > 0
-    assert abs(solution.valid_until - TIMES[lowest]) < 2 * SPACING
-    assert solution.result == nth.RESULTS.diverged
-    reached = np.asarray(solution.ts <= solution.stats["last_time"])
-    assert not reached.all()
-    for values in (solution.train, solution.test, solution.loss):
-        assert np.isfinite(values[reached]).all()
-        assert np.isnan(values[~reached]).all()
-
-
-@pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # near the end of the window
-def test_window_does_not_depend_on_the_times() -> None:
-    """The window does not depend on the requested times."""
-    with pytest.warns(typed_nth.WindowWarning):
-        many = nth.solve(*with_large_targets(0), TIMES, order=3)
-    with pytest.warns(typed_nth.WindowWarning):
-        one = nth.solve(*with_large_targets(0), TIMES[-1:], order=3)
-    np.testing.assert_allclose(one.valid_until, many.valid_until, rtol=1e-6)
-    assert np.isnan(one.loss).all()
-    before = many.valid_until / 2
-    inside = nth.solve(*with_large_targets(0), before[None], order=3)
-    assert inside.valid_until == np.inf
-    assert np.isfinite(inside.loss).all()
-
-
-def test_window_under_jit_equals_the_eager_one() -> None:
-    net, problem = with_large_targets(0)
-
-    @eqx.filter_jit
-    def traced(targets: Any) -> Any:
-        with_test = nth.Problem(problem.x_train, targets, problem.x_test)
-        return nth.solve(net, with_test, TIMES, order=3)
-
-    def run() -> Any:
-        solution = jax.block_until_ready(traced(problem.y_train))
-        jax.effects_barrier()
-        return solution
-
-    with pytest.warns(typed_nth.WindowWarning, match="left its window") as w:
-        jitted = run()
-    assert len(w) == 1
-    with pytest.warns(typed_nth.WindowWarning):
-        eager = nth.solve(*with_large_targets(0), TIMES, order=3)
-    np.testing.assert_allclose(jitted.valid_until, eager.valid_until, rtol=1e-6)
-
-
-def test_the_trained_network_has_no_window(comparison: Any) -> None:
-    """The loss never increases, nor does it for a constant kernel."""
-    for solution in (comparison.truth, comparison.solutions[2]):
-        assert solution.valid_until == np.inf
-        assert solution.result == SUCCESSFUL
-        assert np.all(np.diff(solution.loss) <= 1e-9)
-        assert solution.loss[-1] < solution.loss[0]

@@ -7,21 +7,17 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from conftest import Shared, make_network, make_problem
 from jax.flatten_util import ravel_pytree
-from scipy.integrate import solve_ivp
+from vector_fields import assert_trees_close, flow_to, random_state, rates
 
 import nth
-from nth import _solve
 from nth._dynamics.taylor_coefficients import by_jet, by_jvp
-from nth._network.base import trainable
 
 TIGHT = diffrax.PIDController(rtol=1e-9, atol=1e-11)
 KEY = jax.random.key(0)
-NOW = jnp.zeros(())
 
 
 class Scanned(eqx.Module):
@@ -33,15 +29,6 @@ class Scanned(eqx.Module):
     def __call__(self, x):
         h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(w @ h), None), x, self.w)
         return jnp.vdot(self.v, h)
-
-
-class Direction(eqx.Module):
-    """A function of x/‖x‖, and NaN at x = 0."""
-
-    w: jax.Array
-
-    def __call__(self, x):
-        return jnp.sum(jnp.tanh(self.w @ (x / jnp.sqrt(jnp.sum(x**2)))))
 
 
 def convolution():
@@ -65,24 +52,6 @@ def from_apply():
 def only(network, where):
     """A filter_spec with which one leaf is trained and the others are frozen."""
     return eqx.tree_at(where, jax.tree.map(lambda _: False, network), True)
-
-
-def random_state(hierarchy, size=0.3, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(size * rng.normal(size=leaf.shape)),
-        hierarchy.initial_state(),
-    )
-
-
-def rates(hierarchy, state):
-    return eqx.filter_jit(hierarchy.vector_field)(NOW, state, None)
-
-
-def assert_trees_close(actual, expected, atol):
-    leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
-    for a, b in zip(*leaves, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=atol)
 
 
 # ---------------------------------------------------------------- the equations
@@ -161,21 +130,6 @@ LOSSES = {
     "logistic": (None, nth.LogisticLoss()),
     "any": (None, nth.CustomLoss(pseudo_huber)),
 }
-
-
-def flow_to(dynamics, t):
-    """f̃(t) and the state, integrated by SciPy."""
-    start, unravel = ravel_pytree(dynamics.initial_state())
-
-    @eqx.filter_jit
-    def field(dynamics, state):
-        return ravel_pytree(dynamics.vector_field(NOW, unravel(state), None))[0]
-
-    solved = solve_ivp(
-        lambda t, y: field(dynamics, y), (0, t), start, "DOP853", rtol=1e-10, atol=1e-12
-    )
-    state = unravel(jnp.asarray(solved.y[:, -1]))
-    return np.asarray(dynamics.outputs(state)), state
 
 
 def assert_forms_agree(network, problem, order, t, **options: Any):
@@ -287,137 +241,6 @@ def test_window_is_that_of_the_tensor_form(solved):
     assert all(np.isinf(solution.valid_until) for solution in solved.values())
 
 
-# ---------------------------------------------------------------- blocks of points
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_results_do_not_depend_on_blocks(order):
-    """Padding of the last block has no effect, even if f(0) is NaN."""
-    problem = make_problem(4, 3)
-    network = Direction(jax.random.normal(KEY, (3, 3)))
-    assert jnp.isnan(network(jnp.zeros(3)))
-    whole = nth.MatrixFreeHierarchy(network, problem, order=order, block_size=7)
-    state = random_state(whole)
-    expected = rates(whole, state), whole.outputs(state)
-    for block_size in (1, 3):  # 3 divides neither 4 nor 7
-        parts = nth.MatrixFreeHierarchy(
-            network, problem, order=order, block_size=block_size
-        )
-        ours = rates(parts, state), eqx.filter_jit(parts.outputs)(state)
-        assert_trees_close(ours, expected, 1e-12)
-
-
-def test_results_do_not_depend_on_blocks_of_labels():
-    """Blocks contain the targets of their points."""
-    problem = make_problem(4, 1, outputs=3, loss=nth.SoftmaxCrossEntropy())
-    network = make_network(3, 1, outputs=3)
-    whole, parts = (
-        nth.MatrixFreeHierarchy(network, problem, order=3, block_size=size)
-        for size in (4, 3)
-    )
-    state = random_state(whole)
-    assert_trees_close(rates(parts, state), rates(whole, state), 1e-12)
-
-
-def test_default_blocks_fit_the_budget(monkeypatch):
-    """Blocks of nearly equal size within the budget, of at least one point."""
-    from nth._dynamics import batching as _blocks
-
-    problem, network = make_problem(4, 1), make_network(3, 1)
-
-    def size():
-        return nth.MatrixFreeHierarchy(network, problem, order=2).block_size
-
-    assert size() == 4
-    sizes = []
-    for budget in (0, 2**9, 2**10, 2**11, 2**30):
-        monkeypatch.setattr(_blocks, "_BLOCK_BYTES", {"cpu": budget})
-        monkeypatch.setattr(_blocks, "_BLOCK_BYTES_ELSEWHERE", budget)
-        sizes.append(size())
-    assert sizes == sorted(sizes)
-    assert (sizes[0], sizes[-1]) == (1, 4)
-
-
-# ---------------------------------------------------------------- new points
-
-
-def test_predict_equals_a_solve_with_the_new_points(solved):
-    """The predictions for test points that are given at the start."""
-    x_new = make_problem(1, 4, seed=7).x_test
-    extended = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
-    dense = nth.DenseHierarchy(nth.kernels(NETWORK, extended, order=3), extended)
-    expected, _ = flow_to(dense, TS[-1])
-    state = solved["matrix-free"].state
-    for block_size in (4, 3, 1):
-        free = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=3, block_size=block_size)
-        predicted = free.predict(state, x_new)
-        np.testing.assert_allclose(predicted, expected[3:], atol=1e-7)
-    np.testing.assert_allclose(
-        free.predict(state, x_new[:1]), predicted[:1], atol=1e-12
-    )
-    assert free.predict(state, x_new[:0]).shape == (0,)
-    assert np.max(np.abs(predicted - jax.vmap(NETWORK)(x_new))) > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("x_new", "message"),
-    [
-        (np.zeros((2, 4)), r"x_new has inputs of shape \(4,\).*of shape \(3,\)"),
-        (np.zeros(3), r"x_new has inputs of shape \(\).*of shape \(3,\)"),
-        (np.float64(0), "x_new must have shape .*got a scalar"),
-        (np.zeros((2, 3), np.float32), "x_new has .*float32.*float64"),
-        (np.full((2, 3), np.nan), "x_new has NaN or infinite entries"),
-        (np.full((2, 3), np.inf), "x_new has NaN or infinite entries"),
-        ([["a", "b", "c"]], "x_new must hold real numbers"),
-    ],
-)
-def test_new_points_must_match_the_training_points(x_new, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    hierarchy = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), order=2)
-    with pytest.raises(ValueError, match=message):
-        hierarchy.predict(hierarchy.initial_state(), x_new)
-
-
-@pytest.mark.parametrize(
-    ("options", "state_of", "message"),
-    [
-        (
-            {},
-            {"order": 2},
-            r"state has order 2.*order 3.*Hierarchy\(\.\.\., order=2\)",
-        ),
-        ({}, {"order": 2, "weight_decay": 0.1}, "state has order 2"),
-        (
-            {},
-            {"network": make_network(3, 2)},
-            "state differs in structure, shapes or dtypes",
-        ),
-    ],
-)
-def test_a_state_of_another_solve_is_refused(options, state_of, message):
-    """Two coefficients may belong to order 3, or to order 2 with weight decay."""
-    options_of_state = {"network": NETWORK, "order": 3, **state_of}
-    state = nth.MatrixFreeHierarchy(
-        options_of_state.pop("network"),
-        SMALL,
-        order=options_of_state.pop("order"),
-        **options_of_state,
-    ).initial_state()
-    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=3, **options)
-    with pytest.raises(ValueError, match=message):
-        hierarchy.predict(state, SMALL.x_train)
-
-
-def test_values_that_are_not_states_are_refused(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    hierarchy = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=2)
-    dense = nth.DenseHierarchy(nth.kernels(NETWORK, SMALL, order=2), SMALL)
-    states: Any = (None, dense.initial_state(), hierarchy.params, (hierarchy.params,))
-    for state in states:
-        with pytest.raises(ValueError, match=r"state must be .* Solution\.state"):
-            hierarchy.predict(state, SMALL.x_train)
-
-
 # ---------------------------------------------------------------- iterated integrals
 
 
@@ -498,149 +321,3 @@ def test_errors_decrease_with_level():
     ratios = np.divide(errors[1:], errors[:-1])
     assert np.all(ratios < 0.3), errors
     assert errors[-1] > 1e-9  # above the tolerance of the solver
-
-
-# ---------------------------------------------------------------- the cheaper method
-
-
-def points(n):
-    return nth.Problem(np.ones((n, 2)), np.ones(n))
-
-
-def chosen(network, problem, order, method: Any = "auto"):
-    """The method that `nth.solve` chooses."""
-    checked = trainable(network, problem, eqx.is_inexact_array)
-    return _solve.hierarchies(checked, [1.0], [order], method)[order].method
-
-
-def test_auto_is_dense_for_few_points():
-    network = make_network(64, 2)
-    for order in (2, 3):
-        assert nth.cheaper_method(network, SMALL, order=order) == "dense"
-        assert chosen(network, SMALL, order) == "dense"
-
-
-def test_auto_is_matrix_free_where_kernels_do_not_fit(monkeypatch):
-    monkeypatch.setattr(_solve, "available_bytes", lambda: 100)
-    assert nth.cheaper_method(NETWORK, SMALL, order=2) == "matrix-free"
-    assert chosen(NETWORK, SMALL, 2) == "matrix-free"
-    for requested in ("dense", "matrix-free"):
-        assert chosen(NETWORK, SMALL, 2, requested) == requested
-
-
-def test_auto_switches_to_matrix_free_earlier_at_higher_levels():
-    network = make_network(64, 2, 2)
-    dense = {}
-    for order in (2, 3, 4):
-        names = [
-            nth.cheaper_method(network, points(n), order=order)
-            for n in 3 ** np.arange(8)
-        ]
-        few = dense[order] = names.count("dense")
-        assert names == ["dense"] * few + ["matrix-free"] * (8 - few)
-    assert 8 > dense[2] > dense[3] > dense[4] > 0
-
-
-def test_auto_switches_to_matrix_free_earlier_with_rates_within_arrays():
-    """They exclude the layerwise algorithm for kernels, which costs less."""
-    network = make_network(64, 2, 2)
-    rates = jax.tree.map(jnp.ones_like, eqx.filter(network, eqx.is_inexact_array))
-    layerwise, generic = (
-        nth.cheaper_method(network, points(27), order=3, learning_rates=given)
-        for given in (2.0, rates)
-    )
-    assert (layerwise, generic) == ("dense", "matrix-free")
-
-
-def test_auto_chooses_without_forming_a_kernel():
-    """K⁽⁴⁾ on 2000 points would take 128 TB."""
-    network, problem = make_network(3, 1, 2), points(2000)
-    assert nth.cheaper_method(network, problem, order=4) == "matrix-free"
-    assert chosen(network, problem, 4) == "matrix-free"
-
-
-# ---------------------------------------------------------------- transforms
-
-
-def test_jit_and_vmap_over_keys_equal_a_loop():
-    def solved_from(key):
-        solution = solve(nth.MLP(3, 4, 1, key=key), SMALL)
-        return solution.train, solution.test, solution.state
-
-    keys = jax.random.split(KEY, 2)
-    together = jax.jit(jax.vmap(solved_from))(keys)
-    for i, key in enumerate(keys):
-        batched = jax.tree.map(lambda leaf, i=i: leaf[i], together)
-        assert_trees_close(batched, solved_from(key), 1e-9)
-    assert np.max(np.abs(together[1][0] - together[1][1])) > 1e-2
-
-
-def central_difference(function, at, step=1e-4):
-    return (function(at + step) - function(at - step)) / (2 * step)
-
-
-def test_gradient_of_a_solve_with_respect_to_a_weight_scale():
-    """At level 2; higher levels also differentiate jet, as in the next test."""
-
-    def hierarchy(scale):
-        return nth.MatrixFreeHierarchy(
-            make_network(4, 1, sigma_w=scale), SMALL, order=2
-        )
-
-    def total(scale):
-        return jnp.sum(nth.integrate(hierarchy(scale), TS[-1:]).test)
-
-    expected = central_difference(
-        lambda scale: np.sum(flow_to(hierarchy(scale), TS[-1])[0][3:]), 1.2
-    )
-    assert abs(expected) > 1e-3
-    np.testing.assert_allclose(jax.grad(total)(1.2), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "softplus"])
-def test_gradient_of_a_rate_with_respect_to_a_weight_scale(activation):
-    """A derivative of jet, and of nested jvp."""
-
-    @jax.jit
-    def total(scale):
-        network = make_network(4, 1, sigma_w=scale, activation=activation)
-        hierarchy = nth.MatrixFreeHierarchy(network, SMALL, order=3)
-        rate = hierarchy.vector_field(NOW, random_state(hierarchy), None)
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(rate))
-
-    expected = central_difference(total, 1.2)
-    assert abs(expected) > 1e-3
-    np.testing.assert_allclose(jax.grad(total)(1.2), expected, rtol=1e-6)
-
-
-def as_float32(tree):
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree
-    )
-
-
-def test_float32_is_kept_and_agrees_with_float64():
-    ours = nth.solve(
-        as_float32(NETWORK), as_float32(SMALL), TS[-1:], order=2, method="matrix-free"
-    )
-    arrays = [ours.ts, ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
-    assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
-    expected, _ = flow_to(nth.MatrixFreeHierarchy(NETWORK, SMALL, order=2), TS[-1])
-    actual = jnp.concatenate([ours.train[0], ours.test[0]])
-    np.testing.assert_allclose(actual, expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_float32_in_blocks_agrees_with_float64(activation):
-    network = make_network(4, 1, activation=activation)
-    hierarchy = nth.MatrixFreeHierarchy(network, SMALL, order=3, block_size=1)
-    state = random_state(hierarchy)
-    small = nth.MatrixFreeHierarchy(
-        as_float32(network), as_float32(SMALL), order=3, block_size=1
-    )
-    ours = rates(small, as_float32(state)), small.outputs(as_float32(state))
-    expected = rates(hierarchy, state), hierarchy.outputs(state)
-    leaves = jax.tree.leaves(ours)
-    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-    for a, b in zip(leaves, jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -11,7 +11,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -20,6 +19,7 @@ from conftest import make_network, make_problem
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 
 KEY = jax.random.key(0)
 PROBLEM = make_problem()
@@ -28,12 +28,6 @@ NTK = np.concatenate([np.eye(4), np.ones((2, 4))])
 KERNELS = typed_nth.Kernels((jnp.ones(6), jnp.asarray(NTK)))
 BOUNDS = typed_nth.theory.bounds(KERNELS, 100)
 VALUES = jnp.array([1.0, 2.0, 3.0])
-
-
-@pytest.fixture(autouse=True)
-def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without jaxtyping's checks, which a user does not enable."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")
