@@ -3,8 +3,6 @@
 Nothing here compiles: every value is rejected before work begins.
 """
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -14,40 +12,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import make_network, make_problem
+from bad_arguments import (
+    HUGE,
+    KEY,
+    LOW,
+    NETWORK,
+    PROBLEM,
+    Call,
+    X,
+    Y,
+    expect,
+    formed,
+    refused,
+)
+from conftest import make_problem
 
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
-Call = Callable[[], Any]
-
-KEY = jax.random.key(0)
-X, Y = np.eye(4)[:, :3], np.array([1.0, -1.0, 1.0, 1.0])
-PROBLEM = make_problem()
-NETWORK = make_network(3, 1)
 OPTIMIZER = optax.sgd(0.1)
-HUGE = 10**12
-LOW = (jnp.float16, jnp.bfloat16)
-
-
-def formed(order: int = 2) -> Any:
-    """Kernels on the points of `PROBLEM`, from arrays of ones."""
-    ntk = np.concatenate([np.eye(4), np.ones((2, 4))])
-    rest = [np.ones((6,) + (4,) * (r - 1)) for r in range(3, order + 1)]
-    return nth.Kernels(tuple(map(jnp.asarray, [np.ones(6), ntk, *rest])))
-
-
-def refused(*rows: tuple[str, Call]) -> pytest.MarkDecorator:
-    """Parametrize a test over calls and the argument that each error must name."""
-    named = [pytest.param(*row, id=f"{row[0]}-{i}") for i, row in enumerate(rows)]
-    return pytest.mark.parametrize(("argument", "call"), named)
-
-
-def expect(argument: str, call: Call) -> None:
-    with pytest.raises(ValueError, match=rf"(?<!\w){re.escape(argument)}\b"):
-        call()
 
 
 def problem(**options: Any) -> Any:
@@ -132,6 +117,7 @@ def wrong(name: str, *values: Any, **others: Any) -> list[tuple[str, Call]]:
 
 
 CONSTANT = diffrax.ConstantStepSize()
+
 STEP_TO = diffrax.StepTo(jnp.array([0.0, 1.0]))
 
 
@@ -237,6 +223,7 @@ LAST = eqx.tree_at(
     jax.tree.map(lambda _: False, NETWORK),
     (False, True),
 )
+
 OTHER_LOSS = typed_nth.Problem(
     PROBLEM.x_train, PROBLEM.y_train, PROBLEM.x_test, loss=typed_nth.LogisticLoss()
 )
@@ -328,101 +315,4 @@ def catapult(**options: Any) -> Any:
     ("steps", lambda: catapult(steps=-1)),
 )
 def test_catapult_names_the_bad_argument(argument: str, call: Call) -> None:
-    expect(argument, call)
-
-
-def bounds(**options: Any) -> Any:
-    return nth.theory.bounds(**{"kernels": formed(), "width": 100, **options})
-
-
-def activation(function: Any = "tanh", **options: Any) -> Any:
-    return nth.theory.check_activation(function, **options)
-
-
-def laziness(**options: Any) -> Any:
-    return nth.theory.laziness(NETWORK, PROBLEM, **options)
-
-
-@refused(
-    ("activation", lambda: activation("thanh")),
-    ("activation", lambda: activation(None)),
-    ("activation", lambda: activation(lambda x: x[0])),
-    ("activation", lambda: activation(lambda x: x.nothing)),
-    ("order", lambda: activation(order=30)),
-    ("order", lambda: activation("softplus", order=5)),
-    ("order", lambda: activation(order=0)),
-    ("radius", lambda: activation(radius=np.inf)),
-    ("cells", lambda: activation(cells=HUGE)),
-    ("x", lambda: nth.theory.check_data(None)),
-    ("x", lambda: nth.theory.check_data(X * np.nan)),
-    ("x", lambda: nth.theory.check_data(X.astype(LOW[0]))),
-    ("order", lambda: nth.theory.check_data(X, order=0)),
-    ("samples", lambda: nth.theory.check_data(X, samples=HUGE)),
-    ("seed", lambda: nth.theory.check_data(X, seed=-1)),
-    ("kernels", lambda: bounds(kernels=None)),
-    ("width", lambda: bounds(width=1)),
-    ("width", lambda: bounds(width="wide")),
-    ("largest_order", lambda: bounds(largest_order=1)),
-    ("constant", lambda: bounds(constant=0)),
-    ("log_power", lambda: bounds(log_power=-1)),
-    ("epsilon", lambda: bounds().time(0.0)),
-    ("t", lambda: bounds().error(2, -1.0)),
-    ("order", lambda: bounds().error(6, 1.0)),
-    ("order", lambda: bounds().kernel_error(2.0, 1.0)),
-    ("error", lambda: bounds().width_for(2, 0.0)),
-    ("t", lambda: bounds().order_for(0.1, 1e3)),
-    ("error", lambda: bounds().order_for(1e-30, 1.0)),
-    ("starts", lambda: laziness(starts=HUGE)),
-    ("max_steps", lambda: laziness(max_steps=0)),
-    ("problem", lambda: nth.theory.laziness(NETWORK, None)),
-    ("path", lambda: nth.theory.motion(None, PROBLEM)),
-)
-def test_theory_names_the_bad_argument(argument: str, call: Call) -> None:
-    expect(argument, call)
-
-
-def sweep(measure: Any = lambda w, key: jnp.ones(()), **options: Any) -> Any:
-    given = {"widths": [2], "initializations": 2, "key": KEY, **options}
-    return nth.scaling.sweep(measure, **given)
-
-
-def fit(widths: Any = (1, 2, 4), values: Any = (1.0, 2.0, 3.0), **options: Any) -> Any:
-    return nth.scaling.fit(widths, values, **options)
-
-
-@refused(
-    ("measure", lambda: sweep(None)),
-    ("measure", lambda: sweep(lambda w, key: 1.0)),
-    ("measure", lambda: sweep(lambda w, key: None)),
-    ("measure", lambda: sweep(lambda w, key: jnp.ones(2))),
-    ("measure", lambda: sweep(lambda w: jnp.ones(()))),
-    ("widths", lambda: sweep(widths=[])),
-    ("widths", lambda: sweep(widths=3)),
-    ("widths", lambda: sweep(widths=[2, 2])),
-    ("initializations", lambda: sweep(initializations=HUGE)),
-    ("batch_size", lambda: sweep(batch_size=0)),
-    ("key", lambda: sweep(key=0)),
-    ("path", lambda: sweep(path=3)),
-    ("progress", lambda: sweep(progress="yes")),
-    ("widths", lambda: fit([1, 2, np.inf])),
-    ("widths", lambda: fit([1, 2])),
-    ("widths", lambda: fit("abc")),
-    ("widths", lambda: fit(None)),
-    ("values", lambda: fit(values=None)),
-    ("values", lambda: fit(values=[1.0, np.nan, 2.0])),
-    ("values", lambda: fit(values=[1.0, 0.0, 2.0])),
-    ("values", lambda: fit(values=[[1], [1, 2], [3]])),
-    ("values", lambda: fit(values=[1j, 1, 1])),
-    ("confidence", lambda: fit(confidence=1.0)),
-    ("confidence", lambda: fit(confidence="95%")),
-    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=3)),
-    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=lambda v: v)),
-    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=np.cumsum)),
-    ("x1", lambda: nth.infinite.kernels(None, depth=1)),
-    ("x1", lambda: nth.infinite.kernels(jnp.asarray(X, LOW[1]), depth=1)),
-    ("depth", lambda: nth.infinite.kernels(X, depth=0)),
-    ("nodes", lambda: nth.infinite.kernels(X, depth=1, nodes=10)),
-    ("kernels", lambda: nth.infinite.ensemble(None, PROBLEM, [1.0])),
-)
-def test_scaling_and_infinite_name_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
