@@ -58,7 +58,7 @@ def controller(dynamics, tolerance):
     )
 
 
-def ours(solver, dynamics, ts, tolerance):
+def nth_solve(solver, dynamics, ts, tolerance):
     """Evaluations, training outputs and seconds."""
 
     @eqx.filter_jit
@@ -129,7 +129,7 @@ def as_ivp(dynamics):
     return field, jacobian, start
 
 
-def scipy(dynamics, ts, method, tolerance):
+def scipy_solve(dynamics, ts, method, tolerance):
     """Evaluations, training outputs and seconds."""
     field, jacobian, start = as_ivp(dynamics)
 
@@ -165,12 +165,12 @@ def compare(n, order, end, width):
         kernels = nth.Kernels(dynamics.levels)
         reference = nth.closed_form(kernels, dynamics.problem, ts).train
     else:
-        reference = ours(DenseRosenbrock, dynamics, ts, TIGHT)[1]
+        reference = nth_solve(DenseRosenbrock, dynamics, ts, TIGHT)[1]
     rows = []
     for solver in (DenseRosenbrock, DenseExponential):
         rows = []  # after the loop, those of DenseExponential
         for tolerance in (1e-7, 1e-9):
-            evaluations, train, seconds = ours(solver, dynamics, ts, tolerance)
+            evaluations, train, seconds = nth_solve(solver, dynamics, ts, tolerance)
             error = np.abs(train - reference).max()
             rows.append((error, seconds))
             name = solver.__name__
@@ -178,7 +178,7 @@ def compare(n, order, end, width):
     if order == 4 and n > LARGEST_LEVEL_4:
         return
     for method in METHODS:
-        evaluations, train, seconds = scipy(dynamics, ts, method, 1e-7)
+        evaluations, train, seconds = scipy_solve(dynamics, ts, method, 1e-7)
         error = np.abs(train - reference).max()
         ratio = seconds / at_error(error, rows)
         show(n, order, end, method, 1e-7, evaluations, error, seconds, ratio)

@@ -166,7 +166,9 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
     optimizer, rows = optax.sgd(schedule), None
     if batch is not None:
         rows = np.array([[0, 2], [1, 1], [2, 1], [0, 1]])
-    ours = nth.solve_discrete(network, problem, 4, optimizer, order=order, batches=rows)
+    solution = nth.solve_discrete(
+        network, problem, 4, optimizer, order=order, batches=rows
+    )
     one_hot = jnp.eye(2)[problem.y_train]
 
     def gradient(outputs, step):
@@ -183,7 +185,7 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
         return by_tensors(f, theta, order, gradient, rates)
 
     outputs = expected(theta)
-    np.testing.assert_allclose(ours.train, outputs, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(solution.train, outputs, rtol=0, atol=1e-12)
     assert np.max(np.abs(outputs[-1] - outputs[0])) > 0.05
     truth = nth.train(network, problem, 4, optimizer, batches=rows).train
     assert np.max(np.abs(truth - outputs)) > 1e-6  # a truncation, not the network
@@ -206,10 +208,10 @@ def test_a_plain_step_is_an_euler_step_of_the_flow():
         rate = field(jnp.zeros(()), state, None)
         state = jax.tree.map(lambda s, r: s + 0.3 * r, state, rate)
     optimizer = decayed(0.2, 0.3)
-    ours = nth.solve_discrete(
+    solution = nth.solve_discrete(
         NETWORK, SCALAR, [3], optimizer, order=3, learning_rates=rates
     )
-    assert_trees_close(ours.state, state, 1e-14)
+    assert_trees_close(solution.state, state, 1e-14)
 
 
 EVERYTHING = decayed(
@@ -282,11 +284,16 @@ def test_float32_is_kept_and_agrees_with_float64():
     optimizer, batches = decayed(0.1, 0.3, momentum=0.5), {"batch_size": 2, "key": KEY}
     small = as_float32(PAIR), as_float32(LABELS)
     for function in (partial(nth.solve_discrete, order=2), nth.train):
-        ours = function(*small, 3, optimizer, **batches)
-        arrays = [ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
+        solution = function(*small, 3, optimizer, **batches)
+        arrays = [
+            solution.train,
+            solution.test,
+            solution.loss,
+            *jax.tree.leaves(solution.state),
+        ]
         assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
         expected = function(PAIR, LABELS, 3, optimizer, **batches)
-        np.testing.assert_allclose(ours.train, expected.train, atol=1e-5)
+        np.testing.assert_allclose(solution.train, expected.train, atol=1e-5)
 
 
 def test_new_data_do_not_recompile():

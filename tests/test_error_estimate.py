@@ -107,9 +107,9 @@ def test_terms_solve_the_equations_of_each_order(kernels, series):
 
     start = np.zeros(sum(flat[r - 1].size for r, _ in keys))
     solved = solve_ivp(field, (0, TS[-1]), start, "DOP853", TS, rtol=1e-11, atol=1e-13)
-    ours = np.asarray(series[4].saved)[:, 1:]
-    expected = solved.y[:24].T.reshape(ours.shape)
-    np.testing.assert_allclose(ours, expected, atol=1e-9)
+    actual = np.asarray(series[4].saved)[:, 1:]
+    expected = solved.y[:24].T.reshape(actual.shape)
+    np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
 def test_quadrature_integrates_polynomials_and_decay():

@@ -60,9 +60,9 @@ def test_sharded_pytrees_give_the_same_kernel():
     sharding = NamedSharding(mesh, PartitionSpec("points"))
     x = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), case.problem.x_train)
     placed = nth.Problem(x, Y, case.problem.x_test)
-    ours = nth.kernels(case.network, placed, order=2)[2]
+    actual = nth.kernels(case.network, placed, order=2)[2]
     np.testing.assert_allclose(
-        ours, nth.kernels(case.network, case.problem, order=2)[2], rtol=1e-12
+        actual, nth.kernels(case.network, case.problem, order=2)[2], rtol=1e-12
     )
 
 

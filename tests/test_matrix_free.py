@@ -112,8 +112,8 @@ def test_vector_field_is_its_equation(outputs):
 
     outputs, expected = jax.jit(brute_force)()
     np.testing.assert_allclose(hierarchy.outputs(state), outputs, atol=1e-13)
-    ours = [ravel_pytree(rate)[0] for rate in rates(hierarchy, state).steps]
-    assert_trees_close(ours, expected, 1e-13)
+    actual = [ravel_pytree(rate)[0] for rate in rates(hierarchy, state).steps]
+    assert_trees_close(actual, expected, 1e-13)
 
 
 # ---------------------------------------------------------------- the tensor form
@@ -137,8 +137,8 @@ def assert_forms_agree(network, problem, order, t, **options: Any):
     formed = nth.kernels(network, problem, order=order, **options)
     free = nth.MatrixFreeHierarchy(network, problem, order=order, **options)
     dense = nth.DenseHierarchy(formed, problem)
-    (ours, _), (expected, _) = flow_to(free, t), flow_to(dense, t)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-8)
+    (actual, _), (expected, _) = flow_to(free, t), flow_to(dense, t)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-8)
     assert 1e-3 < np.max(np.abs(expected - formed[1])) < 10
     assert np.max(np.abs(formed[order])) > 1e-3
 
@@ -316,8 +316,8 @@ def test_errors_decrease_with_level():
     truth, _ = flow_to(nth.GradientFlow(network, problem), 0.2)
     errors = []
     for order in (2, 3, 4):
-        ours, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order=order), 0.2)
-        errors.append(np.max(np.abs(ours - truth)))
+        actual, _ = flow_to(nth.MatrixFreeHierarchy(network, problem, order=order), 0.2)
+        errors.append(np.max(np.abs(actual - truth)))
     ratios = np.divide(errors[1:], errors[:-1])
     assert np.all(ratios < 0.3), errors
     assert errors[-1] > 1e-9  # above the tolerance of the solver

@@ -45,8 +45,8 @@ def test_results_do_not_depend_on_blocks(order):
         parts = nth.MatrixFreeHierarchy(
             network, problem, order=order, block_size=block_size
         )
-        ours = rates(parts, state), eqx.filter_jit(parts.outputs)(state)
-        assert_trees_close(ours, expected, 1e-12)
+        actual = rates(parts, state), eqx.filter_jit(parts.outputs)(state)
+        assert_trees_close(actual, expected, 1e-12)
 
 
 def test_results_do_not_depend_on_blocks_of_labels():

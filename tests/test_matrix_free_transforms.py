@@ -83,13 +83,19 @@ def as_float32(tree):
 
 
 def test_float32_is_kept_and_agrees_with_float64():
-    ours = nth.solve(
+    solution = nth.solve(
         as_float32(NETWORK), as_float32(SMALL), TS[-1:], order=2, method="matrix-free"
     )
-    arrays = [ours.ts, ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
+    arrays = [
+        solution.ts,
+        solution.train,
+        solution.test,
+        solution.loss,
+        *jax.tree.leaves(solution.state),
+    ]
     assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
     expected, _ = flow_to(nth.MatrixFreeHierarchy(NETWORK, SMALL, order=2), TS[-1])
-    actual = jnp.concatenate([ours.train[0], ours.test[0]])
+    actual = jnp.concatenate([solution.train[0], solution.test[0]])
     np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
@@ -101,9 +107,9 @@ def test_float32_in_blocks_agrees_with_float64(activation):
     small = nth.MatrixFreeHierarchy(
         as_float32(network), as_float32(SMALL), order=3, block_size=1
     )
-    ours = rates(small, as_float32(state)), small.outputs(as_float32(state))
+    actual = rates(small, as_float32(state)), small.outputs(as_float32(state))
     expected = rates(hierarchy, state), hierarchy.outputs(state)
-    leaves = jax.tree.leaves(ours)
+    leaves = jax.tree.leaves(actual)
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
     for a, b in zip(leaves, jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

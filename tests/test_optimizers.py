@@ -99,12 +99,12 @@ def on_all(solution: nth.Solution) -> Any:
 @pytest.mark.parametrize("name", [*LINEAR, *OTHERS])
 def test_train_equals_a_plain_optax_loop(name):
     optimizer = {**LINEAR, **OTHERS}[name]
-    ours = nth.train(PAIR, LABELS, 5, optimizer)
+    solution = nth.train(PAIR, LABELS, 5, optimizer)
     expected = by_optax(PAIR, LABELS, 5, optimizer)
-    np.testing.assert_allclose(on_all(ours), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(on_all(solution), expected, rtol=0, atol=1e-12)
     assert np.max(np.abs(expected[-1] - expected[0])) > 1e-3
-    np.testing.assert_array_equal(ours.ts, np.arange(6))
-    assert ours.stats["num_steps"] == ours.stats["num_evaluations"] == 5
+    np.testing.assert_array_equal(solution.ts, np.arange(6))
+    assert solution.stats["num_steps"] == solution.stats["num_evaluations"] == 5
 
 
 # ---------------------------------------------------------------- linearity
@@ -255,9 +255,9 @@ def with_one_more(derivatives: Any) -> Any:
 )
 def test_a_level_is_the_taylor_polynomial_of_training(name, order, steps):
     optimizer = {**LINEAR, **OTHERS}[name]
-    ours = on_all(nth.solve_discrete(PAIR, LABELS, steps, optimizer, order=order))
+    actual = on_all(nth.solve_discrete(PAIR, LABELS, steps, optimizer, order=order))
     expected = unrolled(optimizer, steps, order, name in LINEAR)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
     truth = on_all(nth.train(PAIR, LABELS, steps, optimizer))
     assert 1e-9 < np.max(np.abs(truth - expected)) < np.max(np.abs(truth - truth[:1]))
 
@@ -290,10 +290,10 @@ def test_level_2_is_the_linearized_network_under_the_same_optimizer(name):
     for _ in range(4):
         params, state = step(params, state)
     expected = jax.vmap(lambda x: apply(params, x))(LABELS.x)
-    ours = on_all(nth.solve_discrete(PAIR, LABELS, [4], optimizer, order=2))[0]
+    actual = on_all(nth.solve_discrete(PAIR, LABELS, [4], optimizer, order=2))[0]
     # Accumulation stores in float32, whose rounding differs.
     atol = 1e-7 if name == "accumulation" else 1e-12
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
     assert np.max(np.abs(expected - jax.vmap(PAIR)(LABELS.x))) > 1e-2
 
 
@@ -339,9 +339,9 @@ def test_power_series_equal_derivatives(name):
     function = PROGRAMS[name]
     jaxpr = jax.make_jaxpr(function)(*base)
     series = [tuple(terms) for terms in zip(*draws, strict=True)]
-    (ours,) = push(jaxpr.jaxpr, [*jaxpr.consts, *series])
+    (actual,) = push(jaxpr.jaxpr, [*jaxpr.consts, *series])
     expected = by_jvp(lambda point: function(*point), base, steps)
-    np.testing.assert_allclose(jnp.stack(ours), jnp.stack(expected), rtol=1e-12)
+    np.testing.assert_allclose(jnp.stack(actual), jnp.stack(expected), rtol=1e-12)
 
 
 def test_root_of_a_series_without_constant_term_is_nan():

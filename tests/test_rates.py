@@ -57,11 +57,11 @@ def two_parameterizations():
 def test_standard_with_rescaled_rates_is_ntk():
     """Kernels, both flows and training are equal up to rounding error."""
     ntk, standard, rates = two_parameterizations()
-    theirs = nth.kernels(ntk, LABELS, order=3)
-    ours = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
+    reference = nth.kernels(ntk, LABELS, order=3)
+    result = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
     for r in (1, 2, 3):
-        np.testing.assert_allclose(ours[r], theirs[r], rtol=0, atol=1e-13)
-    assert not np.allclose(nth.kernels(standard, LABELS, order=2)[2], theirs[2])
+        np.testing.assert_allclose(result[r], reference[r], rtol=0, atol=1e-13)
+    assert not np.allclose(nth.kernels(standard, LABELS, order=2)[2], reference[2])
 
     def speed(network, **options):
         out = []
@@ -89,11 +89,11 @@ def test_standard_with_rescaled_rates_is_ntk():
         expected = function(ntk, LABELS, 4, optimizer, **options)
         np.testing.assert_allclose(actual.test, expected.test, rtol=0, atol=1e-12)
         assert np.max(np.abs(actual.test[-1] - actual.test[0])) > 1e-2
-    ours, theirs = (
+    result, reference = (
         nth.max_learning_rate(standard, LABELS, learning_rates=rates),
         nth.max_learning_rate(ntk, LABELS),
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    np.testing.assert_allclose(result, reference, rtol=1e-9)
 
 
 def test_a_rate_of_zero_freezes_parameters():
@@ -245,8 +245,8 @@ def test_lanczos_agrees_with_the_full_kernel():
         problem.x_train
     )
     expected = 600 / np.linalg.eigvalsh(np.asarray(j @ j.T)).max()
-    ours = nth.max_learning_rate(network, problem)
-    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+    result = nth.max_learning_rate(network, problem)
+    np.testing.assert_allclose(result, expected, rtol=1e-9)
     small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (network, problem))
     actual = nth.max_learning_rate(*small)
     assert actual.dtype == jnp.float32

@@ -83,5 +83,5 @@ def test_displacement_and_taylorized_flow_agree_in_delta():
     for degree in (1, 2):
         flow = nth.TaylorizedFlow(network, problem, degree=degree, learning_rates=rates)
         expected = nth.TaylorizedFlow(other, problem, degree=degree)
-        ours, theirs = (nth.integrate(d, ts).test for d in (flow, expected))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        actual, reference = (nth.integrate(d, ts).test for d in (flow, expected))
+        np.testing.assert_allclose(actual, reference, rtol=1e-6)

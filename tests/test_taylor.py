@@ -208,10 +208,10 @@ def test_custom_derivatives_are_respected(quantize):
 
     coefficients = best_coefficients(function, base)
     steps = random_steps(base)
-    ours = coefficients(function, base, steps)
-    assert_same(ours, by_jet(by_the_custom_rule, base, steps))
+    actual = coefficients(function, base, steps)
+    assert_same(actual, by_jet(by_the_custom_rule, base, steps))
     value, slope = jax.jvp(function, (base,), (steps[0],))
-    assert_same(ours[:2], [value, slope])
+    assert_same(actual[:2], [value, slope])
     ignored = jnp.vdot(steps[0]["a"], jnp.tanh(jnp.round(base["w"])))
     assert abs(slope - ignored) > 1e-2  # the derivative without the custom rule
 

@@ -139,9 +139,9 @@ def test_other_primitives_are_left_to_nested_jvp(activation, name):
     assert best_coefficients(lambda w: apply(w, X[0]), w) is by_jvp
     problem = nth.Problem(X[:3], jnp.ones(3))
     network = nth.from_apply(apply, w)
-    ours = nth.solve(network, problem, [0.0], order=2, method="matrix-free")
+    solution = nth.solve(network, problem, [0.0], order=2, method="matrix-free")
     expected = jax.vmap(lambda x: apply(w, x))(X[:3])
-    np.testing.assert_allclose(ours.train[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(solution.train[0], expected, rtol=1e-12)
 
 
 def test_only_differentiated_primitives_count():

@@ -1,6 +1,6 @@
 """Kernels contracted with vectors in some of their slots, without being formed.
 
-Contraction with v is one derivative along J(θ)ᵀv, whatever the number of slots.
+Contraction with v is one derivative along J(θ)ᵀv, for any number of slots.
 """
 
 from collections.abc import Callable, Sequence
