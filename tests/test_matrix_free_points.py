@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -83,13 +84,20 @@ def test_default_blocks_fit_the_budget(monkeypatch):
 # ---------------------------------------------------------------- new points
 
 
+@pytest.fixture(scope="module")
+def solved():
+    tight = diffrax.PIDController(rtol=1e-9, atol=1e-11)
+    options: Any = {"method": "matrix-free", "stepsize_controller": tight}
+    return nth.solve(NETWORK, SMALL, TS, order=3, **options)
+
+
 def test_predict_equals_a_solve_with_the_new_points(solved):
     """The predictions for test points that are given at the start."""
     x_new = make_problem(1, 4, seed=7).x_test
     extended = nth.Problem(SMALL.x_train, SMALL.y_train, x_new)
     dense = nth.DenseHierarchy(nth.kernels(NETWORK, extended, order=3), extended)
     expected, _ = flow_to(dense, TS[-1])
-    state = solved["matrix-free"].state
+    state = solved.state
     for block_size in (4, 3, 1):
         free = nth.MatrixFreeHierarchy(NETWORK, SMALL, order=3, block_size=block_size)
         predicted = free.predict(state, x_new)
