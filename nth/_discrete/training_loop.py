@@ -16,7 +16,7 @@ from .._integrate.estimates import Estimate, estimate_of, rms_over_points
 from .._integrate.validity import first_inaccurate, warn_of_error
 from .._internal.checkpoint import is_spread
 from .._internal.validation import is_traced
-from .._internal.warnings import say
+from .._internal.warnings import call_with_values
 from .._problem.inputs import take
 from .._solution.results import RESULTS
 from .._solution.solution import Solution
@@ -64,10 +64,10 @@ def _warn(
     where = jnp.where(
         lost & jnp.isinf(ran.first), last.astype(ran.first.dtype), ran.first
     )
-    say(partial(training.report, int(plan.steps.size)), where, lost, last)
+    call_with_values(partial(training.report, int(plan.steps.size)), where, lost, last)
     steps = plan.steps.astype(ran.first.dtype)
     first = first_inaccurate(steps, ran.estimate.error_share, ran.first)
-    say(partial(warn_of_error, training.dynamics.label, "step "), first)
+    call_with_values(partial(warn_of_error, training.dynamics.label, "step "), first)
 
 
 def _refuse_if_not_finite(training: AbstractTraining) -> None:

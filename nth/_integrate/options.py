@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
+from .._internal.checkpoint import require_path
 from .._internal.validation import (
     is_traced,
     near_match,
@@ -21,7 +22,6 @@ from .._internal.validation import (
     require_instance,
     require_integer,
     require_name,
-    require_path,
     require_positive,
     require_scale,
 )
