@@ -1,4 +1,4 @@
-"""Analysis of the NTK: contributions of layers, features, eigenvalues, time scales."""
+"""Analysis of the NTK: eigenvalues, time scales, layers and last-layer features."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +43,7 @@ class Spectrum(eqx.Module):
 
 @full_precision
 def spectrum(kernels: Kernels) -> Spectrum:
-    """Eigenvalues of the NTK on the training points, and the time scales they set.
+    """Eigenvalues of the NTK on the training points, and their time scales.
 
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
     eq. 6), so the residual along each eigenvector decays independently.
@@ -106,8 +106,8 @@ def layer_kernels(
     )
     parts = {}
     for path, _ in leaves:
-        one = _training_only(points, path)
-        parts[jax.tree_util.keystr(path)] = form(one, 2, None, progress=False)[1]
+        alone = _training_only(points, path)
+        parts[jax.tree_util.keystr(path)] = form(alone, 2, None, progress=False)[1]
     at = (points.apply, points.params, points.x, points.n_train)
     require_finite_result("a part of K(2)", parts, *at)
     return parts
@@ -138,9 +138,9 @@ def nngp(
 
         Σ[a, b] = σ_a² x_a·x_b (+ σ_b²),
 
-    with the first term over fan_in in the parameterizations "ntk" and "standard", and
-    σ_b² if there is a bias. With increasing width it converges to the NNGP kernel (Lee
-    et al. 2018).
+    with the first term divided by fan_in in the parameterizations "ntk" and "standard",
+    and σ_b² if there is a bias. With increasing width it converges to the NNGP kernel
+    (Lee et al. 2018).
 
     **Arguments:**
 
@@ -164,7 +164,7 @@ def nngp(
     features = forward(layers, points.x)[-1]
     fan_in = features.shape[1]
     paper = isinstance(network, MLP) and network.parameterization == "nth"
-    # The power of a Python float raises OverflowError, and its product is infinite.
+    # A product, since an overflowing power of a Python float raises OverflowError.
     weight = sigma_a * sigma_a / (1 if paper else fan_in)
     bias = 0.0 if layers[-1].bias is None else sigma_b * sigma_b
     kernel = weight * (features @ features[: points.n_train].T) + bias
