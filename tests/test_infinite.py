@@ -323,6 +323,7 @@ def test_ensemble_at_the_ends_is_prior_and_posterior():
     problem, _, kernels = gaussian_problem()
     bayes = dataclasses.replace(kernels, ntk=kernels.nngp)
     law = nth.infinite.ensemble(bayes, problem, [0.0, jnp.inf])
+    assert law.covariance is not None
     prior, y = np.asarray(kernels.nngp), np.asarray(problem.y_train)
     np.testing.assert_allclose(law.covariance[0], prior, atol=1e-15)
     np.testing.assert_allclose(law.mean[0], 0, atol=1e-14)
@@ -332,6 +333,27 @@ def test_ensemble_at_the_ends_is_prior_and_posterior():
     np.testing.assert_allclose(law.covariance[1][3:, 3:], posterior, atol=1e-12)
     np.testing.assert_allclose(law.covariance[1][:3], 0, atol=1e-12)
     np.testing.assert_allclose(law.deviation[1][3:] ** 2, np.diag(posterior))
+
+
+def test_parts_of_the_covariance_of_an_ensemble():
+    problem, _, kernels = gaussian_problem()
+    ts = [0.0, 2.0, jnp.inf]
+    law = nth.infinite.ensemble(kernels, problem, ts)
+    assert law.covariance is not None
+    np.testing.assert_allclose(
+        law.variance, jnp.diagonal(law.covariance, axis1=1, axis2=2), atol=1e-14
+    )
+    test = nth.infinite.ensemble(kernels, problem, ts, covariance="test")
+    np.testing.assert_allclose(
+        test.covariance, law.covariance[:, 3:, 3:], rtol=1e-12, atol=1e-14
+    )
+    alone = nth.infinite.ensemble(kernels, problem, ts, covariance="variances")
+    assert alone.covariance is None
+    for other in (test, alone):
+        np.testing.assert_allclose(other.deviation, law.deviation, atol=1e-14)
+        np.testing.assert_allclose(other.mean, law.mean, atol=1e-14)
+    with pytest.raises(ValueError, match=r"covariance must be one of .*'variances'"):
+        nth.infinite.ensemble(kernels, problem, ts, covariance="diagonal")
 
 
 def test_ensemble_with_a_singular_kernel_and_several_outputs():
