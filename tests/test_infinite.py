@@ -300,6 +300,7 @@ def test_ensemble_of_wide_networks():
     problem, options, kernels = gaussian_problem()
     ts = [0.0, 2.0, 20.0, jnp.inf]
     law = nth.infinite.ensemble(kernels, problem, ts)
+    assert law.covariance is not None
 
     def one(key):
         network = nth.MLP(3, 256, key=key, **options)
@@ -344,6 +345,7 @@ def test_parts_of_the_covariance_of_an_ensemble():
         law.variance, jnp.diagonal(law.covariance, axis1=1, axis2=2), atol=1e-14
     )
     test = nth.infinite.ensemble(kernels, problem, ts, covariance="test")
+    assert test.covariance is not None
     np.testing.assert_allclose(
         test.covariance, law.covariance[:, 3:, 3:], rtol=1e-12, atol=1e-14
     )

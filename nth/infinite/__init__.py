@@ -1,7 +1,7 @@
 """Fully connected networks at infinite width: NNGP kernel, NTK and training."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -258,12 +258,7 @@ def ensemble(
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
-    parts = ("all", "test", "variances")
-    if covariance not in parts:
-        raise ValueError(
-            f"covariance must be one of {', '.join(map(repr, parts))}; got "
-            f"{covariance!r}."
-        )
+    covariance = require_name("covariance", covariance, ("all", "test", "variances"))
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
