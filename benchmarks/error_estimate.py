@@ -144,7 +144,12 @@ def problem_of(seed):
         "learning_rates": jnp.asarray(1 / width if kind == 2 else 1.0),
     }
     data = nth.Problem(x[:TRAIN], y, x[TRAIN:], loss=AnyLoss(jnp.eye(3)[loss]))
-    about = {"width": width, "depth": depth, "activation": activation, "loss": loss}
+    about: dict[str, Any] = {
+        "width": width,
+        "depth": depth,
+        "activation": activation,
+        "loss": loss,
+    }
     about |= {"parameterization": kind, "last": last}
     return network, data, options, last * np.geomspace(1e-3, 1, 10), about
 
@@ -172,7 +177,8 @@ def solve(dynamics, ts, **options: Any):
 
 def run(seed):
     """Errors, changes and estimates of one problem."""
-    network, data, options, ts, result = problem_of(seed)
+    network, data, options, ts, drawn = problem_of(seed)
+    result: dict[str, Any] = dict(drawn)
     _, truth = solve(nth.GradientFlow(network, data, **options), ts)
     result["times"] = list(ts)
     for p in ORDERS:

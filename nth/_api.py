@@ -71,6 +71,12 @@ from ._discrete.solve import (
     solve_discrete as solve_discrete,
     train as train,
 )
+from ._discrete.taylorized import train_taylorized as train_taylorized
+from ._discrete.along import (
+    SharpnessPath as SharpnessPath,
+    kernel_along_steps as kernel_along_steps,
+    sharpness_along as sharpness_along,
+)
 from ._discrete.catapult import Catapult as Catapult, catapult as catapult
 from ._compare.comparison import Comparison as Comparison
 from ._compare.compare import compare as compare

@@ -34,7 +34,7 @@ from ._internal.validation import (
     require_times,
 )
 from ._kernels.assembly import forming_cost
-from ._kernels.evaluation import points_of
+from ._kernels.evaluation import Points, points_of
 from ._kernels.kernels import kernel_bytes, kernels
 from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes
@@ -91,6 +91,8 @@ def solve(
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     trained = trainable(network, problem, filter_spec, learning_rates)
     require_times(ts, trained.dtype)  # before kernels are formed
+    if options.get("restart") and method == "auto":
+        method = "matrix-free"  # the dense form does not know the parameters
     levels = hierarchies(trained, ts, [order], method, weight_decay)
     return integrate(levels[order], ts, **options)
 
@@ -105,10 +107,10 @@ def hierarchies(
     """The hierarchy at each of `orders`; all dense ones share one set of kernels."""
     method = _with_decay(require_name("method", method, METHODS), weight_decay)
     problem = network.problem
-    methods = {
-        p: cheaper_method(network, problem, ts, order=p) if method == "auto" else method
-        for p in orders
-    }
+    methods: dict[int, Method] = dict.fromkeys(orders, method)
+    if method == "auto":
+        points, stiffness = points_of(network), _stiffness(network, ts)
+        methods = {p: _cheaper(points, problem, p, stiffness) for p in orders}
     dense = [p for p in orders if methods[p] == "dense"]
     levels: dict[int, AbstractDynamics] = {}
     if dense:
@@ -168,17 +170,23 @@ def cheaper_method(
     """
     order = require_order("order", order)
     trained = trainable(network, problem, filter_spec, learning_rates)
-    points = points_of(trained)
+    stiffness = None if ts is None else _stiffness(trained, ts)
+    return _cheaper(points_of(trained), trained.problem, order, stiffness)
+
+
+def _cheaper(
+    points: Points, problem: Problem, order: int, stiffness: float | None
+) -> Literal["dense", "matrix-free"]:
+    """The cheaper method up to ρT = `stiffness`."""
     rows, slots = points.n_rows, points.n_slots
     size = rows * slots ** (order - 1)
-    stiffness = None if ts is None else _stiffness(trained, ts)
     reading, explicit = READING * _EVALUATIONS * size, float(_EVALUATIONS)
     if stiffness is not None:
         explicit = explicit_evaluations(stiffness)
         reading = READING * explicit * size
         if stiffness > NOT_STIFF:
-            loss = trained.problem.loss
-            reading = min(reading, implicit_cost(size, slots, order, loss))
+            implicit = implicit_cost(size, slots, order, problem.loss)
+            reading = min(reading, implicit)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
     solving = explicit * gradients * 3 * problem.n_train * points.n_params
     itemsize = points.output.dtype.itemsize

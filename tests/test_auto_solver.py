@@ -11,6 +11,9 @@ from conftest import make_network, make_problem
 import nth
 from nth._dynamics.stiffness import fastest_rate
 
+# Networks this narrow leave the level far behind; here the solver is in question.
+pytestmark = pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")
+
 LOSSES = {
     "squared": nth.SquaredError(),
     "logistic": nth.LogisticLoss(),
@@ -178,5 +181,5 @@ def test_a_resumed_solve_takes_the_same_solver(tmp_path):
     ts = [1.0, 100.0, 1000.0]
     first = nth.integrate(dynamics, ts, checkpoint=file)
     again = nth.integrate(dynamics, ts, checkpoint=file)
-    assert eqx.tree_equal(first, again)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
     assert first.stats["solver"] == again.stats["solver"] == "DenseExponential"

@@ -74,14 +74,14 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on nothing may be solved; only shapes may be computed."""
-    solve = _integrate._solve
+    solve = _integrate.solve_piece
 
     def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:
         leaves = jax.tree.leaves(state)
         assert all(isinstance(leaf, Tracer) for leaf in leaves), "a solve"
         return solve(dynamics, state, *args, **options)
 
-    monkeypatch.setattr(_integrate, "_solve", refuse)
+    monkeypatch.setattr(_integrate, "solve_piece", refuse)
 
 
 def relaxation(**options: Any) -> Relaxation:

@@ -94,13 +94,14 @@ def test_figure_shows_every_curve(scalar):
     titles = [axis.get_title() for axis in axes]
     assert titles == [
         "training loss",
-        "RMS error, train points",
-        "RMS error, test points",
+        "RMS error (-- estimate), train",
+        "RMS error (-- estimate), test",
         "accuracy (%), test points",
     ]
     assert len(axes[0].lines) == 3  # the network and two levels
-    drawn = axes[2].lines[1].get_xydata()
-    np.testing.assert_allclose(drawn[:, 1], scalar.error(3, "test")[1:])
+    error, estimate = (line.get_ydata() for line in axes[2].lines[2:4])
+    np.testing.assert_allclose(error, scalar.error(3, "test")[1:])
+    np.testing.assert_allclose(estimate, scalar.error_estimate(3, "test")[1:])
     assert all(axis.get_xlabel() for axis in axes)
 
 
@@ -119,6 +120,7 @@ def test_data_set_is_labeled(scalar, labeled):
 # ---------------------------------------------------------------- what is compared
 
 
+@pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # of a narrow network
 def test_fractional_times_with_integer_inputs():
     """Times are in the dtype of the parameters, not in that of the inputs."""
     x = np.arange(4)[:, None]

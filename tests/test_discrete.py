@@ -358,7 +358,7 @@ def test_momentum_and_batches_may_raise_the_loss():
         warnings.simplefilter("error")
         for optimizer, batches in optimizers:
             solution = nth.solve_discrete(
-                network, SCALAR, 8, optimizer, order=3, **batches
+                network, SCALAR, 8, optimizer, order=4, **batches
             )
             assert np.any(np.diff(solution.loss) > 0)
             assert np.isinf(solution.valid_until)

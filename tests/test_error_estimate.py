@@ -61,12 +61,16 @@ def dense_terms(hierarchy, ts):
     def save(t, state, args):
         return rates_at(hierarchy, state)
 
-    times, index = np.unique(times, return_inverse=True)  # a panel may have no width
+    assert times is not None
+    times, index = np.unique(
+        np.asarray(times), return_inverse=True
+    )  # a panel may have no width
     solution = nth.integrate(
         hierarchy, times, stepsize_controller=TIGHT, save_fn=save, progress=False
     )
     rates = jax.tree.map(lambda leaf: leaf[index], solution.saved)
     integrals = at_start(hierarchy).integrals
+    assert integrals is not None
     each, _ = integrals_at(hierarchy, start, ts, integrals, rates)
     return np.asarray(each.terms)
 
@@ -96,7 +100,7 @@ def test_terms_are_those_of_the_split_equations(kernels, series):
             for key, piece in zip(keys, pieces, strict=True)
         }
         parts |= {(r, 0): flat[r - 1] for r in range(1, 5)}
-        f = sum(parts[1, k] for k in range(4)).reshape(4, 2)[:3]
+        f = np.sum([parts[1, k] for k in range(4)], axis=0).reshape(4, 2)[:3]
         odds = np.exp(f)
         g = (odds / odds.sum(1, keepdims=True) - labels).ravel() / 3
         return np.concatenate([-(parts[r + 1, k - 1] @ g).ravel() for r, k in keys])
@@ -223,7 +227,9 @@ def test_level_two_needs_the_network(kernels, series):
     assert unknown.output_errors is None
     solution = nth.integrate(known, TS, stepsize_controller=TIGHT)
     np.testing.assert_allclose(
-        solution.output_errors, series[2].output_errors, atol=1e-9
+        np.asarray(solution.output_errors),
+        np.asarray(series[2].output_errors),
+        atol=1e-9,
     )
     with pytest.raises(ValueError, match=r"network is not the one that kernels were"):
         nth.DenseHierarchy(
@@ -241,7 +247,10 @@ def test_checkpoints_change_nothing(order, kernels, tmp_path):
             hierarchy, TS, stepsize_controller=TIGHT, checkpoint=file, progress=False
         )
         np.testing.assert_allclose(
-            parts.output_errors, whole.output_errors, rtol=1e-6, atol=1e-10
+            np.asarray(parts.output_errors),
+            np.asarray(whole.output_errors),
+            rtol=1e-6,
+            atol=1e-10,
         )
 
 
@@ -336,9 +345,10 @@ def test_derivatives_and_float32():
             lambda leaf: leaf.astype(jnp.float32) if eqx.is_array(leaf) else leaf,
             (NARROW, HARD),
         )
-        for method in ("dense", "matrix-free"):
+        methods: tuple[Any, ...] = ("dense", "matrix-free")
+        for method in methods:
             both = [
-                nth.solve(*pair, [0.0, 1.0], order=3, method=method)
+                nth.solve(pair[0], pair[1], [0.0, 1.0], order=3, method=method)
                 for pair in (single, (NARROW, HARD))
             ]
             assert both[0].error_estimate.dtype == jnp.float32

@@ -555,6 +555,7 @@ def test_window(seed: int) -> None:
         assert np.isnan(values[~reached]).all()
 
 
+@pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # close to the window's end
 def test_window_of_other_times() -> None:
     """The window belongs to the dynamics, whatever times are requested."""
     with pytest.warns(typed_nth.WindowWarning):

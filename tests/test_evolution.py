@@ -158,7 +158,7 @@ def test_bad_input_is_told(problem):
     flow = nth.GradientFlow(network, problem)
     with pytest.raises(ValueError, match="dynamics must be an AbstractKernelDynamics"):
         nth.kernel_along(nth.TaylorizedFlow(network, problem, degree=2), TS)
-    with pytest.raises(ValueError, match="save_fn: here it is the kernel"):
+    with pytest.raises(ValueError, match="save_fn: the kernel is saved here"):
         nth.kernel_along(flow, TS, save_fn=lambda t, y, args: y)
     with pytest.raises(ValueError, match="count must be below 4"):
         nth.spectrum_along(flow, TS, 4)

@@ -20,6 +20,7 @@ def test_degree_1_is_level_2_on_outputs():
     assert linear.label == "linearized network"
 
 
+@pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # of a narrow network
 def test_a_polynomial_network_is_its_own_polynomial(problem):
     """A linear network of two layers is of degree 2 in θ: degree 2 is exact."""
     network = make_network(4, 1, activation="linear")

@@ -8,8 +8,8 @@ Prints the assumptions and scales of the theorems and writes kernel_motion.png.
 
 import click
 import jax
-import jax.numpy as jnp
 import numpy as np
+from _sphere import data
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -24,13 +24,6 @@ TITLES = {
     "alignment": "alignment with the targets",
     "effective_rank": "effective rank",
 }
-
-
-def data(n: int, d: int) -> nth.Problem:
-    """Points on a sphere, labeled by a product of two coordinates."""
-    x = jax.random.normal(jax.random.key(0), (n, d))
-    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    return nth.Problem(x, jnp.sign(x[:, 0] * x[:, 1]))
 
 
 def report(network: nth.MLP, problem: nth.Problem, width: int) -> None:

@@ -11,6 +11,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _sphere import data
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -24,13 +25,6 @@ COLORS = {
     "DenseExponential": "#009E73",
     "DenseRosenbrock": "#CC79A7",
 }
-
-
-def data(n: int, d: int) -> nth.Problem:
-    """Points on a sphere, labeled by a product of two coordinates."""
-    x = jax.random.normal(jax.random.key(0), (n, d))
-    x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    return nth.Problem(x, jnp.sign(x[:, 0] * x[:, 1]))
 
 
 def solvers(dynamics: nth.AbstractDynamics) -> dict[str, diffrax.AbstractSolver]:

@@ -22,6 +22,7 @@ from .._integrate.integrate import (
     check_options,
     integrate,
 )
+from .._internal.checkpoint import file_of_model
 from .._internal.validation import (
     as_array,
     is_traced,
@@ -29,7 +30,6 @@ from .._internal.validation import (
     require_instance,
     require_name,
     require_order,
-    require_path,
     require_times,
 )
 from .._network.base import trainable
@@ -80,7 +80,7 @@ def compare(
     levels = check_orders(orders)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
     require_name("method", method, METHODS)
-    _check_names(models)
+    check_names(models)
     check_options(options)
     own = trainable(network, problem, filter_spec, learning_rates)
     flow = GradientFlow(own, own.problem, weight_decay=weight_decay)
@@ -100,17 +100,13 @@ def compare(
         else integrate(model, ts, **_own_file(options, re.sub(r"\W+", "-", name)))
         for name, model in models.items()
     }
-    _check_predictions(others, truth)
+    check_predictions(others, truth)
     return Comparison(truth, solutions, problem, known, others)
 
 
 def _own_file(options: IntegrateOptions, model: str) -> IntegrateOptions:
-    """`options` with the checkpoint of one model: run.npz becomes run-p2.npz."""
-    path = options.get("checkpoint")
-    if path is None:
-        return options
-    path = require_path("checkpoint", path)
-    return {**options, "checkpoint": path.with_stem(f"{path.stem}-{model}")}
+    """`options` with the checkpoint of one model."""
+    return {**options, "checkpoint": file_of_model(options.get("checkpoint"), model)}
 
 
 def check_orders(orders: Sequence[int]) -> list[int]:
@@ -131,7 +127,7 @@ def check_orders(orders: Sequence[int]) -> list[int]:
 _TAKEN = re.compile(r"truth|p\W*\d+")
 
 
-def _check_names(models: Mapping[str, Model]) -> None:
+def check_names(models: Mapping[str, Model]) -> None:
     example = 'models={"linear": nth.TaylorizedFlow(network, problem, degree=1)}'
     if not isinstance(models, Mapping):
         raise ValueError(
@@ -149,7 +145,7 @@ def _check_names(models: Mapping[str, Model]) -> None:
             require_instance(f"models[{name!r}]", dynamics, AbstractDynamics, example)
 
 
-def _check_predictions(
+def check_predictions(
     models: Mapping[str, AbstractPrediction], truth: Solution
 ) -> None:
     """Raise if a model predicts other outputs, or at other times, than `truth` has."""
@@ -166,7 +162,7 @@ def _check_predictions(
         if same and not same(model.ts, truth.ts, rtol=1e-5, equal_nan=True):
             raise ValueError(
                 f"models[{name!r}] has the times {model.ts}, and compare {truth.ts}: "
-                "give both the same ts."
+                "give both the same."
             )
 
 

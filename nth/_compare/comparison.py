@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._internal.validation import is_traced, require_concrete, require_name
+from .._integrate.estimates import rms_over_points
+from .._internal.validation import require_concrete, require_name
 from .._problem.losses import SoftmaxCrossEntropy
 from .._problem.problem import Problem
-from .._solution.prediction import AbstractPrediction
+from .._solution.prediction import AbstractPrediction, is_shown, times_text
 from .._solution.solution import Solution
 from .table import name_of, table
 
@@ -70,7 +71,7 @@ class Comparison(eqx.Module):
         difference = getattr(self._solution(order), points) - truth
         if truth.shape[1] == 0:
             raise ValueError("points: problem has no test points; give it an x_test.")
-        return jnp.sqrt(jnp.mean(difference**2, axis=range(1, difference.ndim)))
+        return rms_over_points(difference)
 
     def error_estimate(
         self, order: int | str, points: Points | None = None
@@ -85,7 +86,7 @@ class Comparison(eqx.Module):
             return jnp.full(self.ts.shape, jnp.nan, self.truth.loss.dtype)
         n = self.problem.n_train
         rows = {None: errors, "train": errors[:, :n], "test": errors[:, n:]}[points]
-        return jnp.sqrt(jnp.mean(rows**2, axis=range(1, rows.ndim)))
+        return rms_over_points(rows)
 
     def trusted_until(self, order: int | str, share: float = 0.1) -> float:
         """The first requested time at which the estimated error of level `order` is
@@ -139,15 +140,15 @@ class Comparison(eqx.Module):
         return table(self)
 
     def __repr__(self) -> str:
-        if is_traced(self, jnp.zeros(())) or self.ts.ndim != 1 or self.ts.size == 0:
+        if not is_shown(self.ts, self):
             return eqx.tree_pformat(self)
         points: Points = "test" if self.problem.n_test else "train"
         errors = [
             f"{name_of(p)}: {float(self.error(p, points)[-1]):.1e}" for p in self.every
         ]
         return (
-            f"Comparison({len(self.ts)} {self.clock}s from {self.ts[0]:.4g} to "
-            f"{self.ts[-1]:.4g}, last {points} errors {', '.join(errors)})"
+            f"Comparison({times_text(self.ts)}, last {points} errors "
+            f"{', '.join(errors)})"
         )
 
     def plot(self) -> "Figure":

@@ -88,8 +88,8 @@ def _trust_lines(comparison: "Comparison") -> list[str]:
         if not np.isnan(until):
             lines.append(f"{name_of(p)} is trusted until {at}.")
     if lines:
-        rule = f"estimated error below {_TRUSTED:.0%} of the predicted change"
-        lines[0] = lines[0][:-1] + f" ({rule})."
+        share = f"{_TRUSTED:.0%} of the predicted change"
+        lines.append(f"(Trusted: the estimated error is below {share}.)")
     return lines
 
 

@@ -1,2 +1,2 @@
-"""Training in steps: gradient descent at every level (Huang & Yau, eq. 29), the
+"""Training in steps by any optimizer, at every level (for SGD Huang & Yau, eq. 29), the
 critical learning rate, and the catapult map (Lewkowycz et al. 2020)."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Shaped
 
-from .._custom_types import Inputs, Params, Scalar
+from .._custom_types import Inputs, Scalar
 from .._dynamics.parameter_dynamics import AbstractDescent
 from .._internal.validation import is_traced, require
-from .._kernels.jacobian import push_by_points
+from .._kernels.jacobian import push_by_points, tangent_maps
 from .._network.learning_rates import by_rates, overflow_by_rates
 
 _NOT_FINITE = (
@@ -62,19 +62,9 @@ def _largest_curvature(
     another, which is slower and finite wherever the gradients are."""
     loss = dynamics.problem.loss
     _, unravel = ravel_pytree(dynamics.params)
-
-    def network(params: Params) -> Float[Array, "b *out"]:
-        return dynamics.apply.over(params, x)
-
-    outputs, pull = jax.vjp(network, dynamics.params)
-    # The transpose of reverse mode: a function may have no forward mode (custom_vjp).
-    transpose = jax.linear_transpose(pull, outputs)
-
-    def push(direction: Params) -> Float[Array, "b *out"]:
-        if by_points:
-            return push_by_points(dynamics.apply, dynamics.params, x, direction)
-        return transpose((direction,))[0]
-
+    outputs, pull, push = tangent_maps(dynamics.apply, dynamics.params, x)
+    if by_points:
+        push = partial(push_by_points, dynamics.apply, dynamics.params, x)
     roots = None if dynamics.rates is None else jax.tree.map(jnp.sqrt, dynamics.rates)
     root = partial(by_rates, roots)  # √M
 
@@ -82,7 +72,7 @@ def _largest_curvature(
         direction = root(unravel(vector))
         change = push(direction)
         curved = jax.jvp(lambda f: loss.gradient(f, y), (outputs,), (change,))[1]
-        (back,) = pull(curved)
+        back = pull(curved)
         if dynamics.weight_decay is not None:
             decay = dynamics.weight_decay
             back = jax.tree.map(lambda b, d: b + decay * d, back, direction)
@@ -90,11 +80,11 @@ def _largest_curvature(
         return constant(ravel_pytree(root(back))[0])
 
     drawn = jax.random.normal(jax.random.key(0), outputs.shape, outputs.dtype)
-    start = ravel_pytree(root(pull(drawn)[0]))[0]
-    return _lanczos(product, start, tolerance, iterations)
+    start = ravel_pytree(root(pull(drawn)))[0]
+    return largest_eigenvalue(product, start, tolerance, iterations)
 
 
-def _lanczos(
+def largest_eigenvalue(
     product: Callable[[Vector], Vector],
     start: Vector,
     tolerance: float,
@@ -125,7 +115,10 @@ def _lanczos(
         norm = jnp.linalg.norm(new)
         last = jnp.maximum(k - 1, 0)
         matrix = matrix.at[k, last].set(beta).at[last, k].set(beta).at[k, k].set(alpha)
-        values, vectors = jnp.linalg.eigh(matrix)
+        # The rows that are not reached have eigenvalues below all others.
+        bound = 2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
+        unused = jnp.diag(jnp.where(jnp.arange(iterations) > k, bound, 0))
+        values, vectors = jnp.linalg.eigh(matrix - unused)
         # `eigh` of a NaN matrix may be anything: a NaN is passed on past it.
         largest = jnp.where(jnp.isfinite(norm), values[-1], jnp.nan)
         residual = norm * jnp.abs(vectors[k, -1])

@@ -20,7 +20,7 @@ from .._custom_types import Params
 from .._dynamics.series import SeriesState, Steps
 from .._network.learning_rates import by_rates
 from .optimizer import TracedOptimizer
-from .power_series import Value
+from .power_series import Value, as_series
 
 OptimizerState: TypeAlias = list[Value]
 
@@ -130,9 +130,9 @@ class UpdateExpansion(AbstractExpansion):
             _by_leaf(gradients), state, _by_leaf((params, *series.steps[:-1]))
         )
         order = len(series.steps)
-        updates = [_as_series(update, order) for update in updates]
+        updates = [as_series(update, order) for update in updates]
         new = [
-            _as_series(leaf, order) if isinstance(before, tuple) else leaf
+            as_series(leaf, order) if isinstance(before, tuple) else leaf
             for before, leaf in zip(state, after, strict=True)
         ]
         steps = tuple(
@@ -151,13 +151,6 @@ def expansion_of(optimizer: TracedOptimizer) -> AbstractExpansion:
 def _by_leaf(terms: Sequence[Params]) -> list[Value]:
     """Terms of a series of pytrees as a series for each leaf."""
     return list(zip(*map(jax.tree.leaves, terms), strict=True))
-
-
-def _as_series(value: Value, order: int) -> tuple[Array, ...]:
-    """A series of `order` coefficients."""
-    if isinstance(value, tuple):
-        return value
-    return (value, *[jnp.zeros_like(value)] * (order - 1))
 
 
 def add_updates(params: Params, updates: Sequence[Any], rates: Params | None) -> Params:

@@ -64,6 +64,10 @@ class AbstractTraining(eqx.Module):
         """The judgement of what was saved, given what is seen at step 0."""
 
     @abc.abstractmethod
+    def estimated(self, saved: Any) -> Float[Array, "T m *out"] | None:
+        """The estimated errors of the saved outputs, if there is an estimate."""
+
+    @abc.abstractmethod
     def trained_state(self, state: Any) -> State:
         """The state of a solution."""
 
@@ -82,8 +86,6 @@ class NetworkState(NamedTuple):
 
 class Observed(NamedTuple):
     outputs: Float[Array, "m *out"]
-    errors: None = None
-    """The trained network is the reference: it has no error."""
 
 
 class NetworkTraining(AbstractTraining):
@@ -99,20 +101,17 @@ class NetworkTraining(AbstractTraining):
     def step(
         self, state: NetworkState, x: Inputs, y: Shaped[Array, "b ..."]
     ) -> NetworkState:
-        params, before = state
-        gradient = self.dynamics.gradient(params, x, y)
-        updates, after = self.optimizer(
-            jax.tree.leaves(gradient), before, jax.tree.leaves(params)
-        )
-        return NetworkState(add_updates(params, updates, self.dynamics.rates), after)
+        gradient = self.dynamics.gradient(state.params, x, y)
+        return optimized(self.optimizer, state, gradient, self.dynamics.rates)
 
     def observed(self, state: NetworkState) -> Observed:
         return Observed(self.dynamics.outputs(state.params))
 
     def judged(self, start: Observed, saved: Observed) -> Judgement:
-        flat = saved.outputs.reshape(len(saved.outputs), -1)
-        lost = ~jnp.all(jnp.isfinite(flat), axis=1)
-        return Judgement(lost, jnp.zeros_like(lost))
+        return judged_finite(saved)
+
+    def estimated(self, saved: Observed) -> None:
+        return None
 
     def trained_state(self, state: NetworkState) -> Params:
         return state.params
@@ -120,12 +119,38 @@ class NetworkTraining(AbstractTraining):
     def report(
         self, requested: int, note: str, first: Any, lost: Any, last: Any
     ) -> None:
-        if lost:
-            warn(
-                f"the {self.dynamics.label}'s training diverges to infinite outputs: "
-                f"from the requested step after {last} on they are NaN.{note}",
-                RuntimeWarning,
-            )
+        report_divergence(self.dynamics.label, note, lost, last)
+
+
+def optimized(
+    optimizer: TracedOptimizer,
+    state: NetworkState,
+    gradient: Params,
+    rates: Params | None,
+) -> NetworkState:
+    """The state after a step of `optimizer` by `gradient`."""
+    params, before = state
+    updates, after = optimizer(
+        jax.tree.leaves(gradient), before, jax.tree.leaves(params)
+    )
+    return NetworkState(add_updates(params, updates, rates), after)
+
+
+def judged_finite(saved: Observed) -> Judgement:
+    """The judgement of a model that is no truncation."""
+    flat = saved.outputs.reshape(len(saved.outputs), -1)
+    lost = ~jnp.all(jnp.isfinite(flat), axis=1)
+    return Judgement(lost, jnp.zeros_like(lost))
+
+
+def report_divergence(label: str, note: str, lost: Any, last: Any) -> None:
+    """Warn if training diverged after the requested step `last`."""
+    if lost:
+        warn(
+            f"the {label}'s training diverges to infinite outputs: "
+            f"from the requested step after {last} on they are NaN.{note}",
+            RuntimeWarning,
+        )
 
 
 class LevelState(NamedTuple):
@@ -135,9 +160,6 @@ class LevelState(NamedTuple):
 
 class ObservedLevel(NamedTuple):
     outputs: Float[Array, "m *out"]
-    errors: Float[Array, "m *out"]
-    """The estimate of their error: f(θ₀ + Σ_k u_k) − f̃ times a factor."""
-
     parted: Scalar
     """‖f(θ₀ + Σ_k u_k) − f̃‖ on the training points: of the order of the first term
     that f̃ lacks."""
@@ -146,10 +168,13 @@ class ObservedLevel(NamedTuple):
     """‖[f]_{p−1}‖ on the training points, the last term of f̃; 0 at level 2, where it is
     the only one."""
 
-    terms: Float[Array, " k"]
+    sizes: Float[Array, " k"]
     """‖u_k‖, of the last two coefficients of the parameters."""
 
     loss: Scalar
+
+    errors: Float[Array, "m *out"]
+    """An estimate of the distance from the trained network's outputs."""
 
 
 class LevelTraining(AbstractTraining):
@@ -176,17 +201,35 @@ class LevelTraining(AbstractTraining):
         terms = dynamics.output_terms(state.series)
         outputs = jnp.sum(terms, axis=0)
         train = outputs[: problem.n_train]
-        there = dynamics.over(dynamics.parameters(state.series), problem.x)
-        parted = (there - outputs)[: problem.n_train]
+        parted = dynamics.over(dynamics.parameters(state.series), problem.x) - outputs
+        sizes = jnp.stack([two_norm(u) for u in state.series.steps[-2:]])
         last = jnp.linalg.norm(terms[-1, : problem.n_train].ravel())
         return ObservedLevel(
             outputs=outputs,
-            errors=series_factor(dynamics.order) * (there - outputs),
-            parted=jnp.linalg.norm(parted.ravel()),
+            parted=jnp.linalg.norm(parted[: problem.n_train].ravel()),
             last=last if dynamics.order > 2 else jnp.zeros_like(last),
-            terms=jnp.stack([two_norm(u) for u in state.series.steps[-2:]]),
+            sizes=sizes,
             loss=problem.loss(train, problem.y_train),
+            errors=self._errors(parted, terms[-1], sizes),
         )
+
+    def _errors(
+        self,
+        parted: Float[Array, "m *out"],
+        last: Float[Array, "m *out"],
+        sizes: Float[Array, " k"],
+    ) -> Float[Array, "m *out"]:
+        """The larger of two estimates. f(θ₀ + Σ_k u_k) − f̃ has the terms that the
+        network's nonlinearity adds, and not those of the optimizer, which successive
+        terms show. Kernels of odd order are as small as those above them, so the term
+        after an odd level is as large as its last one."""
+        order = self.dynamics.order
+        errors = series_factor(order) * jnp.abs(parted)
+        if order == 2:
+            return errors
+        safe = jnp.where(sizes[0] > 0, sizes[0], 1)
+        ratio = 1 if order % 2 else jnp.where(sizes[0] > 0, sizes[1] / safe, 0)
+        return jnp.maximum(errors, ratio * jnp.abs(last))
 
     def judged(self, start: ObservedLevel, saved: ObservedLevel) -> Judgement:
         flat = saved.outputs.reshape(len(saved.outputs), -1)
@@ -210,8 +253,11 @@ class LevelTraining(AbstractTraining):
         risen = saved.loss - start.loss > jnp.maximum(start.loss, still)
         far = (saved.parted > limit) | (saved.last > limit)
         # A series whose coefficients grow does not converge.
-        far = far | (saved.terms[:, -1] > saved.terms[:, 0])
+        far = far | (saved.sizes[:, -1] > saved.sizes[:, 0])
         return far | (risen & (moved > rounding))
+
+    def estimated(self, saved: ObservedLevel) -> Float[Array, "T m *out"]:
+        return saved.errors
 
     def trained_state(self, state: LevelState) -> SeriesState:
         return state.series

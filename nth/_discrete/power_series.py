@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array
 
 from .._dynamics.taylor_coefficients import by_jvp
-
-_NO_NAMES = DebugInfo("power_series", "", None, None)
+from .._internal.jaxpr import evaluate
 
 Series: TypeAlias = tuple[Array, ...]
 Value: TypeAlias = Array | Series
@@ -30,7 +29,9 @@ def push(
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(var: Any) -> Value:
-        return jnp.asarray(var.val, var.aval.dtype) if is_number(var) else known[var]
+        if isinstance(var, Literal):
+            return jnp.asarray(var.val, var.aval.dtype)  # pyright: ignore
+        return known[var]
 
     for equation in jaxpr.eqns:
         found = _outputs_of(equation, [read(var) for var in equation.invars])
@@ -38,15 +39,10 @@ def push(
     return [read(var) for var in jaxpr.outvars]
 
 
-def is_number(operand: Any) -> bool:
-    """Whether an operand of an equation is a number, and no variable."""
-    return isinstance(operand, Literal)
-
-
 def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
     name = equation.primitive.name
     if not any(isinstance(value, tuple) for value in inputs):
-        return list(_evaluate(equation, inputs))
+        return list(evaluate(equation, inputs))
     if name in ("jit", "pjit"):
         inner = equation.params["jaxpr"]
         return push(inner.jaxpr, inner.consts, inputs)
@@ -57,7 +53,8 @@ def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
     if name == "div" and not isinstance(inputs[1], tuple):
         return [_each(equation, inputs)]
     if rule := _RULES.get(name):
-        return [rule(equation, *(_as_series(value, inputs) for value in inputs))]
+        order = _order_of(inputs)
+        return [rule(equation, *(as_series(value, order) for value in inputs))]
     return _by_derivatives(equation, inputs)
 
 
@@ -82,41 +79,27 @@ def _is_linear_map(equation: Any) -> bool:
     return equation.primitive.name in _LINEAR_MAPS
 
 
-def _evaluate(equation: Any, inputs: Sequence[Any]) -> Sequence[Array]:
-    """One equation on arrays, by JAX's evaluation of a program of this one line."""
-    values = {
-        var: value
-        for var, value in zip(equation.invars, inputs, strict=True)
-        if not is_number(var)
-    }
-    program = Jaxpr(
-        constvars=[],
-        invars=list(values),
-        outvars=equation.outvars,
-        eqns=[equation],
-        effects=equation.effects,
-        debug_info=_NO_NAMES,
-    )
-    return jaxpr_as_fun(ClosedJaxpr(program, []))(*values.values())
-
-
 def _each(equation: Any, inputs: Sequence[Value]) -> Series:
     """A linear primitive on each coefficient of the one operand that is a series."""
-    order = next(len(value) for value in inputs if isinstance(value, tuple))
     return tuple(
-        _evaluate(
+        evaluate(
             equation,
             [value[k] if isinstance(value, tuple) else value for value in inputs],
         )[0]
-        for k in range(order)
+        for k in range(_order_of(inputs))
     )
 
 
-def _as_series(value: Value, inputs: Sequence[Value]) -> Series:
+def as_series(value: Value, order: int) -> Series:
+    """A series of `order` coefficients."""
     if isinstance(value, tuple):
         return value
-    order = next(len(other) for other in inputs if isinstance(other, tuple))
     return (value, *[jnp.zeros_like(value)] * (order - 1))
+
+
+def _order_of(inputs: Sequence[Value]) -> int:
+    """The number of coefficients of the operands that are series."""
+    return next(len(value) for value in inputs if isinstance(value, tuple))
 
 
 def _sum(equation: Any, left: Series, right: Series) -> Series:
@@ -192,7 +175,7 @@ def _by_derivatives(equation: Any, inputs: Sequence[Value]) -> list[Value]:
                 next(points) if moves else value
                 for moves, value in zip(moving, inputs, strict=True)
             ]
-            return _evaluate(equation, values)[index]
+            return evaluate(equation, values)[index]
 
         return output
 

@@ -1,10 +1,11 @@
 """High-level entry points of discrete training."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
@@ -16,6 +17,7 @@ from .expansion import expansion_of
 from .models import LevelTraining, NetworkTraining
 from .optimizer import TracedOptimizer, traced
 from .plan import Plan, plan
+from .run_options import RunOptions
 from .stability import warn_of_instability
 from .training_loop import run
 
@@ -32,6 +34,9 @@ def solve_discrete(
     batches: Any = None,
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
+    save_fn: Callable[..., PyTree[Array]] | None = None,
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Solution:
     """Predict the outputs of `network` trained by an optimizer, at level p.
 
@@ -70,6 +75,13 @@ def solve_discrete(
         shape `(N, batch size)`.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: what the optimizer's updates are multiplied by for each parameter.
+    - `save_fn`: a function `save_fn(step, state, args)` of floating arrays, whose
+        values at the requested steps are in `Solution.saved`; `state` is that of a
+        solution, and `args` is `None`, as for [`nth.integrate`][].
+    - `progress`: whether to show a progress bar once the run has taken 5 seconds. There
+        is no bar under a transformation of JAX.
+    - `checkpoint`: a file to save to every few seconds. An interrupted run that is
+        repeated with the same arguments goes on from there.
 
     **Returns:** [`nth.Solution`][], `ts` the requested steps. `state` is that of
     [`nth.MatrixFreeHierarchy`][], whose `predict` takes new points. `valid_until` is
@@ -91,11 +103,12 @@ def solve_discrete(
     **Raises:** `ValueError` for bad input.
     """
     order = require_order("order", order)
+    options = RunOptions(save_fn, progress, checkpoint).checked()
     own = trainable(network, problem, filter_spec, learning_rates)
     planned = plan(steps, own.problem.n_train, batch_size, key, batches)
     program = traced(optimizer, own.params)
     warn_of_instability(own, planned, optimizer, program)
-    return levels_of(own, planned, [order], program)[order]
+    return levels_of(own, planned, [order], program, lambda _: options)[order]
 
 
 def train(
@@ -109,6 +122,9 @@ def train(
     batches: Any = None,
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
+    save_fn: Callable[..., PyTree[Array]] | None = None,
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Solution:
     """Train `network` by an optimizer: what [`nth.solve_discrete`][] predicts.
 
@@ -116,9 +132,10 @@ def train(
     `valid_until` is ∞, also where training diverges: outputs are NaN from there on,
     and a `RuntimeWarning` says so.
     """
+    options = RunOptions(save_fn, progress, checkpoint).checked()
     own = trainable(network, problem, filter_spec, learning_rates)
     planned = plan(steps, own.problem.n_train, batch_size, key, batches)
-    return trained_network(own, planned, traced(optimizer, own.params))
+    return trained_network(own, planned, traced(optimizer, own.params), options)
 
 
 def levels_of(
@@ -126,6 +143,7 @@ def levels_of(
     planned: Plan,
     orders: Sequence[int],
     optimizer: TracedOptimizer,
+    options_of: Callable[[int], RunOptions],
 ) -> dict[int, Solution]:
     """The prediction at each of `orders`."""
     expansion = expansion_of(optimizer)
@@ -133,13 +151,16 @@ def levels_of(
     for p in orders:
         hierarchy = MatrixFreeHierarchy(network, network.problem, order=p)
         training = LevelTraining(dynamics=hierarchy, expansion=expansion)
-        solutions[p] = run(training, planned)
+        solutions[p] = run(training, planned, options_of(p))
     return solutions
 
 
 def trained_network(
-    network: TrainableNetwork, planned: Plan, optimizer: TracedOptimizer
+    network: TrainableNetwork,
+    planned: Plan,
+    optimizer: TracedOptimizer,
+    options: RunOptions,
 ) -> Solution:
     """The solution of the trained network."""
     flow = GradientFlow(network, network.problem)
-    return run(NetworkTraining(dynamics=flow, optimizer=optimizer), planned)
+    return run(NetworkTraining(dynamics=flow, optimizer=optimizer), planned, options)

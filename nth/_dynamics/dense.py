@@ -70,30 +70,15 @@ class DenseHierarchy(AbstractKernelDynamics):
                 f"order must be at most {kernels.order}, the order of kernels; got "
                 f"{order}. Form them again with a higher order."
             )
-        if not kernels.complete:
-            raise ValueError(
-                "kernels were formed with rows=..., and a solve needs all points in "
-                "the first slot: form them again without rows."
-            )
-        ntk = kernels[2].shape
-        points = (problem.n_train + problem.n_test, problem.n_train)
-        if (ntk[0], ntk[1 + len(kernels.out_shape)]) != points:
-            raise ValueError(
-                f"kernels have shape {ntk} for K(2), and problem has m = {points[0]} "
-                f"points, n = {points[1]} for training: form them on its points."
-            )
-        x, dtype = floating_dtype(problem.x_train), kernels[1].dtype
-        if x is not None and x != dtype:
-            raise ValueError(
-                f"kernels have dtype {dtype} and problem has {x}: cast one of them."
-            )
+        _require_fit(kernels, problem)
         self.problem = problem.matched_to(jax.eval_shape(lambda f: f[0], kernels[1]))
         self.levels = kernels.tensors[:order]
         self.label = f"level-{order} hierarchy"
         self.network = None
         if network is not None and order == 2:
             self.network = trainable(network, problem, filter_spec, learning_rates)
-            require_same_network(self.network, kernels[1])
+            if self.network is not network:  # not the one that formed the kernels
+                require_same_network(self.network, kernels[1])
 
     def initial_state(self) -> Levels:
         return self.levels[:-1]
@@ -132,3 +117,24 @@ class DenseHierarchy(AbstractKernelDynamics):
 def _contract(kernel: Float[Array, "..."], g: Float[Array, "n *out"]) -> Array:
     """K · g: the last slot of K summed against g."""
     return jnp.tensordot(kernel, g, axes=g.ndim)
+
+
+def _require_fit(kernels: Kernels, problem: Problem) -> None:
+    """Raise `ValueError` unless `kernels` are those of all points of `problem`."""
+    if not kernels.complete:
+        raise ValueError(
+            "kernels were formed with rows=..., and a solve needs all points in "
+            "the first slot: form them again without rows."
+        )
+    ntk = kernels[2].shape
+    points = (problem.n_train + problem.n_test, problem.n_train)
+    if (ntk[0], ntk[1 + len(kernels.out_shape)]) != points:
+        raise ValueError(
+            f"kernels have shape {ntk} for K(2), and problem has m = {points[0]} "
+            f"points, n = {points[1]} for training: form them on its points."
+        )
+    x, dtype = floating_dtype(problem.x_train), kernels[1].dtype
+    if x is not None and x != dtype:
+        raise ValueError(
+            f"kernels have dtype {dtype} and problem has {x}: cast one of them."
+        )

@@ -52,5 +52,6 @@ class AbstractDescent(AbstractKernelDynamics):
         return jax.tree.map(lambda g, s: g + decay * s, gradient, state)
 
     def vector_field(self, t: Scalar, state: State, args: Any) -> State:
+        self.penalty(state)  # refuses a state with another weight decay; not compiled
         slope = self.slope(state, self.problem.x_train, self.problem.y_train)
         return jax.tree.map(jnp.negative, self.scaled(slope))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
 from .._custom_types import Inputs, Params, Scalar
+from .._kernels.jacobian import tangent_maps
 from .._network.base import OutputFunction
 from .._network.learning_rates import by_rates
 from .._problem.inputs import take
@@ -60,12 +61,10 @@ def _of_network(
     x: Inputs,
     y: Shaped[Array, "b ..."],
 ) -> Scalar:
-    outputs, pull = jax.vjp(lambda params: apply.over(params, x), params)
-    # The transpose of reverse mode: a function may have no forward mode (custom_vjp).
-    push = jax.linear_transpose(pull, outputs)
+    outputs, pull, push = tangent_maps(apply, params, x)
 
     def product(vector: Float[Array, "b *out"]) -> Float[Array, "b *out"]:
-        return push((by_rates(rates, pull(vector)[0]),))[0]
+        return push(by_rates(rates, pull(vector)))
 
     return _power_iteration(product, loss, outputs, y)
 

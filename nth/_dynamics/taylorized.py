@@ -92,14 +92,14 @@ class TaylorizedFlow(AbstractDynamics):
         require_state(state, self.params)
 
         def loss(state: Params) -> Scalar:
-            outputs = self._polynomial(state, self.problem.x_train)
+            outputs = self.polynomial(state, self.problem.x_train)
             return self.problem.loss(outputs, self.problem.y_train)
 
         return jax.tree.map(jnp.negative, by_rates(self.rates, jax.grad(loss)(state)))
 
     def outputs(self, state: Params) -> Float[Array, "m *out"]:
         require_state(state, self.params)
-        return self._polynomial(state, self.problem.x)
+        return self.polynomial(state, self.problem.x)
 
     def penalty(self, state: Params) -> Scalar:
         """0: there is no weight decay."""
@@ -110,7 +110,7 @@ class TaylorizedFlow(AbstractDynamics):
         require_like("scaled", scaled, self.params, "initial_state()")
         return two_norm(scaled)
 
-    def _polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:
+    def polynomial(self, state: Params, x: Inputs) -> Float[Array, "points *out"]:
         """f_d(w): the sum of the coefficients in ε of f(θ₀ + ε w)."""
         zeros = jax.tree.map(jnp.zeros_like, state)
         terms = self.coefficients(

@@ -17,6 +17,7 @@ from .._dynamics.taylorized import TaylorizedFlow
 from .._internal.eigenvalues import is_symmetric
 from .._internal.jaxpr import primitives
 from .._internal.validation import is_traced
+from .._network.finiteness import all_finite
 from .._problem.averaged_loss import AveragedLoss
 from .._problem.inputs import take
 from .._problem.losses import (
@@ -90,7 +91,7 @@ def choose(
     tsit5 = diffrax.Tsit5()
     if not adaptive or is_traced(dynamics, ts, jnp.zeros(())):
         return Choice(dynamics, tsit5, None, averaged=False)
-    if loss_has_kinks(dynamics):
+    if loss_has_kinks(dynamics) and _starts_finite(dynamics):
         loss = AveragedLoss(dynamics.problem.loss)
         dynamics = eqx.tree_at(lambda d: d.problem.loss, dynamics, loss)
         stiff = ROCK4()
@@ -102,8 +103,10 @@ def choose(
         return Choice(dynamics, tsit5, None, averaged=False)
     rate = float(estimate)
     stiffness = rate * float(ts[-1])
-    most = _NOT_STIFF_WITH_KINKS if network_has_kinks(dynamics) else NOT_STIFF
-    if not stiffness > most:  # also where the estimate is NaN
+    explicit = not stiffness > NOT_STIFF  # also where the estimate is NaN
+    if not explicit and stiffness <= _NOT_STIFF_WITH_KINKS:
+        explicit = network_has_kinks(dynamics)
+    if explicit:
         return Choice(dynamics, tsit5, rate, averaged=False)
     stiff = ROCK4()
     if isinstance(dynamics, DenseHierarchy):
@@ -157,6 +160,12 @@ def loss_has_kinks(dynamics: AbstractDynamics) -> bool:
     target = jax.ShapeDtypeStruct(problem.y_train.shape[1:], problem.y_train.dtype)
     jaxpr = jax.make_jaxpr(problem.loss.pointwise)(outputs, target).jaxpr
     return not _KINKS.isdisjoint(primitives(jaxpr))
+
+
+def _starts_finite(dynamics: AbstractDynamics) -> bool:
+    """Whether ∂L/∂f is finite at t = 0: an average would hide that it is not."""
+    outputs = dynamics.outputs(dynamics.initial_state())
+    return bool(all_finite(dynamics.output_gradient(outputs)))
 
 
 def network_has_kinks(dynamics: AbstractDynamics) -> bool:

@@ -3,9 +3,12 @@
 import math
 
 import diffrax
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._custom_types import Scalar, State
+from .._dynamics.base import AbstractDynamics
 from .choice import Choice
 from .kinks import KinkController
 from .solvers.chebyshev import ROCK4
@@ -28,7 +31,7 @@ def default_controller(
         # Ends a solution that diverges in finite time, in ever smaller steps.
         dtmin=eps * jnp.minimum(ts[-1], _time_scale(choice.rate)),
         force_dtmin=False,
-        norm=choice.dynamics.error_norm,
+        norm=eqx.Partial(_checked_norm, choice.dynamics),
     )
     # A kink is detected by the order of the error estimate, which for multistep methods
     # is lower in the first steps.
@@ -37,6 +40,18 @@ def default_controller(
         loosest = _LOOSEST_AVERAGED if choice.averaged else _LOOSEST
         return KinkController(controller, loosest)
     return controller
+
+
+def _checked_norm(dynamics: AbstractDynamics, scaled: State) -> Scalar:
+    """The error norm of `dynamics`: checked while it is traced."""
+    norm = dynamics.error_norm(scaled)
+    shape, dtype = getattr(norm, "shape", None), getattr(norm, "dtype", None)
+    if shape != () or not jnp.issubdtype(dtype or bool, jnp.floating):
+        raise ValueError(
+            "dynamics: error_norm(scaled) must be a floating scalar, such as the root "
+            f"mean square of all entries; got {norm!r}."
+        )
+    return norm
 
 
 def _time_scale(rate: float | None) -> float:

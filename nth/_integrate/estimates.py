@@ -34,7 +34,9 @@ class Reached(NamedTuple):
     """What one part of a solve hands on to the next."""
 
     state: State
-    integrals: Integrals | None
+    integrals: Integrals | None = None
+    expansion: Any = None
+    """An `Expansion`, in a solve with restarts."""
 
 
 def at_start(dynamics: AbstractDynamics) -> Reached:
@@ -92,7 +94,9 @@ def dense_errors(
     if order > 2:
         terms = each.terms.reshape(len(ts), -1, *outputs.shape[1:])
         first = outputs - dynamics.levels[0][None] - jnp.sum(terms, axis=1)
-        factors = last_term_factors(order, _rms(first), _rms(terms[:, 0]))
+        factors = last_term_factors(
+            order, rms_over_points(first), rms_over_points(terms[:, 0])
+        )
         return jnp.expand_dims(factors, range(1, outputs.ndim)) * terms[:, -1], last
     if dynamics.network is None:
         return None, last
@@ -135,13 +139,13 @@ def estimate_of(
     if errors is None:
         unknown = jnp.full(len(outputs), jnp.nan, outputs.dtype)
         return Estimate(unknown, unknown, None)
-    size, change = _rms(errors), _rms(outputs - start[None])
+    size, change = rms_over_points(errors), rms_over_points(outputs - start[None])
     greatest = jax.lax.cummax(change)
     share = jnp.where(greatest > 0, size / jnp.where(greatest > 0, greatest, 1), 0)
     return Estimate(size, share, errors)
 
 
-def _rms(values: Float[Array, "T m *out"]) -> Float[Array, " T"]:
+def rms_over_points(values: Float[Array, "T m *out"]) -> Float[Array, " T"]:
     """Root mean square over points and outputs, with a derivative of zero at zero."""
     square = jnp.mean(values**2, axis=range(1, values.ndim))
     safe = jnp.where(square > 0, square, 1)

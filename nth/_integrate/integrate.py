@@ -13,39 +13,33 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
-from .._dynamics.dense import DenseHierarchy
-from .._dynamics.dense_terms import rates_at
+from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._internal.checkpoint import Checkpoint, fingerprint
-from .._internal.validation import is_traced, require_instance, require_times
 from .._network.finiteness import all_finite
-from .._network.memory import require_memory, tree_bytes
-from .._problem.inputs import require_like
+from .._solution.results import RESULTS
 from .._solution.solution import Solution
+from .checks import checked_times
 from .choice import SolverOption, choose
 from .controller import default_controller
-from .counts import counts
-from .estimates import (
-    Reached,
-    at_start,
-    dense_errors,
-    errors_at,
-    estimate_of,
-    node_times,
-)
+from .estimates import Reached, at_start, estimate_of
 from .options import (
     IntegrateOptions as IntegrateOptions,
     check_options as check_options,
-    check_save_fn,
-    check_step_times,
     is_adaptive,
 )
 from .outcome import report, result_of
+from .piece import solve_piece, solved_functions
 from .progress import as_meter
+from .restarts import (
+    Budget,
+    Restarting,
+    first_expansion,
+    output_rate,
+    rebased,
+    until,
+    with_restart_times,
+)
 from .segments import Piece, from_time_to_time
-from .validity import blow_up, first_rise, loss_rate
-
-# Copies of the state that a solver holds: those of seven stages, or of several steps.
-_COPIES = 12
 
 
 def integrate(
@@ -61,6 +55,8 @@ def integrate(
     checkpoint: str | os.PathLike[str] | None = None,
     save_fn: Callable[[Scalar, State, Any], PyTree[Array]] | None = None,
     throw: bool = True,
+    until_error: float | None = None,
+    restart: bool = False,
 ) -> Solution:
     """Integrate `dynamics` from t = 0 and return its outputs at the times `ts`.
 
@@ -99,9 +95,15 @@ def integrate(
         `None`.
     - `throw`: whether a failed solve raises an error. Otherwise its values at times
         that it did not reach are NaN, and `result` gives the cause.
+    - `until_error`: end the solve where `Solution.error_estimate` reaches this number:
+        values at later times are NaN.
+    - `restart`: with `until_error` and a [`nth.MatrixFreeHierarchy`][], expand the
+        series again around the parameters reached, θ₀ + Σ_k u_k, so often that the
+        estimates of all parts together stay near or below `until_error` up to the last
+        time. `Solution.restarts` holds the times. Not under transformations of JAX.
 
-    With `checkpoint` the solver stops at each of `ts`; otherwise it steps over them and
-    interpolates. The two agree to within its tolerance.
+    With `checkpoint` or `restart` the solver stops at each of `ts`; otherwise it steps
+    over them and interpolates. The two agree to within its tolerance.
 
     A truncation that leaves its window is integrated up to the last time if possible,
     and gives one warning, [`nth.WindowWarning`][]; `valid_until` is the time. If that
@@ -124,41 +126,33 @@ def integrate(
         "checkpoint": checkpoint,
         "save_fn": save_fn,
         "throw": throw,
+        "until_error": until_error,
+        "restart": restart,
     }
-    times = _checked_times(dynamics, ts, options)
+    times = checked_times(dynamics, ts, options)
     choice = choose(dynamics, times, solver, is_adaptive(stepsize_controller))
     if stepsize_controller is None:
         stepsize_controller = default_controller(choice, times)
     dt0 = None if dt0 is None else jnp.asarray(dt0, times.dtype)
     steps = (choice.solver, stepsize_controller, dt0)
-    settings = (*steps, adjoint, max_steps, save_fn)
-    if checkpoint is None:
+    budget = None
+    if until_error is not None:
+        budget = Budget(jnp.asarray(until_error, times.dtype))
+    settings = (*steps, adjoint, max_steps, save_fn, budget)
+    file = None
+    if checkpoint is not None:
+        limits = (*steps, until_error, restart)
+        file = _file(checkpoint, choice.dynamics, times, limits, save_fn)
+    if file is None and not restart:
         piece = _in_one_piece(choice.dynamics, times, settings, progress)
     else:
-        file = _file(checkpoint, choice.dynamics, times, steps, save_fn)
-        piece = _with_checkpoint(choice.dynamics, times, settings, progress, file)
-    solution = _as_solution(dynamics, times, piece, type(choice.solver).__name__)
+        in_parts = _with_restarts if restart else _with_checkpoint
+        piece = in_parts(choice.dynamics, times, settings, progress is not False, file)
+    name = type(choice.solver).__name__
+    solution = _as_solution(dynamics, times, piece, name, until_error, restart)
+    if restart:
+        solution = with_restart_times(solution, piece)
     return report(dynamics, solution, throw, max_steps)
-
-
-def _checked_times(
-    dynamics: AbstractDynamics, ts: Any, options: IntegrateOptions
-) -> Float[Array, " T"]:
-    """`ts` in the dtype of the state; `ValueError` for whatever cannot be solved."""
-    require_instance("dynamics", dynamics, AbstractDynamics, "nth.DenseHierarchy(...)")
-    check_options(options)
-    state = dynamics.initial_state()
-    _require_state(dynamics, state)
-    times = require_times(ts, jnp.result_type(*jax.tree.leaves(state)))
-    check_step_times(options.get("stepsize_controller"), times)
-    save_fn = options.get("save_fn")
-    check_save_fn(save_fn, times[0], state)
-    _require_memory(dynamics, state, times, save_fn)
-    if options.get("checkpoint") is not None and is_traced(
-        dynamics, times, state, jnp.zeros(())
-    ):
-        raise ValueError("checkpoint cannot be used under jax.jit.")
-    return times
 
 
 def _in_one_piece(
@@ -169,20 +163,49 @@ def _in_one_piece(
 ) -> Piece:
     start = at_start(dynamics)
     meter = as_meter(progress, dynamics.label, (dynamics, start.state, ts))
-    return _solve(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
+    return solve_piece(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
+
+
+def _with_restarts(
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    settings: tuple[Any, ...],
+    shown: bool,
+    file: Checkpoint | None,
+) -> Piece:
+    """The solve from one requested time to the next, in parts with small errors."""
+    assert isinstance(dynamics, MatrixFreeHierarchy)  # by `require_estimate`
+    *steps, save_fn, budget = settings
+    budget = Budget(budget.tolerance, output_rate(dynamics), last=ts[-1])
+
+    def solve(
+        dynamics: MatrixFreeHierarchy,
+        reached: Reached,
+        start: Scalar,
+        ts: Float[Array, " T"],
+        *varied: Any,
+    ) -> Piece:
+        part = (*steps, *varied, diffrax.NoProgressMeter())
+        return solve_piece(dynamics, reached, start, ts, part)
+
+    run = Restarting(dynamics, budget, solve, save_fn)
+    piece = from_time_to_time(run, dynamics, ts, file, shown, first_expansion(dynamics))
+    state = rebased(piece.state.state, piece.state.expansion.params)
+    return piece._replace(state=piece.state._replace(state=state))
 
 
 def _with_checkpoint(
     dynamics: AbstractDynamics,
     ts: Float[Array, " T"],
     settings: tuple[Any, ...],
-    progress: bool | diffrax.AbstractProgressMeter,
-    file: Checkpoint,
+    shown: bool,
+    file: Checkpoint | None,
 ) -> Piece:
     """The solve from one requested time to the next, each saved to `file`."""
-    run = partial(_solve, dynamics, settings=(*settings, diffrax.NoProgressMeter()))
-    successful = diffrax.RESULTS.successful
-    return from_time_to_time(run, dynamics, ts, file, progress is not False, successful)
+    run = partial(
+        solve_piece, dynamics, settings=(*settings, diffrax.NoProgressMeter())
+    )
+    return from_time_to_time(run, dynamics, ts, file, shown, at_start(dynamics))
 
 
 def _file(
@@ -193,7 +216,7 @@ def _file(
     save_fn: Any,
 ) -> Checkpoint:
     # A function is identified by what it computes: the name of a lambda is not unique.
-    traced, *_ = eqx.filter_make_jaxpr(_solved_functions)(
+    traced, *_ = eqx.filter_make_jaxpr(solved_functions)(
         dynamics, ts[0], dynamics.initial_state(), save_fn
     )
     return Checkpoint(
@@ -201,155 +224,28 @@ def _file(
     )
 
 
-def _require_state(dynamics: AbstractDynamics, state: State) -> None:
-    """Raise `ValueError` unless `state` is a pytree of floating arrays with a norm."""
-    leaves = jax.tree.leaves(state)
-    if not leaves or not all(eqx.is_inexact_array(leaf) for leaf in leaves):
-        raise ValueError(
-            "dynamics: initial_state() must be a pytree of floating JAX arrays; got "
-            f"{state!r}."
-        )
-    norm = eqx.filter_eval_shape(dynamics.error_norm, state)
-    shape, dtype = getattr(norm, "shape", None), getattr(norm, "dtype", None)
-    if shape != () or not jnp.issubdtype(dtype or bool, jnp.floating):
-        raise ValueError(
-            "dynamics: error_norm(scaled) must be a floating scalar, such as the root "
-            f"mean square of all entries; got {norm!r}."
-        )
-
-
-def _checked_rate(
-    dynamics: AbstractDynamics, t: Scalar, state: State, args: Any
-) -> State:
-    """The vector field, in the structure of `state`: checked while it is traced."""
-    rate = dynamics.vector_field(t, state, args)
-    require_like("dynamics: vector_field(t, state, args)", rate, state, "the state")
-    return rate
-
-
-def _require_memory(
-    dynamics: AbstractDynamics, state: State, ts: Float[Array, " T"], save_fn: Any
-) -> None:
-    """Raise `ValueError` if the saved values and the solver state exceed the memory."""
-    saved = eqx.filter_eval_shape(_saved, dynamics, ts[0], state, save_fn)
-    points = dynamics.problem.n_train + dynamics.problem.n_test
-    shape = getattr(saved["outputs"], "shape", None)
-    if shape is None or shape[:1] != (points,):
-        raise ValueError(
-            f"dynamics: outputs(state) must be an array with one row for each of the "
-            f"{points} points of problem; got "
-            f"{saved['outputs'] if shape is None else f'shape {shape}'}."
-        )
-    require_memory(
-        "ts",
-        f"a solve of the {dynamics.label} with values saved at {len(ts)} times",
-        len(ts) * tree_bytes(saved) + _COPIES * tree_bytes(state),
-        "Give fewer times, use fewer points or float32, or let save_fn return less.",
-    )
-
-
-@eqx.filter_jit
-def _solve(
-    dynamics: AbstractDynamics,
-    reached: Reached,
-    start: Scalar,
-    ts: Float[Array, " T"],
-    settings: tuple[Any, ...],
-) -> Piece:
-    solver, controller, dt0, adjoint, max_steps, save_fn, meter = settings
-    solved = diffrax.diffeqsolve(
-        diffrax.ODETerm(eqx.filter_jit(eqx.Partial(_checked_rate, dynamics))),  # pyright: ignore[reportArgumentType]
-        solver,
-        t0=start,
-        t1=ts[-1],
-        dt0=dt0,
-        y0=reached.state,
-        saveat=diffrax.SaveAt(
-            subs=_saves(dynamics, start, ts, save_fn), solver_state=True
-        ),
-        stepsize_controller=controller,
-        adjoint=adjoint,
-        event=diffrax.Event(blow_up(dynamics)) if dynamics.truncated else None,
-        max_steps=max_steps,
-        throw=False,
-        progress_meter=meter,
-    )
-    assert solved.ts is not None  # for the type checker: saveat is given
-    assert solved.ys is not None
-    steps, saved = solved.ts["rates"], solved.ys["saved"]
-    integrals = reached.integrals
-    if isinstance(dynamics, DenseHierarchy):
-        known = (start, ts, integrals, solved.ys["nodes"], saved["outputs"])
-        errors, integrals = dense_errors(dynamics, *known)
-        saved = {**saved, "errors": errors}
-    there = jnp.isfinite(solved.ts["saved"])
-
-    def where_reached(leaf: Array) -> Array:
-        return jnp.where(jnp.expand_dims(there, range(1, leaf.ndim)), leaf, jnp.nan)
-
-    last_time = jnp.max(jnp.where(jnp.isfinite(steps), steps, start))
-    state = jax.tree.map(lambda leaf: leaf[-1], solved.ys["state"])
-    return Piece(
-        saved=jax.tree.map(where_reached, saved),
-        valid_until=first_rise(steps, solved.ys["rates"]),
-        counts={
-            **counts(solver, dynamics, solved.stats, solved.solver_state),
-            "last_time": last_time,
-        },
-        state=Reached(state, integrals),
-        result=solved.result,
-    )
-
-
-def _saves(
-    dynamics: AbstractDynamics, start: Scalar, ts: Float[Array, " T"], save_fn: Any
-) -> dict[str, diffrax.SubSaveAt]:
-    """Outputs at requested times, the rate of the loss at each step, the last state,
-    and what the error estimate of the dense form takes from times in between."""
-    nodes = {}
-    if isinstance(dynamics, DenseHierarchy):
-        times = node_times(dynamics, start, ts)
-        rates = diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: rates_at(dynamics, y))
-        nodes = {"nodes": rates}
-    return {
-        **nodes,
-        "saved": diffrax.SubSaveAt(
-            ts=ts, fn=lambda t, y, args: _saved(dynamics, t, y, save_fn)
-        ),
-        "rates": diffrax.SubSaveAt(
-            t0=True, steps=True, fn=lambda t, y, args: loss_rate(dynamics, t, y)
-        ),
-        "state": diffrax.SubSaveAt(t1=True),
-    }
-
-
-@eqx.filter_jit
-def _saved(
-    dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
-) -> dict[str, Any]:
-    saved = None if save_fn is None else save_fn(t, state, None)
-    return {
-        "outputs": dynamics.outputs(state),
-        "errors": errors_at(dynamics, state),
-        "saved": saved,
-    }
-
-
-def _solved_functions(
-    dynamics: AbstractDynamics, t: Scalar, state: State, save_fn: Any
-) -> Any:
-    return dynamics.vector_field(t, state, None), _saved(dynamics, t, state, save_fn)
-
-
 @eqx.filter_jit
 def _as_solution(
-    dynamics: AbstractDynamics, ts: Float[Array, " T"], piece: Piece, solver: str
+    dynamics: AbstractDynamics,
+    ts: Float[Array, " T"],
+    piece: Piece,
+    solver: str,
+    until_error: float | None,
+    restart: bool,
 ) -> Solution:
     problem = dynamics.problem
+    start = dynamics.outputs(dynamics.initial_state())
+    event, over = RESULTS.diverged, jnp.asarray(False)
+    if restart:
+        event = RESULTS.max_restarts_reached
+    elif until_error is not None:
+        event = RESULTS.error_reached
+        piece, over = until(piece, start, until_error)
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     left = jnp.isfinite(piece.valid_until)
-    start = dynamics.outputs(dynamics.initial_state())
+    result = result_of(piece.result, left, all_finite(train, test, loss), event)
+    result = RESULTS.where(over, RESULTS.error_reached, result)
     estimate = estimate_of(piece.saved["errors"], piece.saved["outputs"], start)
     return Solution(
         ts=ts,
@@ -357,7 +253,7 @@ def _as_solution(
         test=test,
         loss=loss,
         valid_until=piece.valid_until,
-        result=result_of(piece.result, left, all_finite(train, test, loss)),
+        result=result,
         state=piece.state.state,
         counts=piece.counts,
         label=dynamics.label,

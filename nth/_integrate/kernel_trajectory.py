@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 from typing_extensions import Unpack
 
 from .._custom_types import Scalar, State
@@ -37,8 +37,8 @@ class KernelPath(eqx.Module):
     """The solution along which the kernel was evaluated."""
 
     @property
-    def ts(self) -> Float[Array, " T"]:
-        """The requested times."""
+    def ts(self) -> Float[Array, " T"] | Int[Array, " T"]:
+        """The requested times, or steps."""
         return self.solution.ts
 
     def on_train(self) -> tuple[Float[Array, "s s"], Float[Array, "T s s"]]:
@@ -75,9 +75,14 @@ def kernel_along(
     memory.
     """
     dynamics = _with_kernel(dynamics, options)
-    _require_memory(dynamics, ts)
+    require_kernel_memory(
+        "ts",
+        dynamics,
+        (np.size(ts) + 1, "times"),
+        "Give fewer times, or use nth.spectrum_along, which forms no kernel.",
+    )
     if isinstance(dynamics, DenseHierarchy):  # K̃⁽²⁾ is a small part of its state
-        solution = integrate(dynamics, ts, **{**options, "save_fn": _SaveNTK(dynamics)})
+        solution = integrate(dynamics, ts, **{**options, "save_fn": SaveNTK(dynamics)})
         ntk = solution.saved
     else:
         solution = integrate(dynamics, ts, **{**options, "save_fn": _save_state})
@@ -86,18 +91,18 @@ def kernel_along(
     return KernelPath(_kernels_of(dynamics, start)[0], ntk, solution)
 
 
-def _require_memory(dynamics: AbstractKernelDynamics, ts: Any) -> None:
-    """Raise `ValueError` if the kernels at all times would not fit in memory."""
+def require_kernel_memory(
+    argument: str, dynamics: AbstractKernelDynamics, times: tuple[int, str], cure: str
+) -> None:
+    """Raise `ValueError` if the kernels at so many `times`, or steps, would not fit in
+    memory."""
     outputs = eqx.filter_eval_shape(dynamics.outputs, dynamics.initial_state())
     slots = math.prod(outputs.shape) // len(outputs) * dynamics.problem.n_train
     kernel = math.prod(outputs.shape) * slots * outputs.dtype.itemsize
-    times = np.size(ts) + 1
-    require_memory(
-        "ts",
-        f"the kernel at {times} times, of {math.prod(outputs.shape)} x {slots} slots",
-        times * kernel,
-        "Give fewer times, or use nth.spectrum_along, which forms no kernel.",
-    )
+    count, unit = times
+    size = f"{math.prod(outputs.shape)} x {slots} slots"
+    purpose = f"the kernel at {count} {unit}, of {size}"
+    require_memory(argument, purpose, count * kernel, cure)
 
 
 @eqx.filter_jit
@@ -175,12 +180,12 @@ def _save_state(t: Scalar, state: State, args: Any) -> State:
     return state
 
 
-class _SaveNTK(eqx.Module):
+class SaveNTK(eqx.Module):
     """K̃⁽²⁾ as a `save_fn`; a module, so that its arrays are arguments of the solve."""
 
     dynamics: AbstractKernelDynamics
 
-    def __call__(self, t: Scalar, state: State, args: Any) -> Float[Array, "m ..."]:
+    def __call__(self, t: Any, state: State, args: Any) -> Float[Array, "m ..."]:
         return self.dynamics.ntk(state)
 
 

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
 from .._internal.validation import (
@@ -47,6 +47,8 @@ class IntegrateOptions(TypedDict, total=False):
     checkpoint: str | os.PathLike[str] | None
     save_fn: Callable[[Scalar, State, Any], PyTree[Array]] | None
     throw: bool
+    until_error: float | None
+    restart: bool
 
 
 def check_options(options: IntegrateOptions) -> None:
@@ -62,6 +64,11 @@ def check_options(options: IntegrateOptions) -> None:
                 f"the solve are {', '.join(_CHECKS)}."
             )
         _CHECKS[name](value)
+    if options.get("restart") and options.get("until_error") is None:
+        raise ValueError(
+            "restart needs until_error, the estimated error that may be reached: for "
+            "instance until_error=1e-3."
+        )
     controller = _innermost(options.get("stepsize_controller"))
     adaptive = is_adaptive(controller)
     solver = options.get("solver", "auto")
@@ -142,6 +149,11 @@ def _check_save_fn(save_fn: Any) -> None:
         require_callable("save_fn", save_fn, "save_fn(t, state, args)")
 
 
+def _check_until_error(until_error: Any) -> None:
+    if until_error is not None:
+        require_positive("until_error", until_error)
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "solver": _check_solver,
     "stepsize_controller": _check_controller,
@@ -152,6 +164,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "checkpoint": _check_file,
     "save_fn": _check_save_fn,
     "throw": lambda value: require_bool("throw", value),
+    "until_error": _check_until_error,
+    "restart": lambda value: require_bool("restart", value),
 }
 
 
@@ -230,7 +244,7 @@ def check_step_times(controller: Any, ts: Float[Array, " T"]) -> None:
         )
 
 
-def check_save_fn(save_fn: Any, t: Scalar, state: State) -> None:
+def check_save_fn(save_fn: Any, t: Scalar | Int[Array, ""], state: State) -> None:
     """Raise unless `save_fn` returns floating-point arrays for such a state."""
     if save_fn is None:
         return

@@ -15,15 +15,19 @@ from .._solution.results import RESULTS
 from .._solution.solution import Solution
 from .diagnosis import cause_at_start
 from .options import CONSTANT_STEPS
+from .restarts import MOST_RESTARTS
 from .validity import first_inaccurate, warn_of_error, warn_of_window
 
 
-def result_of(solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""]) -> RESULTS:
+def result_of(
+    solved: Any, left: Bool[Array, ""], finite: Bool[Array, ""], event: Any
+) -> RESULTS:
     """The result of a solve, given the result `solved` of diffrax, whether the model
-    left its window, and whether all outputs and losses at reached times are finite."""
+    left its window, whether all outputs and losses at reached times are finite, and
+    what an event means."""
     results = diffrax.RESULTS
     pairs = (
-        (results.event_occurred, RESULTS.diverged),
+        (results.event_occurred, event),
         (results.max_steps_reached, RESULTS.max_steps_reached),
         (results.dt_min_reached, RESULTS.step_too_small),
         (results.max_steps_rejected, RESULTS.max_steps_rejected),
@@ -44,7 +48,8 @@ def report(
     """Warn if the window was left; raise if the solve failed inside it and `throw`."""
     result = solution.result
     reached = (result == RESULTS.successful) | (result == RESULTS.left_window)
-    failed = ~reached & jnp.isinf(solution.valid_until)
+    ended = reached | (result == RESULTS.error_reached)
+    failed = ~ended & jnp.isinf(solution.valid_until)
     last_time, label = solution.stats["last_time"], solution.label
     if is_traced(solution):
         _warn(solution, reached)
@@ -68,7 +73,7 @@ def _warn(solution: Solution, reached: Bool[Array, ""]) -> None:
     until, last_time = solution.valid_until, solution.stats["last_time"]
     say(partial(warn_of_window, solution.label), until, reached, last_time)
     first = first_inaccurate(solution.ts, solution.error_share, until)
-    say(partial(warn_of_error, solution.label), first)
+    say(partial(warn_of_error, solution.label, "t = "), first)
 
 
 def _index(result: Any, causes: list[tuple[Any, str]]) -> Array:
@@ -108,6 +113,11 @@ def _failures(max_steps: int) -> list[tuple[Any, str]]:
             f"it took max_steps={max_steps} steps. Give a larger max_steps or earlier "
             'times; for long times, where solver="auto" cannot be used, as under '
             f"jax.jit, solver=nth.ROCK4(). {kink}",
+        ),
+        (
+            RESULTS.max_restarts_reached,
+            f"it took {MOST_RESTARTS} restarts. Give a larger until_error, a higher "
+            "order or earlier times.",
         ),
         (
             RESULTS.step_too_small,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._internal.checkpoint import Checkpoint, is_spread, on_host
-from .estimates import at_start
+from .estimates import Reached
 from .progress import fraction_bar
 
 
@@ -43,25 +44,25 @@ def from_time_to_time(
     ts: Float[Array, " T"],
     file: Checkpoint | None,
     progress: bool,
-    successful: Any,
+    initial: Reached,
 ) -> Piece:
     """Solve by `run` from each requested time to the next, saving to `file` after each.
 
-    `successful` is the result of an interval that did not fail.
+    `initial` is what the first interval starts from.
     """
     spread = is_spread((dynamics, dynamics.initial_state()))
     leads = not spread or jax.process_index() == 0
-    known = _restored(run, dynamics, ts, file, spread)
+    known = _restored(run, initial, ts, file, spread)
     hidden = not (progress and leads)
     bar = fraction_bar(float(ts[-1]), dynamics.label, hidden)
     _show(bar, known.counts)
-    result = successful
+    result = diffrax.RESULTS.successful
     for i in range(int(known.done), len(ts)):
         start = ts[i - 1] if i else jnp.zeros_like(ts[0])
         piece = run(jax.tree.map(jnp.asarray, known.state), start, ts[i : i + 1])
         known, result = _extended(known, piece), piece.result
         _show(bar, known.counts)
-        if result != successful:
+        if result != diffrax.RESULTS.successful:
             break
         if file is not None:
             reached = on_host(tuple(known))
@@ -74,13 +75,12 @@ def from_time_to_time(
 
 def _restored(
     run: Callable[..., Piece],
-    dynamics: AbstractDynamics,
+    state: Reached,
     ts: Float[Array, " T"],
     file: Checkpoint | None,
     spread: bool,
 ) -> _Progress:
     """The content of `file`, or the initial values if there is none."""
-    state = at_start(dynamics)
     first = jax.eval_shape(run, state, ts[0], ts[:1])
     saved = jax.tree.map(
         lambda leaf: np.full((len(ts), *leaf.shape[1:]), np.nan, leaf.dtype),

@@ -98,13 +98,14 @@ def first_inaccurate(
     return jnp.where(jnp.isinf(valid_until), first, jnp.inf)
 
 
-def warn_of_error(label: str, note: str, inaccurate_from: Any) -> None:
-    """Warn once, at the user's line, if the estimated error is large."""
+def warn_of_error(label: str, clock: str, note: str, inaccurate_from: Any) -> None:
+    """Warn once, at the user's line, if the estimated error is large; `clock` precedes
+    the time or step."""
     if np.isinf(inaccurate_from):
         return
     warn(
         f"the {label} has an estimated error of more than {_WARN_SHARE:.0%} of the "
-        f"change that it predicts, from t = {inaccurate_from:.4g} on; see "
+        f"change that it predicts, from {clock}{inaccurate_from:.4g} on; see "
         "Solution.error_estimate. Give a higher order, earlier times or a wider "
         f"network.{note}",
         AccuracyWarning,

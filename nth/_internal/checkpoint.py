@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def fingerprint(*parts: Any) -> str:
     """A digest of pytrees: structure, and the dtype, shape and bytes of each array."""
     digest = hashlib.sha256()
     leaves, tree = jax.tree.flatten(parts)
-    leaves = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    leaves = [jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in leaves]
     digest.update(_without_addresses(str(tree)).encode())
     for leaf in leaves:
         if isinstance(leaf, jax.Array | np.ndarray | np.generic):
@@ -41,7 +42,8 @@ def _without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of random keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(
         leaf.dtype, jax.dtypes.prng_key
     )
@@ -62,6 +64,14 @@ def is_spread(tree: PyTree) -> bool:
     """Whether a part of any array belongs to another process."""
     leaves = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     return not all(leaf.is_fully_addressable for leaf in leaves)
+
+
+def file_of_model(path: str | os.PathLike[str] | None, model: str) -> Path | None:
+    """The checkpoint of one model of a comparison: run.npz becomes run-p2.npz."""
+    if path is None:
+        return None
+    path = require_path("checkpoint", path)
+    return path.with_stem(f"{path.stem}-{model}")
 
 
 class Checkpoint:

@@ -5,7 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, jaxpr_as_fun
+
+_NO_NAMES = DebugInfo("equation", "", None, None)
+
+
+def evaluate(equation: Any, inputs: Sequence[Any]) -> Sequence[Any]:
+    """One equation on the values of its operands; a literal is its own value."""
+    values = {
+        var: value
+        for var, value in zip(equation.invars, inputs, strict=True)
+        if not isinstance(var, Literal)
+    }
+    program = Jaxpr(
+        constvars=[],
+        invars=list(values),
+        outvars=equation.outvars,
+        eqns=[equation],
+        effects=equation.effects,
+        debug_info=_NO_NAMES,
+    )
+    return jaxpr_as_fun(ClosedJaxpr(program, []))(*values.values())
 
 
 def primitives(jaxpr: Any) -> Iterator[str]:

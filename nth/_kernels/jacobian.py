@@ -105,6 +105,22 @@ def _by_rows(
     return one.reshape(-1, one.shape[2])
 
 
+def tangent_maps(
+    apply: OutputFunction, params: Params, x: Inputs
+) -> tuple[Float[Array, "points *out"], Callable[[Array], Params], Callable[..., Any]]:
+    """The outputs, and the products with Jᵀ and with J.
+
+    J is the transpose of reverse mode, since a function may have no forward mode.
+    """
+    outputs, pull = jax.vjp(lambda params: apply.over(params, x), params)
+    transpose = jax.linear_transpose(pull, outputs)
+
+    def push(direction: Params) -> Float[Array, "points *out"]:
+        return transpose((direction,))[0]
+
+    return outputs, lambda vector: pull(vector)[0], push
+
+
 def jacobian_of(apply: OutputFunction, params: Params) -> Callable[[Any], Params]:
     """x ↦ ∂f(θ, x)/∂θ, the outputs in one leading axis."""
 

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 from jaxtyping import Array
+
+from .._internal.jaxpr import evaluate
 
 # A value: its number, or a constant of the jaxpr.
 Atom = int | Literal
@@ -21,7 +23,6 @@ class Step(NamedTuple):
     """One primitive operation; values are numbered in the order of their creation."""
 
     equation: Any
-    debug_info: Any
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
 
@@ -34,16 +35,6 @@ class Step(NamedTuple):
     def params(self) -> dict[str, Any]:
         """The static parameters of the primitive."""
         return self.equation.params
-
-    def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        own = self.equation
-        given = {
-            var: value
-            for var, value in zip(own.invars, inputs, strict=True)
-            if not isinstance(var, Literal)
-        }
-        jaxpr = Jaxpr((), list(given), own.outvars, [own], own.effects, self.debug_info)
-        return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*given.values())
 
 
 class FlatProgram(NamedTuple):
@@ -75,7 +66,8 @@ class FlatProgram(NamedTuple):
         """All values; those that a step computes pass through `replace` first."""
         values = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
         for step in self.steps:
-            outputs = step([value_of(values, atom) for atom in step.inputs])
+            operands = [value_of(values, atom) for atom in step.inputs]
+            outputs = evaluate(step.equation, operands)
             for number, output in zip(step.outputs, outputs, strict=True):
                 values[number] = replace(number, output)
         return values
@@ -135,7 +127,6 @@ class _Reader:
                 outputs = self.read(inner.jaxpr, inner.consts, operands)
             else:
                 outputs = tuple(map(self.new, equation.outvars))
-                step = Step(equation, jaxpr.debug_info, operands, outputs)
-                self.steps.append(step)
+                self.steps.append(Step(equation, operands, outputs))
             atoms |= dict(zip(equation.outvars, outputs, strict=True))
         return tuple(map(atom_of, jaxpr.outvars))

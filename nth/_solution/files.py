@@ -20,7 +20,7 @@ _ARRAYS = (
     *("ts", "train", "test", "loss", "valid_until"),
     *("error_estimate", "error_share"),
 )
-_TREES = ("state", "saved", "output_errors")
+_TREES = ("state", "saved", "output_errors", "restarts")
 
 
 def save_solution(solution: Solution, path: str | os.PathLike[str]) -> None:
@@ -79,6 +79,7 @@ def load_solution(
         method=method,
         solver=solver,
         saved=_in_structure(trees["saved"], saved_like, "saved_like"),
+        restarts=_in_structure(trees["restarts"], None, ""),
         output_errors=_in_structure(trees["output_errors"], None, ""),
     )
 

@@ -1,6 +1,7 @@
 """The abstract base of all predictions: outputs and loss at the requested times."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -29,6 +30,17 @@ class AbstractPrediction(eqx.Module):
     """The training loss L of those outputs."""
 
 
+def is_shown(ts: Array, *others: Any) -> bool:
+    """Whether a short description can be given: of one solve, with known values."""
+    return not is_traced(ts, *others, jnp.zeros(())) and ts.ndim == 1 and ts.size > 0
+
+
+def times_text(ts: Array) -> str:
+    """Such as `5 times from 0 to 10`, or `3 steps from 0 to 2`."""
+    kind = "steps" if jnp.issubdtype(ts.dtype, jnp.integer) else "times"
+    return f"{len(ts)} {kind} from {ts[0]:.4g} to {ts[-1]:.4g}"
+
+
 def summary(
     prediction: AbstractPrediction,
     *about: str,
@@ -39,13 +51,12 @@ def summary(
 
     Of traced or batched values the shapes are shown, as `eqx.tree_pformat` does."""
     ts, loss = prediction.ts, prediction.loss
-    if is_traced(ts, loss, jnp.zeros(())) or ts.ndim != 1 or ts.size == 0:
+    if not is_shown(ts, loss):
         return eqx.tree_pformat(prediction)
-    kind = "steps" if jnp.issubdtype(ts.dtype, jnp.integer) else "times"
     points = prediction.train.shape[1], prediction.test.shape[1]
     parts = (
         *about,
-        f"{len(ts)} {kind} from {ts[0]:.4g} to {ts[-1]:.4g}",
+        times_text(ts),
         f"{points[0]} training and {points[1]} test points",
         f"loss {loss[0]:.3g} to {loss[-1]:.3g}",
         *([] if ended is None else [ended()]),

@@ -8,6 +8,8 @@ NAMES = (
     "successful",
     "left_window",
     "diverged",
+    "error_reached",
+    "max_restarts_reached",
     "max_steps_reached",
     "step_too_small",
     "max_steps_rejected",
@@ -26,8 +28,10 @@ class RESULTS(eqx.Enumeration):
         `valid_until`.
     - `diverged`: the outputs exceeded a million times their initial scale, or became
         infinite.
-    - `max_steps_reached`, `step_too_small`, `max_steps_rejected`,
-        `implicit_step_failed`, `not_finite` and `failed`: the solver failed.
+    - `error_reached`: the estimated error reached `until_error`, and the solve ended.
+    - `max_restarts_reached`, `max_steps_reached`, `step_too_small`,
+        `max_steps_rejected`, `implicit_step_failed`, `not_finite` and `failed`: the
+        solver failed.
 
     Compare with `==`; `RESULTS[result]` is the description. Results are stored as JAX
     arrays, so that a solve under `jax.jit` or `jax.vmap` can return them.
@@ -41,6 +45,8 @@ class RESULTS(eqx.Enumeration):
     diverged = (
         "The outputs exceeded a million times their initial scale, or became infinite."
     )
+    error_reached = "The estimated error reached `until_error`: later values are NaN."
+    max_restarts_reached = "The solve was restarted too often."
     max_steps_reached = "The solver took `max_steps` steps before the last time."
     step_too_small = "The steps became smaller than the smallest allowed step."
     max_steps_rejected = "The step size controller rejected too many steps."

@@ -69,6 +69,10 @@ class Solution(AbstractPrediction):
     """Values of the option `save_fn` of [`nth.integrate`][] at each time; `None` if it
     is not given."""
 
+    restarts: Float[Array, " r"] | None = None
+    """The times at which the series was expanded again; `None` without the option
+    `restart`. `state` then holds what it is expanded around."""
+
     output_errors: Float[Array, "T m *out"] | None = None
     """The estimate for each output, up to its sign: `error_estimate` is the root of the
     mean of their squares. `None` if there is none."""
