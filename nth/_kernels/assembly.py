@@ -22,6 +22,7 @@ from .._network.dense_layers import Layer
 from .._network.memory import activation_bytes, tree_bytes
 from .._problem.inputs import count, take
 from .evaluation import Points
+from .gradient_products import Pairing
 from .hierarchy_operator import (
     TensorFunction,
     along,
@@ -31,6 +32,7 @@ from .hierarchy_operator import (
 )
 from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
+from .output_pairs import output_pairs
 from .third_products import ThirdProducts, slots_at_once, third_tensor
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
@@ -50,9 +52,16 @@ Columns = Callable[[Any, Int[Array, ""], int], Float[Array, "rows ..."]]
 
 
 def form(
-    points: Points, order: int, block_size: int | None, progress: bool
+    points: Points,
+    order: int,
+    block_size: int | None,
+    progress: bool,
+    pairing: Pairing = "full",
 ) -> tuple[Float[Array, "rows ..."], ...]:
-    """K⁽¹⁾ … K⁽ᵖ⁾."""
+    """K⁽¹⁾ … K⁽ᵖ⁾; of K⁽²⁾, the `pairing` of outputs."""
+    if pairing != "full":
+        outputs = _outputs_at(points)
+        return outputs, output_pairs(points, pairing, block_size, progress)
     if order == 2 and not is_traced(points) and _takes_a_moment(points):
         return _second_at_once(points, block_size)
     return _formed(points, order, block_size, progress)
