@@ -34,6 +34,7 @@ from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
 from .output_pairs import output_pairs
 from .third_products import ThirdProducts, slots_at_once, third_tensor
+from .tiles import filled, tile_points
 
 # Bytes that the directions worked on at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -64,6 +65,10 @@ def form(
         return outputs, output_pairs(points, pairing, block_size, progress)
     if order == 2 and not is_traced(points) and _takes_a_moment(points):
         return _second_at_once(points, block_size)
+    if order == 2 and not is_traced(points) and points.with_train:
+        number = tile_points(points, block_size)
+        if number < points.n_train:
+            return _outputs_at(points), filled(points, number, progress)
     return _formed(points, order, block_size, progress)
 
 

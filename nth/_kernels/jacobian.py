@@ -79,7 +79,7 @@ def jacobian_block(
     if count(x) == 0:
         assert above is not None
         return above
-    below = _by_rows(lambda x: gradients.products(at(x), rated), x, most)
+    below = by_rows(lambda x: gradients.products(at(x), rated), x, most)
     return below if above is None else jnp.concatenate([above, below])
 
 
@@ -92,7 +92,7 @@ def _symmetric(
     tiles = min(_MOST_TILES, n, max(1, slots.shape[0] // _TILE))
     tile = -(-n // tiles)
     if tile > most:  # the factors of a tile's pairs take too much
-        return _by_rows(lambda one: products(one, columns), rows, most)
+        return by_rows(lambda one: products(one, columns), rows, most)
     if tile >= n:
         return products(rows, columns)
     total = jnp.zeros(slots.shape, slots.dtype)
@@ -108,7 +108,7 @@ def _symmetric(
     return total
 
 
-def _by_rows(
+def by_rows(
     block: Callable[[Any], Float[Array, "rows columns *outputs"]], xs: Any, size: int
 ) -> Float[Array, "rows columns *outputs"]:
     """The rows that `block` makes of `xs`, of `size` entries at a time."""

@@ -300,6 +300,8 @@ def _refuse_if_too_large(points: Points, order: int, outputs: Pairing) -> None:
     parts = "rows=..., nth.contract and nth.project"
     if outputs == "full" and points.output.shape:
         parts = f'outputs="trace", {parts}'
+    if order == 2:
+        parts = f"nth.save_ntk, which writes K(2) to a file, {parts}"
     require_memory(
         "order",
         f"forming kernels up to r = {order} on {size}",
