@@ -143,15 +143,10 @@ def kernels(
         "Use fewer points, float32, or blocks of rows: some of the points as x1 and "
         "all of them as x2.",
     )
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
-    if parameterization != "nth":
-        root = left.shape[1] ** 0.5
-        left, right = left / root, None if right is None else right / root
     function = elementwise_activation(activation, left.dtype)
     refuse_derivative(function, left.dtype)
-    nngp, ntk, change = recursion(left, right, layers, (function, nodes))
-    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
-        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    options = (depth, parameterization, use_bias, function, nodes)
+    nngp, ntk, change = _computed(left, right, sigmas, options)
     tolerance = max(_MAX_CHANGE, 1000 * float(jnp.finfo(left.dtype).eps))
     message = (
         f"activation is too rough or too steep for sums over {nodes} nodes in each "
@@ -161,6 +156,25 @@ def kernels(
     nngp, ntk = (require(k, change < tolerance, message) for k in (nngp, ntk))
     cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
     return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
+
+
+@eqx.filter_jit
+def _computed(
+    left: Float[Array, "n1 d"],
+    right: Float[Array, "n2 d"] | None,
+    sigmas: list[Array],
+    options: tuple[int, str, bool, Callable[[Array], Array], int],
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
+    """The kernels, and the relative change of a mean with the number of nodes."""
+    depth, parameterization, use_bias, function, nodes = options
+    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    if parameterization != "nth":
+        root = left.shape[1] ** 0.5
+        left, right = left / root, None if right is None else right / root
+    nngp, ntk, change = recursion(left, right, layers, (function, nodes), use_bias)
+    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
+        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    return nngp, ntk, change
 
 
 def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
