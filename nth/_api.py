@@ -47,7 +47,7 @@ from ._analytic.perturbative import (
 from . import infinite as infinite
 from ._dynamics.gradient_flow import GradientFlow as GradientFlow
 from ._dynamics.taylorized import TaylorizedFlow as TaylorizedFlow
-from ._internal.validation import (
+from ._internal.warnings import (
     AccuracyWarning as AccuracyWarning,
     WindowWarning as WindowWarning,
 )

@@ -10,21 +10,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._internal.archive import ArraySpec
-from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.checkpoint import Checkpoint, fingerprint, require_path
+from .._internal.precision import full_precision
 from .._internal.validation import (
     is_traced,
     require_bool,
     require_integer,
     require_name,
     require_order,
-    require_path,
 )
 from .._network.base import trainable
 from .._network.finiteness import require_finite_kernels
 from .._network.memory import require_memory
 from .._problem.inputs import count, take
 from .._problem.problem import Problem
-from .assembly import form, held_bytes
+from .assembly import form
+from .costs import held_bytes
 from .evaluation import Points, points_of
 from .gradient_products import PAIRINGS, Pairing
 
@@ -59,7 +60,7 @@ class Kernels(eqx.Module):
 
     @property
     def order(self) -> int:
-        """The highest r held."""
+        """The highest r available."""
         return len(self.tensors)
 
     @property
@@ -87,14 +88,14 @@ class Kernels(eqx.Module):
         filter_spec: PyTree = eqx.is_inexact_array,
         learning_rates: PyTree = None,
     ) -> None:
-        """Write the kernels to a file, whole or not at all, with what made them.
+        """Atomically write the kernels to a file, with the identity of the network.
 
         **Arguments:** `path`, a file in a folder that exists; `network`, `problem`,
         `filter_spec` and `learning_rates` as the kernels were formed with, whose digest
-        goes into the file (targets and loss do not count).
+        is stored in the file (targets and loss do not matter).
 
-        **Raises:** `ValueError` if the kernels are visibly of another network or of
-        other points, or if the file cannot be written.
+        **Raises:** `ValueError` if the kernels do not match the network's outputs at
+        the points, or if the file cannot be written.
         """
         require_path("path", path)
         if is_traced(self, network, problem):
@@ -210,7 +211,7 @@ def _fit(specs: list[ArraySpec], points: Points) -> Pairing | None:
 
 
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
-    # A lambda is known by what it computes: its name says nothing.
+    # A lambda is identified by what it computes, since its name is not unique.
     traced = eqx.filter_make_jaxpr(points.apply)(points.params, take(points.x_train, 0))
     return Checkpoint(
         path,
@@ -220,6 +221,7 @@ def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
     )
 
 
+@full_precision
 def kernels(
     network: Callable[..., Any],
     problem: Problem,
@@ -244,7 +246,8 @@ def kernels(
     - `network`: an `eqx.Module` of one input, [`nth.MLP`][] or [`nth.from_apply`][].
     - `problem`: the points, m = n + q.
     - `order`: the highest r, from 2 to 12.
-    - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `filter_spec`: which leaves are trained, as for `equinox.partition`; the others
+        are frozen.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: the rate of each parameter, 1 if left out. With M their diagonal
         matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.

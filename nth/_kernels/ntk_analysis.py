@@ -1,4 +1,4 @@
-"""Analysis of the NTK: contributions of layers, features, eigenvalues, time scales."""
+"""Analysis of the NTK: eigenvalues, time scales, layers and last-layer features."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._internal.eigenvalues import require_symmetric, rounding_of
+from .._internal.precision import full_precision
 from .._internal.validation import require_finite, require_instance, require_scale
 from .._network.base import OutputFunction, trainable
 from .._network.finiteness import checked_finite, require_finite_result
@@ -40,8 +41,9 @@ class Spectrum(eqx.Module):
     error."""
 
 
+@full_precision
 def spectrum(kernels: Kernels) -> Spectrum:
-    """Eigenvalues of the NTK on the training points, and the time scales they set.
+    """Eigenvalues of the NTK on the training points, and their time scales.
 
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
     eq. 6), so the residual along each eigenvector decays independently. The spectrum of
@@ -82,6 +84,7 @@ def spectrum(kernels: Kernels) -> Spectrum:
     return Spectrum(values, modes, times)
 
 
+@full_precision
 def layer_kernels(
     network: Callable[..., Any],
     problem: Problem,
@@ -109,8 +112,8 @@ def layer_kernels(
     )
     parts = {}
     for path, _ in leaves:
-        one = _training_only(points, path)
-        parts[jax.tree_util.keystr(path)] = form(one, 2, None, progress=False)[1]
+        alone = _training_only(points, path)
+        parts[jax.tree_util.keystr(path)] = form(alone, 2, None, progress=False)[1]
     at = (points.apply, points.params, points.x, points.n_train)
     require_finite_result("a part of K(2)", parts, *at)
     return parts
@@ -126,6 +129,7 @@ def _training_only(points: Points, path: Any) -> Points:
     return Points(apply, params, *x, with_train=points.with_train, rates=rates)
 
 
+@full_precision
 def nngp(
     network: Callable[..., Any],
     problem: Problem,
@@ -140,9 +144,9 @@ def nngp(
 
         Σ[a, b] = σ_a² x_a·x_b (+ σ_b²),
 
-    with the first term over fan_in in the parameterizations "ntk" and "standard", and
-    σ_b² if there is a bias. With increasing width it converges to the NNGP kernel (Lee
-    et al. 2018).
+    with the first term divided by fan_in in the parameterizations "ntk" and "standard",
+    and σ_b² if there is a bias. With increasing width it converges to the NNGP kernel
+    (Lee et al. 2018).
 
     **Arguments:**
 
@@ -166,7 +170,7 @@ def nngp(
     features = forward(layers, points.x)[-1]
     fan_in = features.shape[1]
     paper = isinstance(network, MLP) and network.parameterization == "nth"
-    # The power of a Python float raises OverflowError, and its product is infinite.
+    # A product, since an overflowing power of a Python float raises OverflowError.
     weight = sigma_a * sigma_a / (1 if paper else fan_in)
     bias = 0.0 if layers[-1].bias is None else sigma_b * sigma_b
     kernel = weight * (features @ features[: points.n_train].T) + bias

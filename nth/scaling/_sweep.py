@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.checkpoint import Checkpoint, fingerprint, require_path
+from .._internal.precision import full_precision
 from .._internal.progress import delayed_bar
 from .._internal.validation import (
     require_bool,
@@ -18,7 +19,6 @@ from .._internal.validation import (
     require_concrete,
     require_integer,
     require_key,
-    require_path,
 )
 from .._network.memory import require_memory
 from .._problem.inputs import require_like
@@ -40,6 +40,7 @@ class Sweep(eqx.Module):
         return f"Sweep(widths={self.widths}, values={values})"
 
 
+@full_precision
 def sweep(
     measure: Measure,
     widths: Sequence[int],

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._dynamics.taylor_coefficients import Coefficients, best_coefficients, by_jvp
+from .._internal.precision import full_precision
 from .._internal.validation import (
     as_array,
     require_concrete,
@@ -162,7 +163,7 @@ class DataCheck(eqx.Module):
     exact: tuple[bool, ...]
     """Whether all sets of r inputs were evaluated."""
 
-    looked_at: tuple[int, ...]
+    num_evaluated: tuple[int, ...]
     """The number of sets of r inputs that were evaluated."""
 
     floor: float
@@ -182,6 +183,7 @@ class DataCheck(eqx.Module):
         return self.c > 0 and bool(np.all(self.smallest > 100 * eps * self.norms[1]))
 
 
+@full_precision
 def check_data(
     x: ArrayLike, *, order: int = 2, samples: int = 20_000, seed: int = 0
 ) -> DataCheck:
@@ -214,11 +216,11 @@ def check_data(
     top = 2 * require_integer("order", order, 1) + 1
     samples = require_integer("samples", samples, 1, _MOST_SAMPLES)
     rng = np.random.default_rng(require_integer("seed", seed, 0))
-    smallest, exact, looked_at = [], [], []
+    smallest, exact, num_evaluated = [], [], []
     for r in range(1, min(top, n) + 1):
         total = math.comb(n, r)
         exact.append(total <= samples or r > d)
-        looked_at.append(total if exact[-1] else samples)
+        num_evaluated.append(total if exact[-1] else samples)
         sets = combinations(range(n), r) if exact[-1] else _drawn(rng, n, r, samples)
         smallest.append(0.0 if r > d else _smallest(array, sets))
     norms = _norms(array)
@@ -227,7 +229,7 @@ def check_data(
         (float(norms.min()), float(norms.max())),
         np.asarray(smallest, array.dtype),
         tuple(exact),
-        tuple(looked_at),
+        tuple(num_evaluated),
         floor,
     )
 
