@@ -10,12 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._internal.archive import replace_file
-from .._internal.validation import (
-    is_traced,
-    require_bool,
-    require_integer,
-    require_path,
-)
+from .._internal.checkpoint import require_path
+from .._internal.precision import full_precision
+from .._internal.validation import is_traced, require_bool, require_integer
 from .._network.base import trainable
 from .._network.finiteness import require_finite_kernels
 from .._problem.problem import Problem
@@ -23,6 +20,7 @@ from .evaluation import Points, points_of
 from .tiles import tile_points, tiles
 
 
+@full_precision
 def save_ntk(
     network: Callable[..., Any],
     problem: Problem,

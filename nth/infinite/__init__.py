@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .._analytic.closed_form import require_squared_error
 from .._analytic.decay_integrals import eigendecomposition, relax_with
 from .._internal.eigenvalues import require_covariance
+from .._internal.precision import full_precision
 from .._internal.validation import (
     as_array,
     require,
@@ -60,6 +61,7 @@ class InfiniteKernels(eqx.Module):
     """K⁽²⁾, the same for every initialization and constant in time."""
 
 
+@full_precision
 def kernels(
     x1: ArrayLike | Sequence[Any],
     x2: ArrayLike | Sequence[Any] | None = None,
@@ -234,6 +236,7 @@ class Ensemble(eqx.Module):
         return safe_root(self.variance)
 
 
+@full_precision
 def ensemble(
     kernels: InfiniteKernels,
     problem: Problem,
