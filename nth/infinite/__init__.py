@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .._analytic.closed_form import require_squared_error
 from .._analytic.decay_integrals import eigendecomposition, relax_with
 from .._internal.eigenvalues import require_covariance
+from .._internal.precision import full_precision
 from .._internal.validation import (
     as_array,
     require,
@@ -60,6 +61,7 @@ class InfiniteKernels(eqx.Module):
     """K⁽²⁾, the same for every initialization and constant in time."""
 
 
+@full_precision
 def kernels(
     x1: ArrayLike | Sequence[Any],
     x2: ArrayLike | Sequence[Any] | None = None,
@@ -143,15 +145,10 @@ def kernels(
         "Use fewer points, float32, or blocks of rows: some of the points as x1 and "
         "all of them as x2.",
     )
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
-    if parameterization != "nth":
-        root = left.shape[1] ** 0.5
-        left, right = left / root, None if right is None else right / root
     function = elementwise_activation(activation, left.dtype)
     refuse_derivative(function, left.dtype)
-    nngp, ntk, change = recursion(left, right, layers, (function, nodes))
-    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
-        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    options = (depth, parameterization, use_bias, function, nodes)
+    nngp, ntk, change = _computed(left, right, sigmas, options)
     tolerance = max(_MAX_CHANGE, 1000 * float(jnp.finfo(left.dtype).eps))
     message = (
         f"activation is too rough or too steep for sums over {nodes} nodes in each "
@@ -161,6 +158,25 @@ def kernels(
     nngp, ntk = (require(k, change < tolerance, message) for k in (nngp, ntk))
     cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
     return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
+
+
+@eqx.filter_jit
+def _computed(
+    left: Float[Array, "n1 d"],
+    right: Float[Array, "n2 d"] | None,
+    sigmas: list[Array],
+    options: tuple[int, str, bool, Callable[[Array], Array], int],
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
+    """The kernels, and the relative change of a mean with the number of nodes."""
+    depth, parameterization, use_bias, function, nodes = options
+    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    if parameterization != "nth":
+        root = left.shape[1] ** 0.5
+        left, right = left / root, None if right is None else right / root
+    nngp, ntk, change = recursion(left, right, layers, (function, nodes), use_bias)
+    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
+        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    return nngp, ntk, change
 
 
 def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
@@ -207,17 +223,26 @@ class Ensemble(eqx.Module):
     mean: Float[Array, "T m *out"]
     """The mean of the outputs, training points first."""
 
-    covariance: Float[Array, "T m m"]
-    """The covariance of one output between any two points."""
+    covariance: Float[Array, "T rows rows"] | None
+    """The covariance of one output between any two points, or any two test points;
+    `None` if only the variances were requested."""
+
+    variance: Float[Array, "T m"]
+    """The variance of one output at each point."""
 
     @property
     def deviation(self) -> Float[Array, "T m"]:
         """The standard deviation at each point."""
-        return safe_root(jnp.diagonal(self.covariance, axis1=1, axis2=2))
+        return safe_root(self.variance)
 
 
+@full_precision
 def ensemble(
-    kernels: InfiniteKernels, problem: Problem, ts: ArrayLike | Sequence[float]
+    kernels: InfiniteKernels,
+    problem: Problem,
+    ts: ArrayLike | Sequence[float],
+    *,
+    covariance: str = "all",
 ) -> Ensemble:
     """The distribution of infinitely wide networks trained by gradient flow.
 
@@ -239,6 +264,9 @@ def ensemble(
         kernels from elsewhere of shape `(m, m)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
+    - `covariance`: `"all"` for the covariance of all m points, `"test"` for that of the
+        test points, or `"variances"` for the variance at each point alone, which takes
+        less time and memory.
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
@@ -247,17 +275,20 @@ def ensemble(
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
+    covariance = require_name("covariance", covariance, ("all", "test", "variances"))
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
+    rows = {"all": m, "test": problem.n_test, "variances": 0}[covariance]
+    numbers = len(times) * (rows**2 + m) + m * (_SPARE * m + problem.y_train.size)
     require_memory(
         "ts",
         f"the covariance of {m} points at {len(times)} times",
-        dtype.itemsize * m * (m * (len(times) + _SPARE) + problem.y_train.size),
-        "Give fewer times, or fewer points in problem.x_test.",
+        dtype.itemsize * numbers,
+        "Give fewer times, fewer points in problem.x_test, or covariance='variances'.",
     )
-    mean, covariance = _law(kernels, problem, times)
-    return Ensemble(times, mean, covariance)
+    mean, variance, full = _law(kernels, problem, times, covariance)
+    return Ensemble(times, mean, full, variance)
 
 
 def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
@@ -285,23 +316,38 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
 
 @eqx.filter_jit
 def _law(
-    kernels: InfiniteKernels, problem: Problem, ts: Float[Array, " T"]
-) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
+    kernels: InfiniteKernels,
+    problem: Problem,
+    ts: Float[Array, " T"],
+    covariance: str,
+) -> tuple[
+    Float[Array, "T m *out"],
+    Float[Array, "T m"],
+    Float[Array, "T rows rows"] | None,
+]:
     n, y = problem.n_train, problem.y_train
     nngp, ntk = kernels.nngp, kernels.ntk
     train = ntk[:n, :n]
     eigen = eigendecomposition(train)
-    identity = jnp.eye(len(ntk), dtype=ntk.dtype)
+    identity = jnp.eye(n, dtype=ntk.dtype)
 
-    def at(t: Array) -> tuple[Array, Array]:
+    def at(t: Array) -> tuple[Array, Array, Array | None]:
         decay, integral = (
-            part[0] for part in relax_with(train, eigen, t[None] / n, identity[:n, :n])
+            part[0] for part in relax_with(train, eigen, t[None] / n, identity)
         )
         moved = ntk[n:, :n] @ integral
-        kept = identity.at[:, :n].set(jnp.concatenate([decay, -moved]))  # 1 − R(t)P
+        # 1 − R(t)P, whose columns beyond the first n are those of the identity.
+        kept = jnp.concatenate([decay, -moved])
         mean = jnp.concatenate(
             [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
         )
-        return mean, kept @ nngp @ kept.T
+        half = (kept @ nngp[:n]).at[n:].add(nngp[n:])
+        variance = jnp.sum(half[:, :n] * kept, axis=1)
+        variance = variance.at[n:].add(jnp.diagonal(half[n:, n:]))
+        if covariance == "variances":
+            return mean, variance, None
+        first = 0 if covariance == "all" else n
+        full = half[first:, :n] @ kept[first:].T
+        return mean, variance, full.at[:, n - first :].add(half[first:, n:])
 
     return jax.lax.map(at, ts)
