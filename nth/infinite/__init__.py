@@ -15,12 +15,10 @@ from .._internal.validation import (
     as_array,
     require,
     require_bool,
-    require_finite,
     require_instance,
     require_integer,
     require_name,
     require_scale,
-    require_supported_dtype,
     require_times,
 )
 from .._network.activations import (
@@ -31,7 +29,9 @@ from .._network.activations import (
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
+from ._finite_width import Corrections as Corrections, corrections as corrections
 from ._gaussian_moments import safe_root
+from ._points import as_points
 from ._recursion import layers_of, recursion
 
 # A pair of points takes about 2·nodes² activations in each layer.
@@ -119,8 +119,8 @@ def kernels(
     **Raises:** `ValueError` for invalid input, kernels that would not fit in memory, or
     an activation that is too rough or too steep for the number of nodes.
     """
-    left = _as_points("x1", x1)
-    right = None if x2 is None else _matching(_as_points("x2", x2), left)
+    left = as_points("x1", x1)
+    right = None if x2 is None else _matching(as_points("x2", x2), left)
     why = "as every layer takes time"
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
     if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
@@ -174,19 +174,6 @@ def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
     size = jnp.maximum(jnp.max(jnp.abs(slopes[2:])), near)
     jump = jnp.abs(slopes[0] - slopes[1]) / size
     return jnp.where(jump > 1e-2, jump, 0)
-
-
-def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
-    array = as_array(argument, value)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(
-            f"{argument} must have shape (points, d), one input in each row; got "
-            f"{array.shape}."
-        )
-    require_supported_dtype(argument, array.dtype)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
-    return require_finite(argument, array)
 
 
 def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
