@@ -25,6 +25,7 @@ from ._integrate.integrate import (
     check_options,
     integrate,
 )
+from ._internal.precision import full_precision
 from ._internal.validation import (
     is_traced,
     require_instance,
@@ -48,6 +49,7 @@ METHODS: tuple[Method, ...] = ("auto", "dense", "matrix-free")
 _EVALUATIONS = 300
 
 
+@full_precision
 def solve(
     network: Callable[..., Any],
     problem: Problem,
@@ -205,6 +207,7 @@ def _stiffness(network: TrainableNetwork, ts: Any) -> float | None:
     return stiffness if math.isfinite(stiffness) else None
 
 
+@full_precision
 def gradient_flow(
     network: Callable[..., Any],
     problem: Problem,

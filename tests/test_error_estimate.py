@@ -356,3 +356,16 @@ def test_derivatives_and_float32():
             np.testing.assert_allclose(
                 both[0].error_estimate, both[1].error_estimate, rtol=1e-2, atol=1e-6
             )
+
+
+def test_rounding_errors_are_no_change():
+    """Sums of kernels at time zero differ from the outputs in the last place."""
+
+    def apply(w, x):
+        return jnp.sum(jnp.tanh(jnp.arctan(w @ x)))
+
+    rng = np.random.default_rng(0)
+    network = nth.from_apply(apply, jnp.asarray(rng.normal(size=(4, 3))))
+    problem = nth.Problem(rng.normal(size=(3, 3)), np.ones(3))
+    solution = nth.solve(network, problem, [0.0], order=2, method="matrix-free")
+    assert solution.error_share[0] == 0

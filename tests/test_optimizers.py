@@ -340,7 +340,7 @@ def test_power_series_are_derivatives(name):
     function = PROGRAMS[name]
     jaxpr = jax.make_jaxpr(function)(*base)
     series = [tuple(terms) for terms in zip(*draws, strict=True)]
-    (ours,) = push(jaxpr.jaxpr, jaxpr.consts, series)
+    (ours,) = push(jaxpr.jaxpr, [*jaxpr.consts, *series])
     expected = by_jvp(lambda point: function(*point), base, steps)
     np.testing.assert_allclose(jnp.stack(ours), jnp.stack(expected), rtol=1e-12)
 
@@ -348,7 +348,7 @@ def test_power_series_are_derivatives(name):
 def test_root_of_a_series_that_begins_later_is_undefined():
     jaxpr = jax.make_jaxpr(jnp.sqrt)(jnp.ones(3))
     zeros = jnp.zeros(3)
-    (root,) = push(jaxpr.jaxpr, [], [(zeros, zeros, zeros.at[1].set(1.0))])
+    (root,) = push(jaxpr.jaxpr, [(zeros, zeros, zeros.at[1].set(1.0))])
     np.testing.assert_array_equal(root[0], zeros)
     np.testing.assert_array_equal(root[2], [0, np.nan, 0])
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from .._custom_types import Params
 from .._dynamics.dense import DenseHierarchy
 from .._internal.eigenvalues import require_nonnegative, require_symmetric
+from .._internal.precision import full_precision
 from .._internal.validation import require_instance, require_times
 from .._kernels.kernels import Kernels, kernels as form_kernels
 from .._network.base import TrainableNetwork, trainable
@@ -51,6 +52,7 @@ class Trajectory(AbstractPrediction):
         return summary(self)
 
 
+@full_precision
 def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     """Level p = 2 in closed form at any times, for the squared error.
 
@@ -152,6 +154,7 @@ def require_squared_error(
         )
 
 
+@full_precision
 def displacement(
     network: Callable[..., Any],
     problem: Problem,

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from .._custom_types import Scalar
 from .._dynamics.dense import DenseHierarchy
 from .._internal.eigenvalues import require_nonnegative
+from .._internal.precision import full_precision
 from .._internal.validation import require, require_times
 from .._kernels.kernels import Kernels
 from .._network.finiteness import checked_finite
@@ -64,6 +65,7 @@ class Perturbation(AbstractPrediction):
         return summary(self)
 
 
+@full_precision
 def perturbative(kernels: Kernels, problem: Problem, ts: Times) -> Perturbation:
     """Gradient flow of the squared error up to order 1/width, in closed form.
 

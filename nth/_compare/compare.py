@@ -23,6 +23,7 @@ from .._integrate.integrate import (
     integrate,
 )
 from .._internal.checkpoint import file_of_model
+from .._internal.precision import full_precision
 from .._internal.validation import (
     as_array,
     is_traced,
@@ -42,6 +43,7 @@ from .comparison import Comparison
 Model = AbstractDynamics | AbstractPrediction
 
 
+@full_precision
 def compare(
     network: Callable[..., Any],
     problem: Problem,

@@ -13,6 +13,7 @@ from .._discrete.plan import plan
 from .._discrete.run_options import RunOptions
 from .._discrete.solve import levels_of, trained_network
 from .._discrete.stability import warn_of_instability
+from .._internal.precision import full_precision
 from .._internal.validation import require_instance
 from .._network.base import trainable
 from .._problem.problem import Problem
@@ -21,6 +22,7 @@ from .compare import check_names, check_orders, check_predictions, check_y_test
 from .comparison import Comparison
 
 
+@full_precision
 def compare_discrete(
     network: Callable[..., Any],
     problem: Problem,

@@ -20,6 +20,7 @@ from .._integrate.kernel_trajectory import (
     SaveNTK,
     require_kernel_memory,
 )
+from .._internal.precision import full_precision
 from .._internal.validation import require_order
 from .._network.base import trainable
 from .._network.learning_rates import by_rates
@@ -48,6 +49,7 @@ class SharpnessPath(eqx.Module):
         return self.solution.ts
 
 
+@full_precision
 def sharpness_along(
     network: Callable[..., Any],
     problem: Problem,
@@ -121,6 +123,7 @@ class _Sharpness(eqx.Module):
         return jax.lax.stop_gradient(largest)
 
 
+@full_precision
 def kernel_along_steps(
     network: Callable[..., Any],
     problem: Problem,

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 from .._custom_types import Scalar
 from .._dynamics.gradient_flow import GradientFlow
 from .._internal.derivatives import refusing_derivatives
+from .._internal.precision import full_precision
 from .._internal.validation import require
 from .._network.base import trainable
 from .._problem.problem import Problem
@@ -31,6 +32,7 @@ _without_derivative = refusing_derivatives(
 )
 
 
+@full_precision
 def max_learning_rate(
     network: Callable[..., Any],
     problem: Problem,

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from .._custom_types import Params
 from .dependence import Dependence, dependences, state_dependences
 from .power_series import Value, push
-from .program import Program, trace, with_numbers_as_constants
+from .program import Program, trace, with_numbers_as_inputs
 
 _EXAMPLES = "optax.sgd(0.1, momentum=0.9) or optax.adam(1e-3)"
 
@@ -28,7 +28,9 @@ class TracedOptimizer(eqx.Module):
     """An optimizer as a program on the leaves of gradients, state and parameters."""
 
     program: Program = eqx.field(static=True)
-    constants: list[Array]
+    numbers: list[Array]
+    """Its numbers, such as learning rates: the first inputs of the program."""
+
     start: list[Array]
     """The leaves of the optimizer's state before the first step."""
 
@@ -50,8 +52,8 @@ class TracedOptimizer(eqx.Module):
         state: Sequence[Value],
         params: Sequence[Value],
     ) -> Update:
-        inputs = [*gradients, *state, *params]
-        outputs = push(self.program.jaxpr, self.constants, inputs)
+        inputs = [*self.numbers, *gradients, *state, *params]
+        outputs = push(self.program.jaxpr, inputs)
         return Update(outputs[: len(params)], outputs[len(params) :])
 
 
@@ -71,10 +73,10 @@ def traced(optimizer: Any, params: Params) -> TracedOptimizer:
     count = len(jax.tree.leaves(params))
     leaves = jax.tree.leaves(state)
     updates, forms = state_dependences(closed.jaxpr, count, len(leaves))
-    jaxpr, constants = with_numbers_as_constants(closed)
+    jaxpr, numbers = with_numbers_as_inputs(closed)
     return TracedOptimizer(
         program=Program(jaxpr),
-        constants=constants,
+        numbers=numbers,
         start=leaves,
         shapes=tuple(jax.eval_shape(lambda: jax.tree.leaves(params))),
         forms=tuple(forms),

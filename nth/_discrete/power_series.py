@@ -21,12 +21,13 @@ Series: TypeAlias = tuple[Array, ...]
 Value: TypeAlias = Array | Series
 
 
-def push(
-    jaxpr: Jaxpr, constants: Sequence[Array], inputs: Sequence[Value]
-) -> list[Value]:
-    """The outputs of `jaxpr`; all series have the same number of coefficients."""
-    known: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
+def push(jaxpr: Jaxpr, inputs: Sequence[Value]) -> list[Value]:
+    """The outputs of `jaxpr`, from its constants and inputs.
+
+    All series have the same number of coefficients.
+    """
+    variables = (*jaxpr.constvars, *jaxpr.invars)
+    known: dict[Any, Value] = dict(zip(variables, inputs, strict=True))
 
     def read(var: Any) -> Value:
         if isinstance(var, Literal):
@@ -45,7 +46,7 @@ def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
         return list(evaluate(equation, inputs))
     if name in ("jit", "pjit"):
         inner = equation.params["jaxpr"]
-        return push(inner.jaxpr, inner.consts, inputs)
+        return push(inner.jaxpr, [*inner.consts, *inputs])
     if _is_linear_map(equation) and not any(isinstance(v, tuple) for v in inputs[1:]):
         return [_each(equation, inputs)]
     if name == "mul" and not all(isinstance(value, tuple) for value in inputs):

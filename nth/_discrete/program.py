@@ -40,25 +40,29 @@ def trace(function: Callable[..., Any], *inputs: Any) -> tuple[ClosedJaxpr, Any]
     return closed, output
 
 
-def with_numbers_as_constants(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Array]]:
-    """The program with its floating numbers, such as learning rates, taken out, so that
-    other numbers compile nothing new; and those numbers, beside its constants."""
-    constants = [jnp.asarray(constant) for constant in closed.consts]
+def with_numbers_as_inputs(closed: ClosedJaxpr) -> tuple[Jaxpr, list[Array]]:
+    """The program with its floating numbers, such as learning rates, as further inputs,
+    before the others, so that other numbers compile nothing new; and those numbers.
+
+    Constants of the program become inputs too: a jaxpr may have none without values.
+    """
+    numbers = [jnp.asarray(constant) for constant in closed.consts]
     variables = list(closed.jaxpr.constvars)
 
     def taken_out(operand: Any) -> Any:
         if not _is_float(operand):
             return operand
         variables.append(Var(operand.aval))
-        constants.append(jnp.asarray(operand.val, operand.aval.dtype))
+        numbers.append(jnp.asarray(operand.val, operand.aval.dtype))
         return variables[-1]
 
     equations = [
         equation.replace(invars=[taken_out(operand) for operand in equation.invars])
         for equation in closed.jaxpr.eqns
     ]
-    jaxpr = closed.jaxpr.replace(constvars=variables, eqns=equations)
-    return jaxpr, constants
+    inputs = [*variables, *closed.jaxpr.invars]
+    jaxpr = closed.jaxpr.replace(constvars=[], invars=inputs, eqns=equations)
+    return jaxpr, numbers
 
 
 def _is_float(operand: Any) -> bool:

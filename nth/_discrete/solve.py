@@ -9,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
+from .._internal.precision import full_precision
 from .._internal.validation import require_order
 from .._network.base import TrainableNetwork, trainable
 from .._problem.problem import Problem
@@ -22,6 +23,7 @@ from .stability import warn_of_instability
 from .training_loop import run
 
 
+@full_precision
 def solve_discrete(
     network: Callable[..., Any],
     problem: Problem,
@@ -111,6 +113,7 @@ def solve_discrete(
     return levels_of(own, planned, [order], program, lambda _: options)[order]
 
 
+@full_precision
 def train(
     network: Callable[..., Any],
     problem: Problem,

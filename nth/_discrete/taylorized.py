@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from .._custom_types import Inputs, Params, Scalar
 from .._dynamics.taylorized import TaylorizedFlow
+from .._internal.precision import full_precision
 from .._network.base import trainable
 from .._problem.problem import Problem
 from .._solution.solution import Solution
@@ -73,6 +74,7 @@ class TaylorizedTraining(AbstractTraining):
         return jax.tree.map(jnp.subtract, params, self.dynamics.params)
 
 
+@full_precision
 def train_taylorized(
     network: Callable[..., Any],
     problem: Problem,

@@ -135,13 +135,16 @@ class Estimate(NamedTuple):
 def estimate_of(
     errors: Any, outputs: Float[Array, "T m *out"], start: Float[Array, "m *out"]
 ) -> Estimate:
-    """The estimate, also as a share of the greatest change predicted so far."""
+    """The estimate, also as a share of the greatest change predicted so far: zero while
+    that change is no more than the rounding errors of the outputs."""
     if errors is None:
         unknown = jnp.full(len(outputs), jnp.nan, outputs.dtype)
         return Estimate(unknown, unknown, None)
     size, change = rms_over_points(errors), rms_over_points(outputs - start[None])
     greatest = jax.lax.cummax(change)
-    share = jnp.where(greatest > 0, size / jnp.where(greatest > 0, greatest, 1), 0)
+    rounding = 8 * jnp.finfo(outputs.dtype).eps * rms_over_points(start[None])
+    changed = greatest > rounding
+    share = jnp.where(changed, size / jnp.where(changed, greatest, 1), 0)
     return Estimate(size, share, errors)
 
 

@@ -15,6 +15,7 @@ from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.precision import full_precision
 from .._network.finiteness import all_finite
 from .._solution.results import RESULTS
 from .._solution.solution import Solution
@@ -42,6 +43,7 @@ from .restarts import (
 from .segments import Piece, from_time_to_time
 
 
+@full_precision
 def integrate(
     dynamics: AbstractDynamics,
     ts: ArrayLike | Sequence[float],

@@ -16,6 +16,7 @@ from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics, AbstractKernelDynamics
 from .._dynamics.dense import DenseHierarchy
 from .._internal.eigenvalues import leading_modes
+from .._internal.precision import full_precision
 from .._internal.validation import is_traced, require_instance, require_integer
 from .._network.memory import require_memory
 from .._solution.solution import Solution
@@ -49,6 +50,7 @@ class KernelPath(eqx.Module):
         return start, self.ntk[:, :n].reshape(-1, slots, slots)
 
 
+@full_precision
 def kernel_along(
     dynamics: AbstractDynamics,
     ts: ArrayLike | Sequence[float],
@@ -128,6 +130,7 @@ class SpectrumPath(eqx.Module):
         return self.solution.ts
 
 
+@full_precision
 def spectrum_along(
     dynamics: AbstractDynamics,
     ts: ArrayLike | Sequence[float],

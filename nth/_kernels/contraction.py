@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from .._internal.precision import full_precision
 from .._internal.validation import as_array, require_finite, require_order
 from .._network.base import trainable
 from .._network.finiteness import require_finite_result
@@ -35,6 +36,7 @@ from .hierarchy_operator import (
 )
 
 
+@full_precision
 def contract(
     network: Callable[..., Any],
     problem: Problem,

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._internal.archive import ArraySpec
 from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.precision import full_precision
 from .._internal.validation import (
     is_traced,
     require_bool,
@@ -179,6 +180,7 @@ def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
     )
 
 
+@full_precision
 def kernels(
     network: Callable[..., Any],
     problem: Problem,

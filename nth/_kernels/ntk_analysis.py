@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._internal.eigenvalues import require_symmetric, rounding_of
+from .._internal.precision import full_precision
 from .._internal.validation import require_finite, require_instance, require_scale
 from .._network.base import OutputFunction, trainable
 from .._network.finiteness import checked_finite, require_finite_result
@@ -40,6 +41,7 @@ class Spectrum(eqx.Module):
     error."""
 
 
+@full_precision
 def spectrum(kernels: Kernels) -> Spectrum:
     """Eigenvalues of the NTK on the training points, and the time scales they set.
 
@@ -76,6 +78,7 @@ def spectrum(kernels: Kernels) -> Spectrum:
     return Spectrum(values, modes, times)
 
 
+@full_precision
 def layer_kernels(
     network: Callable[..., Any],
     problem: Problem,
@@ -120,6 +123,7 @@ def _training_only(points: Points, path: Any) -> Points:
     return Points(apply, params, *x, with_train=points.with_train, rates=rates)
 
 
+@full_precision
 def nngp(
     network: Callable[..., Any],
     problem: Problem,

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from .._custom_types import Params
 from .._internal.eigenvalues import leading_modes
+from .._internal.precision import full_precision
 from .._internal.validation import as_array, is_traced, require_integer, require_order
 from .._network.base import OutputFunction, trainable
 from .._network.finiteness import require_finite_result
@@ -67,6 +68,7 @@ class Projection(eqx.Module):
         return self.tensors[r - 1]
 
 
+@full_precision
 def project(
     network: Callable[..., Any],
     problem: Problem,

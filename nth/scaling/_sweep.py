@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.precision import full_precision
 from .._internal.progress import delayed_bar
 from .._internal.validation import (
     require_bool,
@@ -40,6 +41,7 @@ class Sweep(eqx.Module):
         return f"Sweep(widths={self.widths}, values={values})"
 
 
+@full_precision
 def sweep(
     measure: Measure,
     widths: Sequence[int],

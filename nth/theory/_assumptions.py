@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._dynamics.taylor_coefficients import Coefficients, best_coefficients, by_jvp
+from .._internal.precision import full_precision
 from .._internal.validation import (
     as_array,
     require_concrete,
@@ -182,6 +183,7 @@ class DataCheck(eqx.Module):
         return self.c > 0 and bool(np.all(self.smallest > 100 * eps * self.norms[1]))
 
 
+@full_precision
 def check_data(
     x: ArrayLike, *, order: int = 2, samples: int = 20_000, seed: int = 0
 ) -> DataCheck:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from .._analytic.closed_form import require_squared_error
 from .._custom_types import Inputs, Params, Scalar
 from .._integrate.kernel_trajectory import KernelPath
+from .._internal.precision import full_precision
 from .._internal.validation import require, require_instance, require_integer
 from .._kernels.assembly import form
 from .._kernels.evaluation import points_of
@@ -25,6 +26,7 @@ from .._problem.problem import Problem
 _MOST_STARTS = 1000
 
 
+@full_precision
 def laziness(
     network: Callable[..., Any],
     problem: Problem,
@@ -160,6 +162,7 @@ class Motion(eqx.Module):
     Vetterli 2007); between 1 and n·C."""
 
 
+@full_precision
 def motion(path: KernelPath, problem: Problem) -> Motion:
     """The change of the kernel along a solution: with K(t) = K̃⁽²⁾ on the training
     points, ‖K(t) − K(0)‖/‖K(0)‖, the angle between K(0) and K(t), the alignment of K(t)

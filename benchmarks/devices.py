@@ -1,0 +1,165 @@
+"""The main computations on an accelerator over the same on the CPU of the machine.
+
+    python -m benchmarks.devices --output devices.json
+
+For kernels, solves and discrete training, in float64 and float32: the least time of
+three calls, after compilation, on the default device and on the CPU, and the relative
+difference of each from the float64 result of the CPU. nth multiplies float32 matrices
+in full precision; accelerators can do it in fewer bits, which is measured too.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tabulate import tabulate
+
+import nth
+
+jax.config.update("jax_enable_x64", True)
+
+
+def data(n: int, dtype: Any, *shape: int) -> nth.Problem:
+    x_key, y_key = jax.random.split(jax.random.key(1))
+    x = jax.random.normal(x_key, (n, *shape))
+    x = x / jnp.sqrt(jnp.sum(x**2, axis=range(1, x.ndim), keepdims=True))
+    y = jnp.sign(jax.random.normal(y_key, (n,)))
+    return nth.Problem(x.astype(dtype), y.astype(dtype))
+
+
+def fully_connected(width: int, dtype: Any) -> nth.MLP:
+    return nth.MLP(64, width, 2, dtype=dtype, key=jax.random.key(0))
+
+
+def convolutional(dtype: Any) -> eqx.nn.Sequential:
+    keys = jax.random.split(jax.random.key(0), 3)
+    return eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(1, 16, 3, padding=1, key=keys[0], dtype=dtype),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.Conv2d(16, 16, 3, stride=2, key=keys[1], dtype=dtype),
+            eqx.nn.Lambda(lambda z: jnp.mean(jax.nn.relu(z), axis=(1, 2))),
+            eqx.nn.Linear(16, "scalar", key=keys[2], dtype=dtype),
+        ]
+    )
+
+
+def kernels(network: Any, problem: nth.Problem, order: int) -> Any:
+    return nth.kernels(network, problem, order=order, progress=False)[order]
+
+
+def dense(n: int, dtype: Any) -> Callable[[], Any]:
+    problem = data(n, dtype, 64)
+    computed = nth.kernels(fully_connected(256, dtype), problem, order=3)
+    dynamics = nth.DenseHierarchy(computed, problem)
+    return lambda: nth.integrate(dynamics, [10.0, 100.0], progress=False).train
+
+
+def matrix_free(order: int, dtype: Any) -> Callable[[], Any]:
+    network, problem = fully_connected(512, dtype), data(512, dtype, 64)
+    dynamics = nth.MatrixFreeHierarchy(network, problem, order=order)
+    return lambda: nth.integrate(dynamics, [1.0, 10.0], progress=False).train
+
+
+def discrete(dtype: Any) -> Callable[[], Any]:
+    network, problem = fully_connected(512, dtype), data(512, dtype, 64)
+    return lambda: (
+        nth.solve_discrete(
+            network, problem, range(0, 101, 50), optax.sgd(0.1), order=3, progress=False
+        ).train
+    )
+
+
+def cases(dtype: Any) -> dict[str, Callable[[], Any]]:
+    wide, narrow = fully_connected(512, dtype), fully_connected(256, dtype)
+    network = convolutional(dtype)
+    points = {n: data(n, dtype, 64) for n in (32, 256, 2048)}
+    images = data(128, dtype, 1, 16, 16)
+    return {
+        "K(2), MLP, n = 2048, width 512": lambda: kernels(wide, points[2048], 2),
+        "K(3), MLP, n = 256, width 512": lambda: kernels(wide, points[256], 3),
+        "K(4), MLP, n = 32, width 256": lambda: kernels(narrow, points[32], 4),
+        "K(2), CNN, n = 128": lambda: kernels(network, images, 2),
+        "dense solve, p = 3, n = 128, to t = 100": dense(128, dtype),
+        "matrix-free solve, p = 3, n = 512, to t = 10": matrix_free(3, dtype),
+        "matrix-free solve, p = 4, n = 512, to t = 10": matrix_free(4, dtype),
+        "100 steps of SGD, p = 3, n = 512": discrete(dtype),
+    }
+
+
+def measured(function: Callable[[], Any]) -> tuple[float, np.ndarray]:
+    result = jax.block_until_ready(function())  # compiles
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return min(times), np.ravel(np.asarray(result, np.float64))[:10_000]
+
+
+def run(
+    device: Any, dtype: Any, precision: str | None
+) -> dict[str, tuple[float, np.ndarray]]:
+    """The time and the result of each case."""
+    records = {}
+    with jax.default_device(device), jax.default_matmul_precision(precision):
+        for name, function in cases(dtype).items():
+            records[name] = measured(function)
+            print(device.platform, dtype.__name__, name, records[name][0], flush=True)
+    return records
+
+
+# Device, dtype, and precision of matrix products (`None`: that of nth).
+SETTINGS = {
+    "cpu float64": ("cpu", jnp.float64, None),
+    "cpu float32": ("cpu", jnp.float32, None),
+    "accelerator float64": (None, jnp.float64, None),
+    "accelerator float32": (None, jnp.float32, None),
+    "accelerator tensorfloat32": (None, jnp.float32, "tensorfloat32"),
+}
+
+
+@click.command()
+@click.option("--output", type=Path, default=Path("devices.json"), show_default=True)
+@click.option("--setting", "names", multiple=True, default=SETTINGS, show_default=True)
+def main(output: Path, names: Sequence[str]) -> None:
+    results = {}
+    for name in names:
+        platform, dtype, precision = SETTINGS[name]
+        results[name] = run(jax.devices(platform)[0], dtype, precision)
+    rows = [
+        {"setting": name, "case": case, "seconds": seconds, "result": value.tolist()}
+        for name, records in results.items()
+        for case, (seconds, value) in records.items()
+    ]
+    kind = jax.devices()[0].device_kind
+    output.write_text(json.dumps({"device": kind, "rows": rows}))
+    print(f"{kind}, jax {jax.__version__}")
+    print(tabulate(table(rows), headers="keys", floatfmt=".2g"))
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Times, and relative differences from the result of the CPU in float64."""
+    exact = {r["case"]: r["result"] for r in rows if r["setting"] == "cpu float64"}
+    results = []
+    for row in rows:
+        difference = np.nan
+        if row["case"] in exact:
+            expected = np.asarray(exact[row["case"]])
+            error = np.asarray(row["result"]) - expected
+            difference = np.linalg.norm(error) / np.linalg.norm(expected)
+        result = {key: row[key] for key in ("setting", "case", "seconds")}
+        results.append({**result, "relative difference": difference})
+    return results
+
+
+if __name__ == "__main__":
+    main()
