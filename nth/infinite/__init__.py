@@ -30,6 +30,7 @@ from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
 from ._finite_width import Corrections as Corrections, corrections as corrections
+from ._finite_width_law import finite_width_ensemble
 from ._gaussian_moments import safe_root
 from ._points import as_points
 from ._recursion import layers_of, recursion
@@ -204,13 +205,16 @@ class Ensemble(eqx.Module):
 
 
 def ensemble(
-    kernels: InfiniteKernels, problem: Problem, ts: ArrayLike | Sequence[float]
+    kernels: InfiniteKernels | Corrections,
+    problem: Problem,
+    ts: ArrayLike | Sequence[float],
 ) -> Ensemble:
-    """The distribution of infinitely wide networks trained by gradient flow.
+    """The distribution of wide networks trained by gradient flow.
 
-    Each network has f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all
-    points, everything else on training points), where f₀ is Gaussian with the NNGP
-    kernel 𝒦 as its covariance. So f(t) is Gaussian, with
+    At infinite width each network has f(t) = f₀ − R(t)(f₀ − y) with
+    R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all points, everything else on training
+    points), where f₀ is Gaussian with the NNGP kernel 𝒦 as its covariance. So f(t) is
+    Gaussian, with
 
         mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
 
@@ -223,17 +227,28 @@ def ensemble(
     **Arguments:**
 
     - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`, or
-        kernels from elsewhere of shape `(m, m)`.
+        kernels from elsewhere of shape `(m, m)`; or, for the law at finite width,
+        `nth.infinite.corrections(problem.x, width=..., ...)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
+    At finite width the distribution is not Gaussian; its mean and covariance are exact
+    to order 1/width. They are means over initializations of the closed-form correction
+    of [`nth.perturbative`][] (Dyer & Gur-Ari 2020), with the fluctuation of K⁽²⁾ to
+    second order. Where the correction is as large as the limit the width is too small:
+    a variance may then be negative, and its `deviation` 0.
+
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
-    `problem` or contain NaN, or a covariance that would not fit in memory.
+    `problem` or contain NaN, or a covariance that would not fit in memory; with
+    corrections also for several outputs, which are not independent at this order, and
+    for t = ∞ with a singular NTK.
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
+    if isinstance(kernels, Corrections):
+        return Ensemble(*finite_width_ensemble(kernels, problem, ts))
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
