@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._network.activations import ACTIVATIONS
 
@@ -73,7 +73,7 @@ class JointMoments(NamedTuple):
     """E φ⁽ⁱ⁾(z_a) φ⁽ʲ⁾(z_b) φ⁽ᵏ⁾(z_c) φ⁽ˡ⁾(z_d), as `moments(i, j, k, l)`."""
 
     table: Float[Array, "S 4 4 4 4"]
-    """One entry for each four points in increasing order."""
+    """One entry for each set of four points, in the order of `_sorting`."""
 
     points: int
 
@@ -82,7 +82,7 @@ class JointMoments(NamedTuple):
         n = self.points
         slots = np.array(list(product(range(n), repeat=4)))
         # Sorting the points of a moment sorts the orders of its derivatives with them.
-        sorting = np.argsort(slots, axis=1, kind="stable")
+        sorting = _sorting(slots)
         rows = np.zeros((n,) * 4, int)
         sets = np.concatenate([part for _, part in _kinds(n, 4)])
         rows[tuple(sets.T)] = np.arange(len(sets))
@@ -99,12 +99,21 @@ def joint_moments(
     return JointMoments(jnp.concatenate([t for t, _ in tables]), len(covariance))
 
 
+def _sorting(rows: Int[np.ndarray, "R slots"]) -> Int[np.ndarray, "R slots"]:
+    """The order of the points of each row: the most frequent first, and equal ones
+    together."""
+    counts = np.sum(rows[:, :, None] == rows[:, None], axis=2)
+    return np.lexsort((rows, -counts), axis=1)
+
+
 def _kinds(n: int, slots: int) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """All increasing rows of points, by how often each different point is in a row."""
-    kinds: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for row in combinations_with_replacement(range(n), slots):
-        counts = tuple(np.unique(row, return_counts=True)[1].tolist())
-        kinds.setdefault(counts, []).append(row)
+    """Each set of points once, in the order of `_sorting`, by how often its different
+    points occur."""
+    kinds: dict[tuple[int, ...], list[np.ndarray]] = {}
+    rows = np.array(list(combinations_with_replacement(range(n), slots)))
+    for row in np.take_along_axis(rows, _sorting(rows), 1):
+        counts = np.unique(row, return_counts=True)[1].tolist()
+        kinds.setdefault(tuple(sorted(counts, reverse=True)), []).append(row)
     return [(counts, np.array(rows)) for counts, rows in kinds.items()]
 
 
@@ -119,7 +128,7 @@ def _tables(
     tables = []
     for counts, sets in _kinds(len(covariance), slots):
         line = _line(activation, nodes, len(counts), np.dtype(covariance.dtype))
-        different = np.array([np.unique(row) for row in sets])
+        different = sets[:, np.cumsum((0, *counts[:-1]))]
         blocks = covariance[different[:, :, None], different[:, None]]
         table = _of_kind(activation, line, blocks, counts, orders)
         tables.append((table, sets))
