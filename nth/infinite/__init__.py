@@ -33,6 +33,11 @@ from ._finite_width import Corrections as Corrections, corrections as correction
 from ._finite_width_law import finite_width_ensemble
 from ._gaussian_moments import safe_root
 from ._points import as_points
+from ._propagation import (
+    Propagation as Propagation,
+    critical_line as critical_line,
+    propagation as propagation,
+)
 from ._recursion import layers_of, recursion
 
 # A pair of points takes about 2·nodes² activations in each layer.
