@@ -41,7 +41,7 @@ def phases(axis: Axes, size: int) -> None:
         rasterized=True,
     )
     axis.figure.colorbar(mesh, ax=axis, label="depth scale of correlations (layers)")
-    line = nth.infinite.critical_line("tanh", variance=np.linspace(0, 3, 60))
+    line = nth.infinite.critical_line("tanh", variance=np.linspace(0, 5, 60))
     axis.plot(*line, color="white", lw=2)
     axis.text(0.7, 0.9, "ordered", color="white")
     axis.text(2.3, 0.2, "chaotic", color="white")
