@@ -15,9 +15,9 @@ from .._dynamics.parameter_dynamics import AbstractDescent
 from .._dynamics.stiffness import fastest_rate
 from .._dynamics.taylorized import TaylorizedFlow
 from .._internal.eigenvalues import is_symmetric
-from .._internal.jaxpr import primitives
 from .._internal.validation import is_traced
 from .._network.finiteness import all_finite
+from .._network.smoothness import has_kinks, has_primitives_with_kinks
 from .._problem.averaged_loss import AveragedLoss
 from .._problem.inputs import take
 from .._problem.losses import (
@@ -40,13 +40,6 @@ NOT_STIFF = 100.0
 # steps, and does not tell where a kink is. Beyond, Tsit5 would fail.
 _NOT_STIFF_WITH_KINKS = 2e5
 
-# Primitives whose derivative jumps.
-_KINKS = frozenset(
-    """
-    abs argmax argmin ceil clamp cummax cummin floor max min reduce_max reduce_min round
-    select_n sign sort
-    """.split()  # noqa: SIM905
-)
 _SMOOTH_LOSSES = (SquaredError, SoftmaxCrossEntropy, LogisticLoss)
 
 # Costs in multiplications. Reading a number of K⁽ᵖ⁾ takes the time of 20; of n·C rows,
@@ -158,8 +151,7 @@ def loss_has_kinks(dynamics: AbstractDynamics) -> bool:
         return False
     outputs = jax.eval_shape(lambda: dynamics.outputs(dynamics.initial_state())[0])
     target = jax.ShapeDtypeStruct(problem.y_train.shape[1:], problem.y_train.dtype)
-    jaxpr = jax.make_jaxpr(problem.loss.pointwise)(outputs, target).jaxpr
-    return not _KINKS.isdisjoint(primitives(jaxpr))
+    return has_primitives_with_kinks(problem.loss.pointwise, outputs, target)
 
 
 def _starts_finite(dynamics: AbstractDynamics) -> bool:
@@ -173,5 +165,4 @@ def network_has_kinks(dynamics: AbstractDynamics) -> bool:
     if not isinstance(dynamics, AbstractDescent | TaylorizedFlow):
         return False
     x = take(dynamics.problem.x_train, slice(1))
-    jaxpr = jax.make_jaxpr(dynamics.apply.over)(dynamics.params, x).jaxpr
-    return not _KINKS.isdisjoint(primitives(jaxpr))
+    return has_kinks(lambda params: dynamics.apply.over(params, x), dynamics.params)

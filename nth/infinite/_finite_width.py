@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from .._internal.precision import full_precision
 from .._internal.validation import (
     require,
     require_bool,
@@ -77,6 +78,7 @@ class Corrections(eqx.Module):
     the nodes is left out: a bound of the error of the Gaussian integrals."""
 
 
+@full_precision
 def corrections(
     x: ArrayLike | Sequence[Any],
     *,

@@ -1,0 +1,66 @@
+"""What looser tolerances save: evaluations against the error of a prediction.
+
+    python -m benchmarks.tolerances [--n 1024] [--width 512] [--last 10]
+
+Digits, odd against even, two hidden layers, tanh, matrix-free form, with the solver
+that `solver="auto"` chooses. For each order and relative tolerance (the absolute one
+is 100 times smaller): the evaluations, the largest root-mean-square distance from the
+trained network, integrated at 1e-9, and from the same hierarchy at 1e-9, which is the
+integration error.
+"""
+
+import click
+import diffrax
+import jax
+import numpy as np
+from sklearn.datasets import load_digits
+from tabulate import tabulate
+
+import nth
+
+jax.config.update("jax_enable_x64", True)
+
+
+def problem_of(n: int) -> nth.Problem:
+    images, numbers = map(np.asarray, load_digits(return_X_y=True))
+    chosen = np.random.default_rng(0).permutation(len(images))[:n]
+    x = images[chosen] / np.linalg.norm(images[chosen], axis=1, keepdims=True)
+    return nth.Problem(x, np.where(numbers[chosen] % 2, 1.0, -1.0))
+
+
+def distance(one: nth.Solution, other: nth.Solution) -> float:
+    return float(np.sqrt(np.mean((one.train - other.train) ** 2, axis=1)).max())
+
+
+@click.command()
+@click.option("--n", default=1024, show_default=True)
+@click.option("--width", default=512, show_default=True)
+@click.option("--last", default=10.0, show_default=True)
+def main(n: int, width: int, last: float) -> None:
+    problem = problem_of(n)
+    network = nth.MLP(64, width, 2, key=jax.random.key(0))
+    ts = np.geomspace(last / 100, last, 5)
+
+    def solved(dynamics: nth.AbstractDynamics, rtol: float) -> nth.Solution:
+        controller = diffrax.PIDController(rtol=rtol, atol=rtol / 100)
+        return nth.integrate(
+            dynamics, ts, stepsize_controller=controller, progress=False
+        )
+
+    truth = solved(nth.GradientFlow(network, problem), 1e-9)
+    rows = []
+    for order in (2, 3, 4):
+        hierarchy = nth.MatrixFreeHierarchy(network, problem, order=order)
+        exact = solved(hierarchy, 1e-9)
+        for rtol in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
+            solution = solved(hierarchy, rtol)
+            evaluations = int(solution.stats["num_evaluations"])
+            errors = distance(solution, truth), distance(solution, exact)
+            rows.append([order, solution.stats["solver"], rtol, evaluations, *errors])
+            print(rows[-1], flush=True)
+    headers = ["p", "solver", "rtol", "evaluations", "to the network", "integration"]
+    print(tabulate(rows, headers=headers, floatfmt=".2g"))
+
+
+if __name__ == "__main__":
+    main()
