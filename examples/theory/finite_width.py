@@ -25,7 +25,7 @@ import nth
 
 jax.config.update("jax_enable_x64", True)
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 X = jnp.concatenate([jnp.eye(3), jnp.array([[0.6, 0.0, 0.8], [0.6, -0.8, 0.0]])])
 Y = jnp.array([1.0, -1.0, 0.5])
 PROBLEM = nth.Problem(X[:3], Y, X[3:])
@@ -131,7 +131,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
-    """Change of mean and variance from infinite width, on the test points."""
+    """Change of mean and variance from infinite width."""
     drawn = Figure(figsize=(9.2, 5.2), layout="constrained", dpi=150)
     axes = drawn.subplots(2, len(rows), squeeze=False)
     labels = ["1", "6", "∞"]
@@ -140,8 +140,10 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             part = {key: np.array(value) for key, value in row[name].items()}
             shift = part["networks"] - part["infinite_width"]
             law = part["law"] - part["infinite_width"]
-            for point, color in ((3, BLUE), (4, ORANGE)):
-                place = np.arange(3) + 0.12 * (point - 3.5)
+            points = {0: "training point 1", 3: "test point 1", 4: "test point 2"}
+            for offset, point in enumerate(points):
+                place = np.arange(3) + 0.2 * (offset - 1)
+                color = (PURPLE, BLUE, ORANGE)[offset]
                 axis.errorbar(
                     place,
                     shift[:, point],
@@ -150,9 +152,9 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                     ms=3,
                     capsize=3,
                     color=color,
-                    label=f"networks, test point {point - 2}",
+                    label=f"networks, {points[point]}",
                 )
-                axis.plot(place, law[:, point], "_", ms=14, mew=2, color=GREEN)
+                axis.plot(place, law[:, point], "_", ms=9, mew=2, color=GREEN)
             axis.axhline(0, color="black", lw=0.8)
             axis.set_xticks(range(3), labels)
             axis.spines[["top", "right"]].set_visible(False)
@@ -162,7 +164,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         axes[1, column].set_xlabel("time $t$")
     axes[0, 0].set_ylabel("mean − limit of the mean")
     axes[1, 0].set_ylabel("variance − limit of the variance")
-    axes[0, 0].plot([], [], "_", ms=14, mew=2, color=GREEN, label="law to O(1/width)")
+    axes[0, 0].plot([], [], "_", ms=9, mew=2, color=GREEN, label="law to O(1/width)")
     axes[0, 0].legend(frameon=False, fontsize=7)
     return drawn
 

@@ -32,6 +32,12 @@ from .._problem.problem import Problem
 from ._finite_width import Corrections as Corrections, corrections as corrections
 from ._finite_width_law import finite_width_ensemble
 from ._gaussian_moments import safe_root
+from ._infinite_kernels import (
+    InfiniteKernels as InfiniteKernels,
+    Posterior as Posterior,
+    as_kernels as as_kernels,
+    posterior as posterior,
+)
 from ._points import as_points
 from ._propagation import (
     Propagation as Propagation,
@@ -49,21 +55,6 @@ _MAX_CHANGE = 1e-3
 _MOST_LAYERS = 1000
 # The number of matrices in memory in addition to the result of `ensemble`.
 _SPARE = 8
-
-
-class InfiniteKernels(eqx.Module):
-    """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
-
-    With several outputs they are the kernels of one output: two outputs are independent
-    at initialization, and their mutual NTK is zero. The NTK on slots `(n1, C, n2, C)`
-    is `ntk` times the identity on the outputs.
-    """
-
-    nngp: Float[Array, "n1 n2"]
-    """E f(x) f(x′) over initializations: the covariance of the Gaussian process f."""
-
-    ntk: Float[Array, "n1 n2"]
-    """K⁽²⁾, the same for every initialization and constant in time."""
 
 
 def kernels(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._custom_types import Scalar
+from .._internal.precision import full_precision
 from .._internal.validation import as_array, require_finite, require_integer
 from .._network.activations import elementwise_activation, refuse_derivative
 from ._gaussian_moments import Function, Pairs, Rule, rule_for
@@ -59,6 +60,7 @@ class Propagation(eqx.Module):
         return _depth_scale(self.variance_slope)
 
 
+@full_precision
 def propagation(
     activation: str | Callable[[Array], Array] = "tanh",
     *,
@@ -110,6 +112,7 @@ def propagation(
     return Propagation(*(part.reshape(weights.shape) for part in flat))
 
 
+@full_precision
 def critical_line(
     activation: str | Callable[[Array], Array] = "tanh",
     *,
