@@ -16,12 +16,10 @@ from .._internal.validation import (
     as_array,
     require,
     require_bool,
-    require_finite,
     require_instance,
     require_integer,
     require_name,
     require_scale,
-    require_supported_dtype,
     require_times,
 )
 from .._network.activations import (
@@ -32,7 +30,21 @@ from .._network.activations import (
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
+from ._finite_width import Corrections as Corrections, corrections as corrections
+from ._finite_width_law import finite_width_ensemble
 from ._gaussian_moments import safe_root
+from ._infinite_kernels import (
+    InfiniteKernels as InfiniteKernels,
+    Posterior as Posterior,
+    as_kernels as as_kernels,
+    posterior as posterior,
+)
+from ._points import as_points
+from ._propagation import (
+    Propagation as Propagation,
+    critical_line as critical_line,
+    propagation as propagation,
+)
 from ._recursion import layers_of, recursion
 
 # A pair of points takes about 2·nodes² activations in each layer.
@@ -44,21 +56,6 @@ _MAX_CHANGE = 1e-3
 _MOST_LAYERS = 1000
 # The number of matrices in memory in addition to the result of `ensemble`.
 _SPARE = 8
-
-
-class InfiniteKernels(eqx.Module):
-    """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
-
-    With several outputs they are the kernels of one output: two outputs are independent
-    at initialization, and their mutual NTK is zero. The NTK on slots `(n1, C, n2, C)`
-    is `ntk` times the identity on the outputs.
-    """
-
-    nngp: Float[Array, "n1 n2"]
-    """E f(x) f(x′) over initializations: the covariance of the Gaussian process f."""
-
-    ntk: Float[Array, "n1 n2"]
-    """K⁽²⁾, the same for every initialization and constant in time."""
 
 
 @full_precision
@@ -121,8 +118,8 @@ def kernels(
     **Raises:** `ValueError` for invalid input, kernels that would not fit in memory, or
     an activation that is too rough or too steep for the number of nodes.
     """
-    left = _as_points("x1", x1)
-    right = None if x2 is None else _matching(_as_points("x2", x2), left)
+    left = as_points("x1", x1)
+    right = None if x2 is None else _matching(as_points("x2", x2), left)
     why = "as every layer takes time"
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
     if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
@@ -192,19 +189,6 @@ def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
     return jnp.where(jump > 1e-2, jump, 0)
 
 
-def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
-    array = as_array(argument, value)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(
-            f"{argument} must have shape (points, d), one input in each row; got "
-            f"{array.shape}."
-        )
-    require_supported_dtype(argument, array.dtype)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
-    return require_finite(argument, array)
-
-
 def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
     if x2.shape[1] != x1.shape[1] or x2.dtype != x1.dtype:
         raise ValueError(
@@ -238,17 +222,18 @@ class Ensemble(eqx.Module):
 
 @full_precision
 def ensemble(
-    kernels: InfiniteKernels,
+    kernels: InfiniteKernels | Corrections,
     problem: Problem,
     ts: ArrayLike | Sequence[float],
     *,
     covariance: str = "all",
 ) -> Ensemble:
-    """The distribution of infinitely wide networks trained by gradient flow.
+    """The distribution of wide networks trained by gradient flow.
 
-    Each network has f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all
-    points, everything else on training points), where f₀ is Gaussian with the NNGP
-    kernel 𝒦 as its covariance. So f(t) is Gaussian, with
+    At infinite width each network has f(t) = f₀ − R(t)(f₀ − y) with
+    R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all points, everything else on training
+    points), where f₀ is Gaussian with the NNGP kernel 𝒦 as its covariance. So f(t) is
+    Gaussian, with
 
         mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
 
@@ -261,7 +246,8 @@ def ensemble(
     **Arguments:**
 
     - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`, or
-        kernels from elsewhere of shape `(m, m)`.
+        kernels from elsewhere of shape `(m, m)`; or, for the law at finite width,
+        `nth.infinite.corrections(problem.x, width=..., ...)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
     - `covariance`: `"all"` for the covariance of all m points, `"test"` for that of the
@@ -270,12 +256,26 @@ def ensemble(
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
+    At finite width the distribution is not Gaussian; its mean and covariance are exact
+    to order 1/width. They are means over initializations of the closed-form correction
+    of [`nth.perturbative`][] (Dyer & Gur-Ari 2020), with the fluctuation of K⁽²⁾ to
+    second order. Where the correction is as large as the limit the width is too small:
+    a variance may then be negative, and its `deviation` 0.
+
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
-    `problem` or contain NaN, or a covariance that would not fit in memory.
+    `problem` or contain NaN, or a covariance that would not fit in memory; with
+    corrections also for several outputs, which are not independent at this order, and
+    for t = ∞ with a singular NTK.
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
     covariance = require_name("covariance", covariance, ("all", "test", "variances"))
+    if isinstance(kernels, Corrections):
+        times, mean, full = finite_width_ensemble(kernels, problem, ts)
+        variance = jnp.diagonal(full, axis1=1, axis2=2)
+        first = 0 if covariance == "all" else problem.n_train
+        part = None if covariance == "variances" else full[:, first:, first:]
+        return Ensemble(times, mean, part, variance)
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
