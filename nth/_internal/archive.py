@@ -59,7 +59,7 @@ def save_arrays(path: Path, identity: str, leaves: Sequence[np.ndarray]) -> None
     def save(file: BinaryIO) -> None:
         np.savez(file, header=header, digest=_digest(header, leaves), **arrays)
 
-    _replace(Path(os.path.realpath(path)), save)
+    replace_file(Path(os.path.realpath(path)), save)
 
 
 def load_arrays(
@@ -92,7 +92,7 @@ def load_arrays(
             return leaves
 
 
-def _replace(path: Path, save: Callable[[BinaryIO], None]) -> None:
+def replace_file(path: Path, save: Callable[[BinaryIO], None]) -> None:
     """Atomically replace the file `path` by the output of `save`.
 
     Each write has a separate temporary file, created exclusively ("x"), so that writers

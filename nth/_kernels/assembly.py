@@ -21,6 +21,7 @@ from .._internal.validation import is_traced
 from .._network.dense_layers import Layer
 from .costs import columns_at_once, directions_at_once, neuron_bytes, split_block
 from .evaluation import Points
+from .gradient_products import Pairing
 from .hierarchy_operator import (
     TensorFunction,
     along,
@@ -30,7 +31,9 @@ from .hierarchy_operator import (
 )
 from .jacobian import jacobian_products
 from .mlp_kernels import Chain, chain_at, fourth, second, third
+from .output_pairs import output_pairs
 from .third_products import ThirdProducts, slots_at_once, third_tensor
+from .tiles import filled, tile_points
 
 # Maximum bytes of the derivatives at extra slots, along which nothing is trained.
 _EXTRA_BYTES = 2**30
@@ -47,11 +50,22 @@ Columns = Callable[[Any, Int[Array, ""], int], Float[Array, "rows ..."]]
 
 
 def form(
-    points: Points, order: int, block_size: int | None, progress: bool
+    points: Points,
+    order: int,
+    block_size: int | None,
+    progress: bool,
+    pairing: Pairing = "full",
 ) -> tuple[Float[Array, "rows ..."], ...]:
-    """K⁽¹⁾ … K⁽ᵖ⁾."""
+    """K⁽¹⁾ … K⁽ᵖ⁾; of K⁽²⁾, the `pairing` of outputs."""
+    if pairing != "full":
+        outputs = _outputs_at(points)
+        return outputs, output_pairs(points, pairing, block_size, progress)
     if order == 2 and not is_traced(points) and _takes_a_moment(points):
         return _second_at_once(points, block_size)
+    if order == 2 and not is_traced(points) and points.with_train:
+        number = tile_points(points, block_size)
+        if number < points.n_train:
+            return _outputs_at(points), filled(points, number, progress)
     return _formed(points, order, block_size, progress)
 
 

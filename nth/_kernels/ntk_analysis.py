@@ -19,7 +19,7 @@ from .._network.mlp import MLP
 from .._problem.problem import Problem
 from .assembly import form
 from .evaluation import Points, points_of
-from .kernels import Kernels, require_ntk
+from .kernels import Kernels, require_all_outputs, require_ntk
 from .mlp_derivatives import forward
 
 
@@ -46,10 +46,14 @@ def spectrum(kernels: Kernels) -> Spectrum:
     """Eigenvalues of the NTK on the training points, and their time scales.
 
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
-    eq. 6), so the residual along each eigenvector decays independently.
+    eq. 6), so the residual along each eigenvector decays independently. The spectrum of
+    kernels with `outputs="trace"` is that of the mean of the outputs' kernels, with one
+    slot for each training point, and is the spectrum of each output's residual where
+    all outputs have that kernel and none acts on another, as at infinite width.
 
-    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points or
-    contains NaN, or if the eigenvectors would not fit in memory.
+    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points,
+    contains NaN or has `outputs="diagonal"`, or if the eigenvectors would not fit in
+    memory.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     require_ntk(kernels)
@@ -58,9 +62,11 @@ def spectrum(kernels: Kernels) -> Spectrum:
             "kernels were formed with rows=..., and a spectrum takes all training "
             "points: form them again without rows."
         )
+    if kernels.outputs == "diagonal":
+        require_all_outputs(kernels, "a spectrum")
     cure = "form them by nth.kernels, where the network is finite and differentiable."
     (ntk,) = checked_finite("kernels", [kernels[2]], cure)
-    out = kernels.out_shape
+    out = kernels.out_shape if kernels.outputs == "full" else ()
     n = ntk.shape[1 + len(out)]
     slots = n * int(np.prod(out))
     require_memory(

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 from .._custom_types import Inputs, Params
 from .._problem.inputs import count
 from .evaluation import Points
-from .factored_gradients import GradientFunction, Gradients, products
+from .factored_gradients import GradientFunction
+from .gradient_products import Gradients, products
 from .hierarchy_operator import SlotGradient, TensorFunction, slot_gradient
 
 # Maximum bytes of the gradients and their derivatives held at once.

@@ -11,16 +11,15 @@ from jaxtyping import Array, ArrayLike, Float
 from .._analytic.closed_form import require_squared_error
 from .._analytic.decay_integrals import eigendecomposition, relax_with
 from .._internal.eigenvalues import require_covariance
+from .._internal.precision import full_precision
 from .._internal.validation import (
     as_array,
     require,
     require_bool,
-    require_finite,
     require_instance,
     require_integer,
     require_name,
     require_scale,
-    require_supported_dtype,
     require_times,
 )
 from .._network.activations import (
@@ -31,7 +30,21 @@ from .._network.activations import (
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
+from ._finite_width import Corrections as Corrections, corrections as corrections
+from ._finite_width_law import finite_width_ensemble
 from ._gaussian_moments import safe_root
+from ._infinite_kernels import (
+    InfiniteKernels as InfiniteKernels,
+    Posterior as Posterior,
+    as_kernels as as_kernels,
+    posterior as posterior,
+)
+from ._points import as_points
+from ._propagation import (
+    Propagation as Propagation,
+    critical_line as critical_line,
+    propagation as propagation,
+)
 from ._recursion import layers_of, recursion
 
 # A pair of points takes about 2·nodes² activations in each layer.
@@ -45,21 +58,7 @@ _MOST_LAYERS = 1000
 _SPARE = 8
 
 
-class InfiniteKernels(eqx.Module):
-    """The kernels of [`nth.infinite.kernels`][], each of shape `(n1, n2)`.
-
-    With several outputs they are the kernels of one output: two outputs are independent
-    at initialization, and their mutual NTK is zero. The NTK on slots `(n1, C, n2, C)`
-    is `ntk` times the identity on the outputs.
-    """
-
-    nngp: Float[Array, "n1 n2"]
-    """E f(x) f(x′) over initializations: the covariance of the Gaussian process f."""
-
-    ntk: Float[Array, "n1 n2"]
-    """K⁽²⁾, the same for every initialization and constant in time."""
-
-
+@full_precision
 def kernels(
     x1: ArrayLike | Sequence[Any],
     x2: ArrayLike | Sequence[Any] | None = None,
@@ -119,8 +118,8 @@ def kernels(
     **Raises:** `ValueError` for invalid input, kernels that would not fit in memory, or
     an activation that is too rough or too steep for the number of nodes.
     """
-    left = _as_points("x1", x1)
-    right = None if x2 is None else _matching(_as_points("x2", x2), left)
+    left = as_points("x1", x1)
+    right = None if x2 is None else _matching(as_points("x2", x2), left)
     why = "as every layer takes time"
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
     if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
@@ -143,15 +142,10 @@ def kernels(
         "Use fewer points, float32, or blocks of rows: some of the points as x1 and "
         "all of them as x2.",
     )
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
-    if parameterization != "nth":
-        root = left.shape[1] ** 0.5
-        left, right = left / root, None if right is None else right / root
     function = elementwise_activation(activation, left.dtype)
     refuse_derivative(function, left.dtype)
-    nngp, ntk, change = recursion(left, right, layers, (function, nodes))
-    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
-        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    options = (depth, parameterization, use_bias, function, nodes)
+    nngp, ntk, change = _computed(left, right, sigmas, options)
     tolerance = max(_MAX_CHANGE, 1000 * float(jnp.finfo(left.dtype).eps))
     message = (
         f"activation is too rough or too steep for sums over {nodes} nodes in each "
@@ -161,6 +155,25 @@ def kernels(
     nngp, ntk = (require(k, change < tolerance, message) for k in (nngp, ntk))
     cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
     return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
+
+
+@eqx.filter_jit
+def _computed(
+    left: Float[Array, "n1 d"],
+    right: Float[Array, "n2 d"] | None,
+    sigmas: list[Array],
+    options: tuple[int, str, bool, Callable[[Array], Array], int],
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
+    """The kernels, and the relative change of a mean with the number of nodes."""
+    depth, parameterization, use_bias, function, nodes = options
+    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    if parameterization != "nth":
+        root = left.shape[1] ** 0.5
+        left, right = left / root, None if right is None else right / root
+    nngp, ntk, change = recursion(left, right, layers, (function, nodes), use_bias)
+    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
+        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
+    return nngp, ntk, change
 
 
 def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
@@ -174,19 +187,6 @@ def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
     size = jnp.maximum(jnp.max(jnp.abs(slopes[2:])), near)
     jump = jnp.abs(slopes[0] - slopes[1]) / size
     return jnp.where(jump > 1e-2, jump, 0)
-
-
-def _as_points(argument: str, value: Any) -> Float[Array, "n d"]:
-    array = as_array(argument, value)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(
-            f"{argument} must have shape (points, d), one input in each row; got "
-            f"{array.shape}."
-        )
-    require_supported_dtype(argument, array.dtype)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
-    return require_finite(argument, array)
 
 
 def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
@@ -207,23 +207,33 @@ class Ensemble(eqx.Module):
     mean: Float[Array, "T m *out"]
     """The mean of the outputs, training points first."""
 
-    covariance: Float[Array, "T m m"]
-    """The covariance of one output between any two points."""
+    covariance: Float[Array, "T rows rows"] | None
+    """The covariance of one output between any two points, or any two test points;
+    `None` if only the variances were requested."""
+
+    variance: Float[Array, "T m"]
+    """The variance of one output at each point."""
 
     @property
     def deviation(self) -> Float[Array, "T m"]:
         """The standard deviation at each point."""
-        return safe_root(jnp.diagonal(self.covariance, axis1=1, axis2=2))
+        return safe_root(self.variance)
 
 
+@full_precision
 def ensemble(
-    kernels: InfiniteKernels, problem: Problem, ts: ArrayLike | Sequence[float]
+    kernels: InfiniteKernels | Corrections,
+    problem: Problem,
+    ts: ArrayLike | Sequence[float],
+    *,
+    covariance: str = "all",
 ) -> Ensemble:
-    """The distribution of infinitely wide networks trained by gradient flow.
+    """The distribution of wide networks trained by gradient flow.
 
-    Each network has f(t) = f₀ − R(t)(f₀ − y), R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all
-    points, everything else on training points), where f₀ is Gaussian with the NNGP
-    kernel 𝒦 as its covariance. So f(t) is Gaussian, with
+    At infinite width each network has f(t) = f₀ − R(t)(f₀ − y) with
+    R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all points, everything else on training
+    points), where f₀ is Gaussian with the NNGP kernel 𝒦 as its covariance. So f(t) is
+    Gaussian, with
 
         mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
 
@@ -236,28 +246,49 @@ def ensemble(
     **Arguments:**
 
     - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`, or
-        kernels from elsewhere of shape `(m, m)`.
+        kernels from elsewhere of shape `(m, m)`; or, for the law at finite width,
+        `nth.infinite.corrections(problem.x, width=..., ...)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
+    - `covariance`: `"all"` for the covariance of all m points, `"test"` for that of the
+        test points, or `"variances"` for the variance at each point alone, which takes
+        less time and memory.
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
+    At finite width the distribution is not Gaussian; its mean and covariance are exact
+    to order 1/width. They are means over initializations of the closed-form correction
+    of [`nth.perturbative`][] (Dyer & Gur-Ari 2020), with the fluctuation of K⁽²⁾ to
+    second order. Where the correction is as large as the limit the width is too small:
+    a variance may then be negative, and its `deviation` 0.
+
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
-    `problem` or contain NaN, or a covariance that would not fit in memory.
+    `problem` or contain NaN, or a covariance that would not fit in memory; with
+    corrections also for several outputs, which are not independent at this order, and
+    for t = ∞ with a singular NTK.
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
+    covariance = require_name("covariance", covariance, ("all", "test", "variances"))
+    if isinstance(kernels, Corrections):
+        times, mean, full = finite_width_ensemble(kernels, problem, ts)
+        variance = jnp.diagonal(full, axis1=1, axis2=2)
+        first = 0 if covariance == "all" else problem.n_train
+        part = None if covariance == "variances" else full[:, first:, first:]
+        return Ensemble(times, mean, part, variance)
     kernels = _checked(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
+    rows = {"all": m, "test": problem.n_test, "variances": 0}[covariance]
+    numbers = len(times) * (rows**2 + m) + m * (_SPARE * m + problem.y_train.size)
     require_memory(
         "ts",
         f"the covariance of {m} points at {len(times)} times",
-        dtype.itemsize * m * (m * (len(times) + _SPARE) + problem.y_train.size),
-        "Give fewer times, or fewer points in problem.x_test.",
+        dtype.itemsize * numbers,
+        "Give fewer times, fewer points in problem.x_test, or covariance='variances'.",
     )
-    mean, covariance = _law(kernels, problem, times)
-    return Ensemble(times, mean, covariance)
+    mean, variance, full = _law(kernels, problem, times, covariance)
+    return Ensemble(times, mean, full, variance)
 
 
 def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
@@ -285,23 +316,38 @@ def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
 
 @eqx.filter_jit
 def _law(
-    kernels: InfiniteKernels, problem: Problem, ts: Float[Array, " T"]
-) -> tuple[Float[Array, "T m *out"], Float[Array, "T m m"]]:
+    kernels: InfiniteKernels,
+    problem: Problem,
+    ts: Float[Array, " T"],
+    covariance: str,
+) -> tuple[
+    Float[Array, "T m *out"],
+    Float[Array, "T m"],
+    Float[Array, "T rows rows"] | None,
+]:
     n, y = problem.n_train, problem.y_train
     nngp, ntk = kernels.nngp, kernels.ntk
     train = ntk[:n, :n]
     eigen = eigendecomposition(train)
-    identity = jnp.eye(len(ntk), dtype=ntk.dtype)
+    identity = jnp.eye(n, dtype=ntk.dtype)
 
-    def at(t: Array) -> tuple[Array, Array]:
+    def at(t: Array) -> tuple[Array, Array, Array | None]:
         decay, integral = (
-            part[0] for part in relax_with(train, eigen, t[None] / n, identity[:n, :n])
+            part[0] for part in relax_with(train, eigen, t[None] / n, identity)
         )
         moved = ntk[n:, :n] @ integral
-        kept = identity.at[:, :n].set(jnp.concatenate([decay, -moved]))  # 1 − R(t)P
+        # 1 − R(t)P, whose columns beyond the first n are those of the identity.
+        kept = jnp.concatenate([decay, -moved])
         mean = jnp.concatenate(
             [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
         )
-        return mean, kept @ nngp @ kept.T
+        half = (kept @ nngp[:n]).at[n:].add(nngp[n:])
+        variance = jnp.sum(half[:, :n] * kept, axis=1)
+        variance = variance.at[n:].add(jnp.diagonal(half[n:, n:]))
+        if covariance == "variances":
+            return mean, variance, None
+        first = 0 if covariance == "all" else n
+        full = half[first:, :n] @ kept[first:].T
+        return mean, variance, full.at[:, n - first :].add(half[first:, n:])
 
     return jax.lax.map(at, ts)

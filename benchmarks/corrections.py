@@ -1,0 +1,132 @@
+"""`nth.infinite.corrections` beside sampled networks, over the width.
+
+    python benchmarks/corrections.py [--samples 40000]
+
+At widths 64, 128 and 256 each statistic is compared with its mean over networks, in
+standard errors. At widths 4 to 32, where the next order is resolved, the exponent of
+the difference is fitted. Statistics of outputs are means over the last layer in closed
+form, given the others. Writes corrections.json.
+"""
+
+import json
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tabulate import tabulate
+
+import nth
+
+jax.config.update("jax_enable_x64", True)
+
+X = jnp.array([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.5, -0.5, 0.7]])
+PROBLEM = nth.Problem(X, jnp.zeros(3))
+SIGMA_A = 1.2
+OPTIONS: Any = {"activation": "tanh", "parameterization": "ntk"}
+OPTIONS |= {"depth": 2, "sigma_w": 1.4, "sigma_a": SIGMA_A}
+NAMES = ("nngp", "ntk", "outputs", "ntk_covariance", "ntk_output", "third", "fourth")
+
+
+def draws(width: int, samples: int) -> tuple[np.ndarray, ...]:
+    """Σ̂, the covariance of outputs over the last layer, and f, K⁽²⁾, K⁽³⁾, K⁽⁴⁾."""
+
+    def of_key(key: jax.Array) -> tuple[jax.Array, ...]:
+        network = nth.MLP(3, width, key=key, **OPTIONS)
+        kernels = nth.kernels(network, PROBLEM, order=4, progress=False)
+        return nth.nngp(network, PROBLEM, sigma_a=SIGMA_A), *kernels.tensors
+
+    run = jax.jit(lambda keys: jax.lax.map(of_key, keys, batch_size=20))
+    size = min(samples, 5000)
+    parts = [
+        jax.tree.map(np.asarray, run(keys))
+        for keys in jax.random.split(jax.random.key(width), (samples // size, size))
+    ]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def statistics(parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    """Of each network, what has the statistic as its mean."""
+    covariance, f, k2, k3, k4 = parts
+    rest, ntk = covariance - covariance.mean(axis=0), k2 - k2.mean(axis=0)
+    fluctuation = np.einsum("zab,zcd->zabcd", rest, rest)
+    outputs = sum(
+        fluctuation.transpose(0, *axes)
+        for axes in ((1, 2, 3, 4), (1, 3, 2, 4), (1, 3, 4, 2))
+    )
+    return {
+        "nngp": covariance,
+        "ntk": k2,
+        "outputs": outputs,
+        "ntk_covariance": np.einsum("zab,zcd->zabcd", ntk, ntk),
+        "ntk_output": np.einsum("zab,zc,zd->zabcd", ntk, f, f),
+        "third": np.einsum("zabc,zd->zabcd", k3, f),
+        "fourth": k4,
+    }
+
+
+def compared(width: int, samples: int) -> dict[str, dict[str, float]]:
+    found = nth.infinite.corrections(X, width=width, nodes=49, **OPTIONS)
+    expected = (
+        found.nngp + found.nngp_correction,
+        found.ntk + found.ntk_correction,
+        found.output_cumulant,
+        found.ntk_covariance,
+        found.ntk_output_covariance,
+        found.third,
+        found.fourth,
+    )
+    rows = statistics(draws(width, samples))
+    row: dict[str, dict[str, float]] = {}
+    for name, value in zip(NAMES, expected, strict=True):
+        gap = rows[name].mean(axis=0) - np.asarray(value)
+        error = rows[name].std(axis=0) / samples**0.5
+        score = gap / error
+        row[name] = {
+            "rms_score": float(np.sqrt(np.mean(score**2))),
+            "max_score": float(np.max(np.abs(score))),
+            "difference": float(np.linalg.norm(gap)),
+            "difference_error": float(np.linalg.norm(error)),
+            "size": float(np.linalg.norm(value)),
+        }
+    return row
+
+
+def exponent(narrow: dict[int, Any], name: str) -> tuple[float, float]:
+    """The slope of log difference over log width, weighted, and its standard error."""
+    widths = np.array(list(narrow))
+    sizes = np.array([row[name]["difference"] for row in narrow.values()])
+    errors = np.array([row[name]["difference_error"] for row in narrow.values()])
+    weight = sizes / errors
+    design = np.stack([np.ones_like(sizes), np.log(widths)], axis=1) * weight[:, None]
+    slope = np.linalg.lstsq(design, np.log(sizes) * weight, rcond=None)[0][1]
+    return float(slope), float(np.sqrt(np.linalg.inv(design.T @ design)[1, 1]))
+
+
+@click.command()
+@click.option("--samples", default=40_000, help="Networks at each width.")
+@click.option("--small", is_flag=True, help="Few networks.")
+def main(samples: int, small: bool) -> None:
+    if small:
+        samples = 200
+    wide = {width: compared(width, samples) for width in (64, 128, 256)}
+    narrow = {width: compared(width, 4 * samples) for width in (4, 8, 16, 32)}
+    slopes = {name: exponent(narrow, name) for name in NAMES}
+    lines = []
+    for name in NAMES:
+        scores = [
+            f"{row[name]['rms_score']:.2f} ({row[name]['max_score']:.1f})"
+            for row in wide.values()
+        ]
+        slope, error = slopes[name]
+        lines.append([name, *scores, f"{slope:.2f} ± {1.96 * error:.2f}"])
+    headers = ["statistic", *(f"m = {w}: rms (max)" for w in wide), "exponent"]
+    print(tabulate(lines, headers))
+    record = {"samples": samples, "wide": wide, "narrow": narrow, "exponents": slopes}
+    with open("corrections.json", "w") as file:
+        json.dump(record, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Statistics to O(1/width): single neurons, linear networks and sampled networks."""
+
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.polynomial.hermite_e import hermegauss
+
+import nth
+
+SCALES: Any = {"use_bias": True, "sigma_w": 1.1, "sigma_a": 0.8, "sigma_b": 0.6}
+X = np.array([[0.7, -0.2], [-0.4, 0.9], [0.3, 0.5]])
+
+
+def with_parameters(network: nth.MLP, *values: Any) -> nth.MLP:
+    """A network with one neuron whose parameters are w, b, a and c."""
+    w, b, a, c = (jnp.reshape(value, (1,)) for value in values)
+    network = jax.tree.unflatten(jax.tree.structure(network), [w[None], a[None], b, c])
+    return network
+
+
+def moments_of(kernels: nth.Kernels) -> dict[str, Any]:
+    f, k2, k3, k4 = kernels.tensors[:4]
+    return {
+        "ff": jnp.multiply.outer(f, f),
+        "ffff": jnp.multiply.outer(jnp.multiply.outer(f, f), jnp.multiply.outer(f, f)),
+        "k2": k2,
+        "k2k2": jnp.multiply.outer(k2, k2),
+        "k2ff": jnp.multiply.outer(k2, jnp.multiply.outer(f, f)),
+        "third": jnp.multiply.outer(k3, f),
+        "fourth": k4,
+    }
+
+
+def expected_of(mean: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The fields of `Corrections`, from means over networks."""
+    ff, k2 = (np.asarray(mean[name]) for name in ("ff", "k2"))
+    pairs = np.multiply.outer(ff, ff)
+    pairs = pairs + pairs.transpose(0, 2, 1, 3) + pairs.transpose(0, 2, 3, 1)
+    return {
+        "output_cumulant": mean["ffff"] - pairs,
+        "ntk_covariance": mean["k2k2"] - np.multiply.outer(k2, k2),
+        "ntk_output_covariance": mean["k2ff"] - np.multiply.outer(k2, ff),
+        "third": mean["third"],
+        "fourth": mean["fourth"],
+    }
+
+
+@pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
+def test_one_hidden_layer_is_an_integral_over_one_neuron(parameterization):
+    """At width 1 the statistics are exact, and so an integral over four parameters."""
+    options: Any = {"depth": 1, "parameterization": parameterization, **SCALES}
+    options["activation"] = "sin"
+    x = np.array([[0.7], [-0.4]])
+    problem = nth.Problem(x, np.zeros(2))
+    network = nth.MLP(1, 1, key=jax.random.key(0), **options)
+    line = np.linspace(-9, 9, 91)
+    smooth = line, np.exp(-(line**2) / 2) / np.exp(-(line**2) / 2).sum()
+    exact = hermegauss(5)
+    exact = exact[0], exact[1] / exact[1].sum()
+    rules = (smooth, smooth, exact, exact)
+    grid = np.array(list(product(*(rule[0] for rule in rules))))
+    weights = np.prod(list(product(*(rule[1] for rule in rules))), axis=1)
+    # Of one input and one neuron, the standard deviations of w, b, a and c.
+    scales = {"nth": (1.1, 0.6, 0.8, 0.6), "ntk": (1, 1, 1, 1)}
+    stds = np.array(scales.get(parameterization, scales["nth"]))
+
+    def at(values: jax.Array) -> dict[str, Any]:
+        changed = with_parameters(network, *values)
+        return moments_of(nth.kernels(changed, problem, order=4, progress=False))
+
+    @jax.jit
+    def mean(values: jax.Array, weights: jax.Array) -> dict[str, Any]:
+        rows = jax.lax.map(at, values, batch_size=4000)
+        return jax.tree.map(lambda part: jnp.tensordot(weights, part, 1), rows)
+
+    means = jax.tree.map(
+        np.asarray, mean(jnp.asarray(grid * stds), jnp.asarray(weights))
+    )
+    found = nth.infinite.corrections(x, width=1, **options)
+    np.testing.assert_allclose(found.nngp, means["ff"], atol=1e-11)
+    assert not np.any(found.nngp_correction)
+    np.testing.assert_allclose(
+        found.ntk + found.ntk_correction, means["k2"], atol=1e-11
+    )
+    for name, expected in expected_of(means).items():
+        np.testing.assert_allclose(getattr(found, name), expected, atol=1e-10)
+
+
+def test_deep_linear_networks():
+    """f = aᵀ W w/√(m₁m₂) of one input: moments of Gaussian matrices, by hand.
+
+    With p = |a|², q = |w|², u = W w, v = Wᵀa, without the factor of the widths,
+
+        K⁽²⁾ = |u|² + |v|² + pq,
+        K⁽³⁾ = 4 f (p + q) + 4 g,  g = aᵀ W Wᵀ W w,
+        K⁽⁴⁾ = 4 (p + q) K⁽²⁾ + 20 f² + 4 (|Wᵀu|² + |W v|² + p|u|² + q|v|²),
+
+    and the means follow from E p² = m₂² + 2 m₂, E tr (WᵀW)² = m₁m₂(m₁ + m₂ + 1), ….
+    """
+    m1, m2 = 7, 5
+    per_width = 1 / m1 + 1 / m2
+    found = nth.infinite.corrections(
+        np.ones((1, 1)), width=(m1, m2), depth=2, activation="linear"
+    )
+    assert found.change == 0
+    expected = {
+        "nngp": 1,
+        "ntk": 3,
+        "nngp_correction": 0,
+        "ntk_correction": 0,
+        "output_cumulant": 6 * per_width,
+        "ntk_covariance": 10 * per_width,
+        "ntk_output_covariance": 6 * per_width,
+        "third": 8 * per_width,
+        "fourth": 24 * per_width,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-12)
+
+
+def test_catapult_network():
+    """f = Σ u v/√N: K⁽³⁾ = 4 f/N and K⁽⁴⁾ = 4 K⁽²⁾/N (Lewkowycz et al. 2020)."""
+    found = nth.infinite.corrections(
+        np.ones((1, 1)), width=11, depth=1, activation="linear"
+    )
+    np.testing.assert_allclose(found.third, 4 / 11 * found.nngp[0, 0], rtol=1e-12)
+    np.testing.assert_allclose(found.fourth, 4 / 11 * found.ntk[0, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameterization"), [(2, "ntk"), (2, "standard"), (3, "nth")]
+)
+def test_sampled_networks(depth, parameterization):
+    """Within the standard errors of 4,000 networks, which resolve the O(1/m) terms, and
+    terms of relative order 1/m, the next in the expansion."""
+    width, samples = 96, 4000
+    options: Any = {"depth": depth, "parameterization": parameterization, **SCALES}
+    options |= {"sigma_w": 1.5, "sigma_a": 1.2, "sigma_b": 0.3}
+    problem = nth.Problem(X, np.zeros(3))
+    # Kernels for learning rates of 1/width.
+    speed = 1 / width if parameterization == "standard" else 1
+
+    @jax.jit
+    def sample(keys: jax.Array) -> dict[str, Any]:
+        def of_key(key: jax.Array) -> dict[str, Any]:
+            network = nth.MLP(2, width, key=key, **options)
+            kernels = nth.kernels(network, problem, order=4, progress=False)
+            tensors = (kernels[r] * speed ** (r - 1) for r in range(1, 5))
+            return moments_of(nth.Kernels(tuple(tensors)))
+
+        return jax.lax.map(of_key, keys, batch_size=20)
+
+    rows = sample(jax.random.split(jax.random.key(depth), samples))
+    rows = jax.tree.map(np.asarray, rows)
+    means = {name: row.mean(axis=0) for name, row in rows.items()}
+    found = nth.infinite.corrections(X, width=width, **options)
+    centered = rows["k2"] - means["k2"]
+    ff, k2 = found.nngp + found.nngp_correction, found.ntk + found.ntk_correction
+    pairs = np.multiply.outer(ff, ff)
+    pairs = pairs + pairs.transpose(0, 2, 1, 3) + pairs.transpose(0, 2, 3, 1)
+    cases = {
+        "ff": (rows["ff"], ff),
+        "k2": (rows["k2"], k2),
+        "ffff": (rows["ffff"], pairs + found.output_cumulant),
+        "ntk_covariance": (
+            np.einsum("zab,zcd->zabcd", centered, centered),
+            found.ntk_covariance,
+        ),
+        "ntk_output_covariance": (
+            np.einsum("zab,zcd->zabcd", centered, rows["ff"]),
+            found.ntk_output_covariance,
+        ),
+        "third": (rows["third"], found.third),
+        "fourth": (rows["fourth"], found.fourth),
+    }
+    for name, (draws, expected) in cases.items():
+        error = draws.std(axis=0) / samples**0.5
+        gap = np.abs(draws.mean(axis=0) - expected)
+        next_order = 3 / width * np.max(np.abs(expected))
+        exact = name in ("ff", "k2", "ffff")  # the O(1/m) terms are small parts of them
+        score = np.maximum(gap - (0 if exact else next_order), 0) / error
+        assert np.sqrt(np.mean(score**2)) < 2, (name, score)
+        if name in ("ntk_covariance", "third", "fourth"):  # zero at infinite width
+            assert np.max(np.abs(draws.mean(axis=0)) / error) > 10, name
+
+
+def test_scaling_symmetries_and_float32():
+    """Everything is 1/width; slots that commute do; float32 agrees with float64."""
+    options: Any = {"depth": 2, "activation": "erf", **SCALES}
+    narrow = nth.infinite.corrections(X, width=32, **options)
+    wide = nth.infinite.corrections(X, width=(64, 64), **options)
+    single = nth.infinite.corrections(X.astype(np.float32), width=32, **options)
+    limit = nth.infinite.kernels(X, **options)
+    np.testing.assert_allclose(narrow.nngp, limit.nngp, rtol=1e-10)
+    np.testing.assert_allclose(narrow.ntk, limit.ntk, rtol=1e-10)
+    for name in ("nngp_correction", "ntk_correction", "third", "fourth"):
+        value = np.asarray(getattr(narrow, name))
+        size = np.max(np.abs(value))
+        twice = 2 * getattr(wide, name)
+        np.testing.assert_allclose(value, twice, atol=1e-10 * size)
+        assert getattr(single, name).dtype == np.float32
+        np.testing.assert_allclose(getattr(single, name), value, atol=1e-3 * size)
+    cumulant = np.asarray(narrow.output_cumulant)
+    np.testing.assert_allclose(cumulant, cumulant.transpose(2, 0, 3, 1), atol=1e-12)
+    for tensor in (narrow.third, narrow.fourth):
+        np.testing.assert_allclose(tensor, jnp.swapaxes(tensor, 0, 1), atol=1e-12)
+    # K⁽⁴⁾ does not commute in its last two slots.
+    gap = narrow.fourth - jnp.swapaxes(narrow.fourth, 2, 3)
+    assert jnp.max(jnp.abs(gap)) > 1e-4
+
+
+def test_bad_input():
+    def refused(words: str, x: Any = X, **changes: Any) -> None:
+        options: Any = {"width": 8, "depth": 2, **changes}
+        with pytest.raises(ValueError, match=words):
+            nth.infinite.corrections(x, **options)
+
+    refused("x must have shape", x=X[0])
+    refused("width must be a number, or a sequence of depth = 2", width=(8,))
+    refused("width", width=0)
+    refused("depth", depth=0)
+    refused("nodes", nodes=4)
+    refused('activation is "relu"', activation="relu")
+    refused("x has NaN", x=X * np.nan)
+    refused("activation is too rough or too steep", sigma_w=40.0, nodes=11)
