@@ -38,6 +38,10 @@ from ._infinite_kernels import (
     as_kernels as as_kernels,
     posterior as posterior,
 )
+from ._learning_curve import (
+    LearningCurve as LearningCurve,
+    learning_curve as learning_curve,
+)
 from ._points import as_points
 from ._propagation import (
     Propagation as Propagation,
