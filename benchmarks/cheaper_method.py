@@ -4,7 +4,7 @@
 
 For several numbers of points and levels, the time of a whole solve (kernels formed,
 then integrated to t = 50) in both forms, after compilation, and which one
-`method="auto"` takes. The last column is its time over that of the faster form.
+`method="auto"` chooses. The last column is the ratio of its time to the faster form's.
 """
 
 import sys
@@ -25,13 +25,13 @@ CASES = (
 
 
 def seconds(network, problem, order, method):
-    taken = []
+    times = []
     for _ in range(2):  # the first compiles
         start = time.perf_counter()
         solution = nth.solve(network, problem, [50.0], order=order, method=method)
         jax.block_until_ready(solution.train)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def main():

@@ -1,11 +1,11 @@
-"""The main computations on an accelerator over the same on the CPU of the machine.
+"""The main computations on an accelerator, compared with the CPU of the machine.
 
     python -m benchmarks.devices --output devices.json
 
-For kernels, solves and discrete training, in float64 and float32: the least time of
+For kernels, solves and discrete training, in float64 and float32: the minimum time of
 three calls, after compilation, on the default device and on the CPU, and the relative
 difference of each from the float64 result of the CPU. nth multiplies float32 matrices
-in full precision; accelerators can do it in fewer bits, which is measured too.
+in full precision; the lower precision of accelerators is also measured.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""One step of discrete training at level p over one gradient of its batch.
+"""Time of a step of discrete training at level p, relative to a gradient of its batch.
 
     python benchmarks/discrete.py [--small]
 
 Prints, in float64 and float32, for two hidden layers, the time of a step for p = 2 … 5,
-full batch with and without momentum and weight decay, and in mini-batches, each over
-`jax.grad` of the loss of as many points, timed before and after in the same run. The
-time of a step is the difference of two runs, of 2 and of 14 steps, over 12: what is
-done once (compilation, the look at the critical rate, the outputs) is no part of it.
+full batch with and without momentum and weight decay, and in mini-batches, relative to
+`jax.grad` of the loss on the same number of points, timed before and after in the same
+run. The time of a step is the difference between runs of 2 and of 14 steps, divided by
+12, which excludes compilation, the check of the critical rate, and the outputs.
 """
 
 import sys
@@ -27,7 +27,7 @@ FEW, MANY = 2, 14
 
 
 def least(function, repeats=4):
-    """The least CPU time, over all threads: other processes hardly change it."""
+    """The minimum CPU time over all threads, which other processes hardly affect."""
     jax.block_until_ready(function())
     times = []
     for _ in range(repeats):
@@ -82,13 +82,13 @@ def ratios(dtype):
     print(" " * 18 + "".join(f"p = {p}".rjust(9) for p in (2, 3, 4, 5)))
     print("bar".ljust(18) + "".join(f"{bar:9.1f}" for bar in (2, 4.5, 8, 13)))
     for name, (points, optimizer, batches) in optimizers.items():
-        found = []
+        values = []
         for p in (2, 3, 4, 5):
             before = gradient_seconds(network, problem, points)
-            taken = step_seconds(network, problem, optimizer, p, batches)
+            step = step_seconds(network, problem, optimizer, p, batches)
             after = gradient_seconds(network, problem, points)
-            found.append(taken / ((before + after) / 2))
-        print(name.ljust(18) + "".join(f"{ratio:9.2f}" for ratio in found), flush=True)
+            values.append(step / ((before + after) / 2))
+        print(name.ljust(18) + "".join(f"{ratio:9.2f}" for ratio in values), flush=True)
 
 
 if __name__ == "__main__":

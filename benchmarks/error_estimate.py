@@ -5,8 +5,8 @@
 Each problem has 6 training and 4 test points in 5 dimensions, 2 outputs, a width from 4
 to 1,024, 1 to 3 hidden layers, one of six activations, three losses and three
 parameterizations, and ten times up to a last one from 0.1 to 100,000. Each level is
-compared with the trained network. Results are added to the file after each problem; a
-run that is started again goes on from there.
+compared with the trained network. Results are added to the file after each problem, and
+a later run resumes from the file.
 
 Prints, for the problems with odd seeds (the factors in `nth/_dynamics/truncation.py`
 were chosen on those with even seeds), over all times before `valid_until`:
@@ -58,7 +58,7 @@ ORDERS = (2, 3, 4)
 
 
 class Network(eqx.Module):
-    """A network whose activation and scales are arrays: one compilation for all."""
+    """A network whose activation and scales are arrays, so that it compiles once."""
 
     weights: tuple[jax.Array, ...]
     activation: jax.Array
@@ -98,7 +98,7 @@ class AnyLoss(nth.AbstractLoss):
 
 
 class Terms(eqx.Module):
-    """A `save_fn` whose arrays are arguments of what is compiled."""
+    """A `save_fn` whose arrays are arguments of the compiled function."""
 
     hierarchy: nth.MatrixFreeHierarchy
 
@@ -144,14 +144,14 @@ def problem_of(seed):
         "learning_rates": jnp.asarray(1 / width if kind == 2 else 1.0),
     }
     data = nth.Problem(x[:TRAIN], y, x[TRAIN:], loss=AnyLoss(jnp.eye(3)[loss]))
-    about: dict[str, Any] = {
+    description: dict[str, Any] = {
         "width": width,
         "depth": depth,
         "activation": activation,
         "loss": loss,
     }
-    about |= {"parameterization": kind, "last": last}
-    return network, data, options, last * np.geomspace(1e-3, 1, 10), about
+    description |= {"parameterization": kind, "last": last}
+    return network, data, options, last * np.geomspace(1e-3, 1, 10), description
 
 
 def rms(values):
@@ -189,7 +189,7 @@ def run(seed):
         if p > 2:
             sizes = jnp.asarray(rms(terms[:, 1])), jnp.asarray(rms(terms[:, 2]))
             last = np.asarray(last_term_factors(p, *sizes)) * last
-        else:  # the dense form computes the same as the matrix-free one
+        else:  # both forms compute the same estimate
             last = np.asarray(solution.error_estimate)
         start = terms[:1, 0]
         result[f"p{p}"] = {
@@ -231,8 +231,8 @@ def report(results):
         for p in ORDERS:
             x = pairs(results, p, form)
             wrong = x["error"] > 0.1 * x["change"]
-            seen = x["error"] > 1e-3
-            ratios = x["error"][seen] / x["estimate"][seen]
+            significant = x["error"] > 1e-3
+            ratios = x["error"][significant] / x["estimate"][significant]
             share = x["estimate"] / x["predicted"]
             exceeded = x["error"] > 3 * x["estimate"] + 1e-3 * x["scale"]
             silent = (x["error"] > 0.5 * x["change"]) & (share < 0.3)
@@ -269,8 +269,8 @@ def main(count, path):
     warnings.simplefilter("ignore", nth.WindowWarning)
 
     def shape(seed):
-        about = problem_of(seed)[-1]
-        return about["width"], about["depth"]
+        description = problem_of(seed)[-1]
+        return description["width"], description["depth"]
 
     for seed in sorted(range(count), key=shape):
         if str(seed) not in results:

@@ -1,13 +1,13 @@
-"""One evaluation of the matrix-free hierarchy over one gradient of the loss.
+"""Time of an evaluation of the matrix-free hierarchy, relative to a loss gradient.
 
     python benchmarks/matrix_free.py [--small]
 
 Prints, in float64 and float32, for two hidden layers: the ratio at n = 1024, width
-512, for p = 2 … 5, beside the count of matrix products; the time per point from n = 256
+512, for p = 2 … 5, with the count of matrix products; the time per point from n = 256
 to 16,384; for n = 10,000, the time and the peak memory of one evaluation, and the time
-of a whole solve, in float32, to half the loss. The baseline is `jax.grad` of the same
-loss at the same points, in the same run, timed before and after. Times are the least of
-several, after compilation, arrays as arguments.
+of a solve, in float32, to half the loss. The baseline is `jax.grad` of the same loss at
+the same points, in the same run, timed before and after. Times are the minimum of
+several, after compilation, with arrays as arguments.
 """
 
 import resource
@@ -58,8 +58,8 @@ def evaluation(hierarchy, state):
     return hierarchy.vector_field(jnp.zeros(()), state, None)
 
 
-def moved(hierarchy):
-    """A state with every coefficient at work."""
+def random_state(hierarchy):
+    """A state whose coefficients are all nonzero."""
     leaves, tree = jax.tree.flatten(hierarchy.initial_state())
     keys = jax.random.split(jax.random.key(2), len(leaves))
     drawn = [
@@ -71,7 +71,7 @@ def moved(hierarchy):
 
 def measure(network, problem, order):
     hierarchy = nth.MatrixFreeHierarchy(network, problem, order=order)
-    return seconds(evaluation, hierarchy, moved(hierarchy))
+    return seconds(evaluation, hierarchy, random_state(hierarchy))
 
 
 def ratios(dtype):
@@ -82,9 +82,9 @@ def ratios(dtype):
     print("  p   ratio   matrix products   bar")
     for p, bar in ((2, 2), (3, 4.5), (4, 8), (5, 13)):
         count = (3 * p**2 - p - 2) / 6
-        taken = measure(network, problem, p)
-        again = seconds(loss_gradient, network, problem)
-        ratio = taken / ((base + again) / 2)
+        evaluation_time = measure(network, problem, p)
+        base_after = seconds(loss_gradient, network, problem)
+        ratio = evaluation_time / ((base + base_after) / 2)
         print(f"  {p}  {ratio:6.2f}   {count:15.2f}  {bar:4}")
 
 
@@ -99,16 +99,16 @@ def growth(dtype):
 
 def large(dtype):
     n, width = (500, 32) if SMALL else (10_000, 512)
-    taken = measure(network_of(width, dtype), problem_of(n, dtype), 4)
+    evaluation_time = measure(network_of(width, dtype), problem_of(n, dtype), 4)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\n{dtype.__name__}, n = {n}, width {width}, p = 4: {taken:.2f} s for one "
-        f"evaluation; peak of the whole run so far {peak:.2f} GiB"
+        f"\n{dtype.__name__}, n = {n}, width {width}, p = 4: {evaluation_time:.2f} s "
+        f"for one evaluation; peak of the whole run so far {peak:.2f} GiB"
     )
 
 
 def half_the_loss():
-    """Targets tanh(w·x), p = 4: true gradient flow has halved the loss at t = 40."""
+    """Targets tanh(w·x), p = 4; gradient flow halves the loss by t = 40."""
     dtype = jnp.float32
     n, width, last = (500, 32, 4.0) if SMALL else (10_000, 512, 40.0)
     x = problem_of(n, dtype).x_train

@@ -1,4 +1,4 @@
-"""How many expansions a training run needs: restarts against width and level.
+"""The number of expansions that a training run needs: restarts by width and level.
 
     python benchmarks/restarts.py [widths]    # 16,32,64,128,256: about 10 minutes
 

@@ -1,15 +1,14 @@
-"""Stiff solves of the dense hierarchy to long times, beside SciPy's stiff solvers.
+"""Stiff solves of the dense hierarchy to long times, against SciPy's stiff solvers.
 
     python benchmarks/stiff_dense.py [--small]
 
 Digits 0 and 1 of scikit-learn with targets ±1, a tanh network of two hidden layers, and
-times from 1 to T. SciPy's solvers get an analytic Jacobian and the smallest state there
-is: f at level 2, (f, ∫g) at level 3, (f, ∫g, ∫g⊗∫g) at level 4. Each row has the number
-of vector-field evaluations, the largest error of the training outputs at the requested
-times against the closed form or, above
-level 2, a solve at tolerance 1e-10, and wall seconds after compilation. The
-last column divides the seconds of a method by those of `DenseExponential` at the same
-error, which is found by interpolation between its two tolerances.
+times from 1 to T. SciPy's solvers get an analytic Jacobian and the smallest possible
+state: f at level 2, (f, ∫g) at level 3, (f, ∫g, ∫g⊗∫g) at level 4. Each row has the
+number of vector-field evaluations, the largest error of the training outputs at the
+requested times against the closed form or, above level 2, a solve at tolerance 1e-10,
+and wall seconds after compilation. The last column divides the seconds of a method by
+those of `DenseExponential` at the same error, interpolated between its two tolerances.
 """
 
 import os
@@ -59,7 +58,7 @@ def controller(dynamics, tolerance):
     )
 
 
-def ours(solver, dynamics, ts, tolerance):
+def nth_solve(solver, dynamics, ts, tolerance):
     """Evaluations, training outputs and seconds."""
 
     @eqx.filter_jit
@@ -78,7 +77,7 @@ def ours(solver, dynamics, ts, tolerance):
 
 
 def fastest(solve):
-    """The result of `solve`, and the least seconds of up to three runs."""
+    """The result of `solve`, and the minimum seconds of up to three runs."""
     seconds = []
     while True:
         start = time.perf_counter()
@@ -130,7 +129,7 @@ def as_ivp(dynamics):
     return field, jacobian, start
 
 
-def scipy(dynamics, ts, method, tolerance):
+def scipy_solve(dynamics, ts, method, tolerance):
     """Evaluations, training outputs and seconds."""
     field, jacobian, start = as_ivp(dynamics)
 
@@ -151,7 +150,7 @@ def scipy(dynamics, ts, method, tolerance):
 
 
 def at_error(error, rows):
-    """Seconds of `rows`, of (error, seconds), at an error: a power law between them."""
+    """Seconds at an error, by a power law through two `rows` of (error, seconds)."""
     (e1, s1), (e2, s2) = rows
     if e1 < 10 * e2:  # both exact, at level 2
         return s1
@@ -166,12 +165,12 @@ def compare(n, order, end, width):
         kernels = nth.Kernels(dynamics.levels)
         reference = nth.closed_form(kernels, dynamics.problem, ts).train
     else:
-        reference = ours(DenseRosenbrock, dynamics, ts, TIGHT)[1]
+        reference = nth_solve(DenseRosenbrock, dynamics, ts, TIGHT)[1]
     rows = []
     for solver in (DenseRosenbrock, DenseExponential):
-        rows = []  # those of DenseExponential remain
+        rows = []  # after the loop, those of DenseExponential
         for tolerance in (1e-7, 1e-9):
-            evaluations, train, seconds = ours(solver, dynamics, ts, tolerance)
+            evaluations, train, seconds = nth_solve(solver, dynamics, ts, tolerance)
             error = np.abs(train - reference).max()
             rows.append((error, seconds))
             name = solver.__name__
@@ -179,7 +178,7 @@ def compare(n, order, end, width):
     if order == 4 and n > LARGEST_LEVEL_4:
         return
     for method in METHODS:
-        evaluations, train, seconds = scipy(dynamics, ts, method, 1e-7)
+        evaluations, train, seconds = scipy_solve(dynamics, ts, method, 1e-7)
         error = np.abs(train - reference).max()
         ratio = seconds / at_error(error, rows)
         show(n, order, end, method, 1e-7, evaluations, error, seconds, ratio)
@@ -200,7 +199,7 @@ def main():
     )
     width, cases = (16, ((8, 2), (8, 3), (6, 4))) if SMALL else (512, CASES)
     for n, order in cases:
-        ends = (1e2, 1e4) if (n, order) == (256, 3) else ENDS  # it holds to 1.5e4
+        ends = (1e2, 1e4) if (n, order) == (256, 3) else ENDS  # valid until 1.5e4
         for end in ENDS[:1] if SMALL else ends:
             compare(n, order, end, width)
 

@@ -4,9 +4,9 @@
 
 Classes of scikit-learn's digits as targets ±1, points of norm 1, two hidden layers,
 tanh, p = 2, 3, 4 and the trained network. Prints steps, evaluations and the largest
-error of the training outputs over four times, against ROCK4 at tolerances ten times as
-small as the smallest. Evaluations of rejected steps of ROCK4 are estimated by the mean
-of the accepted ones. Tsit5 runs to T/10: at long times it takes 3.3/max|λ| a step.
+error of the training outputs over four times, against ROCK4 at tolerances ten times
+smaller than the smallest. Evaluations of rejected steps of ROCK4 are estimated by the
+mean of the accepted ones. Tsit5 runs to T/10: its steps are at most 3.3/max|λ|.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""How solves of random problems end, with the default options.
+"""Results of solves of random problems with the default options.
 
     python -m benchmarks.stress --problems 600 --output stress.json
 
 Random architectures (widths, depths, activations, losses, parameterizations, numbers of
 points and outputs), each with several initializations, targets and last times up to
-1e6; the trained network and levels 2 to 5 in both forms. Counts the results, and what
-would be a fault: an exception other than the documented ones, NaN without a result that
-says so, or a solve of more than a minute.
+1e6; the trained network and levels 2 to 5 in both forms. Counts the results and the
+faults: undocumented exceptions, NaN with a result that does not indicate it, and solves
+of more than a minute.
 """
 
 import collections

@@ -16,6 +16,7 @@ from ._network.activations import softplus as softplus
 from ._network.mlp import MLP as MLP
 from ._network.adapters import from_apply as from_apply
 from ._kernels.kernels import Kernels as Kernels, kernels as kernels
+from ._kernels.files import save_ntk as save_ntk
 from ._kernels.contraction import contract as contract
 from ._kernels.projection import Projection as Projection, project as project
 from ._kernels.ntk_analysis import (
@@ -46,7 +47,7 @@ from ._analytic.perturbative import (
 from . import infinite as infinite
 from ._dynamics.gradient_flow import GradientFlow as GradientFlow
 from ._dynamics.taylorized import TaylorizedFlow as TaylorizedFlow
-from ._internal.validation import (
+from ._internal.warnings import (
     AccuracyWarning as AccuracyWarning,
     WindowWarning as WindowWarning,
 )

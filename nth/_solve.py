@@ -34,7 +34,7 @@ from ._internal.validation import (
     require_scale,
     require_times,
 )
-from ._kernels.assembly import forming_cost
+from ._kernels.costs import forming_cost
 from ._kernels.evaluation import Points, points_of
 from ._kernels.kernels import kernel_bytes, kernels
 from ._network.base import TrainableNetwork, trainable

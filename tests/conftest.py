@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-# Compile time is the cost of these tests, not the speed of what is compiled. XLA reads
-# this later than here, and ends at a flag that it does not know: one is not for ever.
+# These tests spend their time on compilation, not in compiled code. XLA reads the flags
+# later, and aborts on an unknown one, such as a flag that a newer version has removed.
 FAST = "--xla_backend_optimization_level=0"
 if jax.__version_info__ < (0, 11):
     FAST += " --xla_cpu_use_fusion_emitters=false"
@@ -23,13 +23,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 import equinox as eqx  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from jax.core import Tracer  # noqa: E402
 
 import nth  # noqa: E402
+from nth._integrate import integrate  # noqa: E402
 
-# Each compiled function holds memory maps, and Linux gives a process 65,530 of them: a
-# worker that keeps the functions of hundreds of tests dies in the compiler.
+# Each compiled function holds memory maps, of which Linux allows 65,530 per process: a
+# worker that keeps the functions of hundreds of tests crashes in the compiler.
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = 30_000
 
@@ -40,6 +43,30 @@ def _few_maps() -> Iterator[None]:
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "run.npz"
+
+
+@pytest.fixture
+def no_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on solves fail; only shapes may be computed."""
+    solve = integrate.solve_piece
+
+    def refuse(dynamics: Any, state: Any, *args: Any, **options: Any) -> Any:
+        leaves = jax.tree.leaves(state)
+        assert all(isinstance(leaf, Tracer) for leaf in leaves), "a solve"
+        return solve(dynamics, state, *args, **options)
+
+    monkeypatch.setattr(integrate, "solve_piece", refuse)
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without jaxtyping's checks, which a user does not enable."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture
@@ -71,9 +98,9 @@ def make_network(
 
 
 def tampered(file: Path, **changes: np.ndarray) -> bytes:
-    """An archive of nth's with other arrays in it, and a header and digest to match."""
-    with np.load(file) as found:
-        arrays: dict[str, Any] = {**found, **changes}
+    """An archive with some arrays replaced, and with a matching header and digest."""
+    with np.load(file) as stored:
+        arrays: dict[str, Any] = {**stored, **changes}
     leaves = [arrays[f"leaf_{i}"] for i in range(len(arrays) - 2)]
     header = json.loads(str(arrays["header"]))
     header["leaves"] = [[leaf.dtype.name, leaf.shape] for leaf in leaves]
@@ -85,7 +112,7 @@ def tampered(file: Path, **changes: np.ndarray) -> bytes:
 
 
 class Shared(eqx.Module):
-    """A network that uses one weight twice, normalizes, and attends: no MLP."""
+    """A network with a shared weight, normalization and attention; not an MLP."""
 
     w: jax.Array
     v: jax.Array

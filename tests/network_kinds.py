@@ -1,7 +1,7 @@
-"""Small networks of every kind that users bring, each with a plain function of its own.
+"""Small networks of every supported kind, each with an independent plain function.
 
 A case holds the network as a user passes it, `apply(params, x)` and `params` written
-with the framework alone, and the problem. Nothing here computes anything with nth.
+with the framework only, and the problem. Nothing here computes anything with nth.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def case(network, apply, params, x: Any = X, **options: Any):
 
 
 def of_module(network, x: Any = X, filter_spec: Any = eqx.is_inexact_array):
-    """An Equinox module: its own call, its arrays."""
+    """A case from the call and the arrays of an Equinox module."""
     params, rest = eqx.partition(network, filter_spec)
     options = (
         {} if filter_spec is eqx.is_inexact_array else {"filter_spec": filter_spec}
@@ -71,7 +71,7 @@ def equinox_sequential():
 
 
 class WithStatistics(eqx.Module):
-    """A stateful layer in inference mode, its state held beside it."""
+    """A stateful layer in inference mode, with its state stored next to it."""
 
     norm: eqx.nn.BatchNorm
     state: eqx.nn.State

@@ -1,4 +1,4 @@
-"""The choice of a solver: what is chosen, and that it ends at long times and kinks."""
+"""`solver="auto"`: its choice, and that solves to long times and past kinks finish."""
 
 import diffrax
 import equinox as eqx
@@ -11,7 +11,7 @@ from conftest import make_network, make_problem
 import nth
 from nth._dynamics.stiffness import fastest_rate
 
-# Networks this narrow leave the level far behind; here the solver is in question.
+# The truncation is inaccurate for networks this narrow; these tests are about solvers.
 pytestmark = pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")
 
 LOSSES = {
@@ -54,7 +54,7 @@ def test_fastest_rate_is_the_largest_eigenvalue(kind):
     assert largest / 2 < float(estimate) <= largest * (1 + 1e-9)
 
 
-def test_fastest_rate_with_learning_rates_and_decay():
+def test_fastest_rate_scales_with_learning_rates_and_adds_decay():
     network, problem = make_network(4, 1), problem_of("squared")
     plain = fastest_rate(nth.GradientFlow(network, problem))
     other = nth.GradientFlow(network, problem, learning_rates=3.0, weight_decay=0.5)
@@ -77,19 +77,19 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("kind", "loss", "last", "solver"), CHOICES)
-def test_the_solver_fits_the_problem(kind, loss, last, solver):
+def test_the_solver_matches_the_problem(kind, loss, last, solver):
     solution = nth.integrate(dynamics_of(kind, loss), [last])
     assert solution.stats["solver"] == solver
     assert solution.result == nth.RESULTS.successful
     assert int(solution.stats["num_evaluations"]) >= int(solution.stats["num_steps"])
 
 
-def test_networks_with_kinks_are_followed_by_tsit5():
+def test_networks_with_kinks_take_tsit5():
     solution = nth.integrate(dynamics_of("flow", activation="relu"), [300.0])
     assert solution.stats["solver"] == "Tsit5"
 
 
-def test_fixed_steps_and_traced_values():
+def test_fixed_steps_and_traced_values_take_tsit5():
     dynamics = dynamics_of("flow")
     fixed = nth.integrate(
         dynamics, [1.0], stepsize_controller=diffrax.ConstantStepSize(), dt0=0.1
@@ -106,7 +106,7 @@ def test_fixed_steps_and_traced_values():
     np.testing.assert_allclose(solve(jnp.asarray(2.0)), eager.train, atol=1e-6)
 
 
-def test_kernels_of_no_network_are_not_given_to_dense_solvers():
+def test_asymmetric_kernels_take_tsit5():
     problem = problem_of("squared")
     f, ntk = nth.kernels(make_network(4, 1), problem, order=2)
     skewed = nth.Kernels((f, ntk.at[0, 1].add(1e-2)))
@@ -120,7 +120,7 @@ def test_kernels_of_no_network_are_not_given_to_dense_solvers():
 
 @pytest.mark.parametrize("kind", ["dense-2", "series-2"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_late_times_do_not_spoil_early_ones(kind, dtype):
+def test_late_times_do_not_reduce_the_accuracy_of_early_ones(kind, dtype):
     """The closed form, from t = 0.1 to 1e6, in one solve."""
     ts = [0.1, 1.0, 30.0, 1e3, 1e6]
     network, problem = jax.tree.map(
@@ -140,7 +140,7 @@ def test_late_times_do_not_spoil_early_ones(kind, dtype):
     assert solution.result == nth.RESULTS.successful
 
 
-def test_learning_rates_of_any_size():
+def test_a_common_learning_rate_rescales_time():
     """M = c only rescales the time: K → cK."""
     network, problem = make_network(4, 1), problem_of("squared")
     plain = nth.solve(network, problem, [1.0, 1e3], order=2, method="dense")
@@ -154,29 +154,29 @@ def test_learning_rates_of_any_size():
 # ---------------------------------------------------------------- kinks
 
 
-def test_absolute_error_comes_to_rest():
-    """df/dt = −K sign(f − y)/n: one point reaches its target at t = n|f − y|/K and
-    stays, however long."""
-    one = nth.Problem(jnp.array([1.0]), jnp.array([1.0]), loss=LOSSES["absolute"])
+def test_absolute_error_stays_at_its_minimum():
+    """df/dt = −K sign(f − y)/n: a point reaches its target at t = n|f − y|/K and stays
+    there."""
+    problem = nth.Problem(jnp.array([1.0]), jnp.array([1.0]), loss=LOSSES["absolute"])
     network = nth.from_apply(lambda q, x: q * x, jnp.array(0.0))
     ts = [0.5, 0.9, 2.0, 50.0]
     expected = np.array([[0.5], [0.9], [1.0], [1.0]])
     for solution in (
-        nth.gradient_flow(network, one, ts),
-        nth.solve(network, one, ts, order=2, method="dense"),
+        nth.gradient_flow(network, problem, ts),
+        nth.solve(network, problem, ts, order=2, method="dense"),
     ):
         np.testing.assert_allclose(solution.train, expected, atol=1e-3)
         assert solution.result == nth.RESULTS.successful
 
 
-def test_the_loss_that_is_reported_is_not_averaged():
+def test_the_reported_loss_is_not_averaged():
     solution = nth.integrate(dynamics_of("dense-2", "absolute"), [0.0, 0.5])
     y = problem_of("absolute").y_train
     expected = np.mean(np.abs(np.asarray(solution.train) - np.asarray(y)), axis=1)
     np.testing.assert_allclose(solution.loss, expected, rtol=1e-12)
 
 
-def test_a_resumed_solve_takes_the_same_solver(tmp_path):
+def test_a_resumed_solve_uses_the_same_solver(tmp_path):
     dynamics, file = dynamics_of("dense-2"), tmp_path / "run.npz"
     ts = [1.0, 100.0, 1000.0]
     first = nth.integrate(dynamics, ts, checkpoint=file)

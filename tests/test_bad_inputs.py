@@ -3,56 +3,36 @@
 Nothing here compiles: every value is rejected before work begins.
 """
 
-import re
-from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
-from conftest import make_network, make_problem
+from bad_arguments import (
+    HUGE,
+    KEY,
+    LOW,
+    NETWORK,
+    PROBLEM,
+    Call,
+    X,
+    Y,
+    expect,
+    formed,
+    refused,
+)
+from conftest import make_problem
 
 import nth as typed_nth
 
-nth: Any = typed_nth  # wrong types are the point here
-Call = Callable[[], Any]
+nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 
-KEY = jax.random.key(0)
-X, Y = np.eye(4)[:, :3], np.array([1.0, -1.0, 1.0, 1.0])
-PROBLEM = make_problem()
-NETWORK = make_network(3, 1)
 OPTIMIZER = optax.sgd(0.1)
-HUGE = 10**12
-LOW = (jnp.float16, jnp.bfloat16)
-
-
-@pytest.fixture(autouse=True)
-def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has no type checker between them and our messages."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-def formed(order: int = 2) -> Any:
-    """Kernels on the points of `PROBLEM`, put together by hand."""
-    ntk = np.concatenate([np.eye(4), np.ones((2, 4))])
-    rest = [np.ones((6,) + (4,) * (r - 1)) for r in range(3, order + 1)]
-    return nth.Kernels(tuple(map(jnp.asarray, [np.ones(6), ntk, *rest])))
-
-
-def refused(*rows: tuple[str, Call]) -> pytest.MarkDecorator:
-    """Parametrize a test over calls and the argument that each error must name."""
-    named = [pytest.param(*row, id=f"{row[0]}-{i}") for i, row in enumerate(rows)]
-    return pytest.mark.parametrize(("argument", "call"), named)
-
-
-def expect(argument: str, call: Call) -> None:
-    with pytest.raises(ValueError, match=rf"(?<!\w){re.escape(argument)}\b"):
-        call()
 
 
 def problem(**options: Any) -> Any:
@@ -81,7 +61,7 @@ def problem(**options: Any) -> Any:
     ("y_train", lambda: problem(loss=nth.LogisticLoss(), y_train=Y * 0)),
     ("y_train", lambda: problem(loss=nth.SoftmaxCrossEntropy(), y_train=[-1] * 4)),
 )
-def test_problem(argument: str, call: Call) -> None:
+def test_problem_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -91,7 +71,7 @@ def mlp(**options: Any) -> Any:
 
 
 def low_parameters(dtype: Any) -> Any:
-    """Parameters of 16 bits, for inputs that do not set a dtype."""
+    """A flow with parameters of 16 bits, and inputs that do not set a dtype."""
     network = nth.from_apply(lambda w, x: w * x.astype(w.dtype), jnp.ones((), dtype))
     return nth.GradientFlow(network, nth.Problem([1, 2], [1.0, 2.0]))
 
@@ -122,7 +102,7 @@ def low_parameters(dtype: Any) -> Any:
     ("apply_fn", lambda: nth.from_apply(None, {})),
     *[("network", lambda low=low: low_parameters(low)) for low in LOW],
 )
-def test_network(argument: str, call: Call) -> None:
+def test_networks_name_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -137,6 +117,7 @@ def wrong(name: str, *values: Any, **others: Any) -> list[tuple[str, Call]]:
 
 
 CONSTANT = diffrax.ConstantStepSize()
+
 STEP_TO = diffrax.StepTo(jnp.array([0.0, 1.0]))
 
 
@@ -169,12 +150,12 @@ STEP_TO = diffrax.StepTo(jnp.array([0.0, 1.0]))
     *wrong("save_fn", 3, "t", lambda: 1, lambda t, state, args: 1, method="dense"),
     *wrong("throw", 1, "no", None),
 )
-def test_solve(argument: str, call: Call) -> None:
+def test_solve_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
 @pytest.mark.parametrize("option", ["max_step", "tolerance"])
-def test_unknown_option(option: str) -> None:
+def test_unknown_options_are_refused(option: str) -> None:
     near = r".* Did you mean 'max_steps'\?" if option == "max_step" else ""
     with pytest.raises(TypeError, match=f"unknown option '{option}'{near}"):
         solve(**{option: 1})
@@ -224,7 +205,7 @@ FLOW = typed_nth.GradientFlow(NETWORK, PROBLEM)
     ("sigma_a", lambda: nth.nngp(NETWORK, PROBLEM, sigma_a=-1)),
     ("network", lambda: nth.nngp(None, PROBLEM)),
 )
-def test_dynamics(argument: str, call: Call) -> None:
+def test_dynamics_and_kernels_name_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -242,6 +223,7 @@ LAST = eqx.tree_at(
     jax.tree.map(lambda _: False, NETWORK),
     (False, True),
 )
+
 OTHER_LOSS = typed_nth.Problem(
     PROBLEM.x_train, PROBLEM.y_train, PROBLEM.x_test, loss=typed_nth.LogisticLoss()
 )
@@ -270,7 +252,7 @@ OTHER_LOSS = typed_nth.Problem(
     ("solver", lambda: compare(solver=diffrax.Euler())),
     ("checkpoint", lambda: compare(checkpoint=3)),
 )
-def test_compare(argument: str, call: Call) -> None:
+def test_compare_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -311,7 +293,7 @@ def compare_discrete(orders: Any = (2,), **options: Any) -> Any:
     ("optimizer", lambda: nth.max_learning_rate(NETWORK, PROBLEM, optax.adam(0.1))),
     ("problem", lambda: nth.max_learning_rate(NETWORK, None)),
 )
-def test_discrete(argument: str, call: Call) -> None:
+def test_discrete_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)
 
 
@@ -332,102 +314,5 @@ def catapult(**options: Any) -> Any:
     ("steps", lambda: catapult(steps=HUGE)),
     ("steps", lambda: catapult(steps=-1)),
 )
-def test_catapult(argument: str, call: Call) -> None:
-    expect(argument, call)
-
-
-def bounds(**options: Any) -> Any:
-    return nth.theory.bounds(**{"kernels": formed(), "width": 100, **options})
-
-
-def activation(function: Any = "tanh", **options: Any) -> Any:
-    return nth.theory.check_activation(function, **options)
-
-
-def laziness(**options: Any) -> Any:
-    return nth.theory.laziness(NETWORK, PROBLEM, **options)
-
-
-@refused(
-    ("activation", lambda: activation("thanh")),
-    ("activation", lambda: activation(None)),
-    ("activation", lambda: activation(lambda x: x[0])),
-    ("activation", lambda: activation(lambda x: x.nothing)),
-    ("order", lambda: activation(order=30)),
-    ("order", lambda: activation("softplus", order=5)),
-    ("order", lambda: activation(order=0)),
-    ("radius", lambda: activation(radius=np.inf)),
-    ("cells", lambda: activation(cells=HUGE)),
-    ("x", lambda: nth.theory.check_data(None)),
-    ("x", lambda: nth.theory.check_data(X * np.nan)),
-    ("x", lambda: nth.theory.check_data(X.astype(LOW[0]))),
-    ("order", lambda: nth.theory.check_data(X, order=0)),
-    ("samples", lambda: nth.theory.check_data(X, samples=HUGE)),
-    ("seed", lambda: nth.theory.check_data(X, seed=-1)),
-    ("kernels", lambda: bounds(kernels=None)),
-    ("width", lambda: bounds(width=1)),
-    ("width", lambda: bounds(width="wide")),
-    ("largest_order", lambda: bounds(largest_order=1)),
-    ("constant", lambda: bounds(constant=0)),
-    ("log_power", lambda: bounds(log_power=-1)),
-    ("epsilon", lambda: bounds().time(0.0)),
-    ("t", lambda: bounds().error(2, -1.0)),
-    ("order", lambda: bounds().error(6, 1.0)),
-    ("order", lambda: bounds().kernel_error(2.0, 1.0)),
-    ("error", lambda: bounds().width_for(2, 0.0)),
-    ("t", lambda: bounds().order_for(0.1, 1e3)),
-    ("error", lambda: bounds().order_for(1e-30, 1.0)),
-    ("starts", lambda: laziness(starts=HUGE)),
-    ("max_steps", lambda: laziness(max_steps=0)),
-    ("problem", lambda: nth.theory.laziness(NETWORK, None)),
-    ("path", lambda: nth.theory.motion(None, PROBLEM)),
-)
-def test_theory(argument: str, call: Call) -> None:
-    expect(argument, call)
-
-
-def sweep(measure: Any = lambda w, key: jnp.ones(()), **options: Any) -> Any:
-    given = {"widths": [2], "initializations": 2, "key": KEY, **options}
-    return nth.scaling.sweep(measure, **given)
-
-
-def fit(widths: Any = (1, 2, 4), values: Any = (1.0, 2.0, 3.0), **options: Any) -> Any:
-    return nth.scaling.fit(widths, values, **options)
-
-
-@refused(
-    ("measure", lambda: sweep(None)),
-    ("measure", lambda: sweep(lambda w, key: 1.0)),
-    ("measure", lambda: sweep(lambda w, key: None)),
-    ("measure", lambda: sweep(lambda w, key: jnp.ones(2))),
-    ("measure", lambda: sweep(lambda w: jnp.ones(()))),
-    ("widths", lambda: sweep(widths=[])),
-    ("widths", lambda: sweep(widths=3)),
-    ("widths", lambda: sweep(widths=[2, 2])),
-    ("initializations", lambda: sweep(initializations=HUGE)),
-    ("batch_size", lambda: sweep(batch_size=0)),
-    ("key", lambda: sweep(key=0)),
-    ("path", lambda: sweep(path=3)),
-    ("progress", lambda: sweep(progress="yes")),
-    ("widths", lambda: fit([1, 2, np.inf])),
-    ("widths", lambda: fit([1, 2])),
-    ("widths", lambda: fit("abc")),
-    ("widths", lambda: fit(None)),
-    ("values", lambda: fit(values=None)),
-    ("values", lambda: fit(values=[1.0, np.nan, 2.0])),
-    ("values", lambda: fit(values=[1.0, 0.0, 2.0])),
-    ("values", lambda: fit(values=[[1], [1, 2], [3]])),
-    ("values", lambda: fit(values=[1j, 1, 1])),
-    ("confidence", lambda: fit(confidence=1.0)),
-    ("confidence", lambda: fit(confidence="95%")),
-    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=3)),
-    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=lambda v: v)),
-    ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=np.cumsum)),
-    ("x1", lambda: nth.infinite.kernels(None, depth=1)),
-    ("x1", lambda: nth.infinite.kernels(jnp.asarray(X, LOW[1]), depth=1)),
-    ("depth", lambda: nth.infinite.kernels(X, depth=0)),
-    ("nodes", lambda: nth.infinite.kernels(X, depth=1, nodes=10)),
-    ("kernels", lambda: nth.infinite.ensemble(None, PROBLEM, [1.0])),
-)
-def test_scaling_and_infinite(argument: str, call: Call) -> None:
+def test_catapult_names_the_bad_argument(argument: str, call: Call) -> None:
     expect(argument, call)

@@ -1,6 +1,6 @@
-"""Numbers that are of the right shape and wrong: no kernel, too large, or too small.
+"""Arrays of valid shape and invalid values: not a kernel, too large, or too small.
 
-And the cures that messages name, each of which works.
+The cures that the messages name are tested as well.
 """
 
 import re
@@ -9,14 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from conftest import make_network, make_problem
 
 import nth as typed_nth
 
-nth: Any = typed_nth  # wrong types are the point here
+nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
+
 Call = Callable[[], Any]
 
 PROBLEM = make_problem()
@@ -26,15 +27,9 @@ ASYMMETRIC = GRAM + np.triu(np.full((6, 6), 0.1), 1)
 ONES = [np.ones((6,) + (4,) * (r - 1)) for r in range(3, 5)]
 
 
-@pytest.fixture(autouse=True)
-def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has no type checker between them and our messages."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 @pytest.fixture
 def float32() -> Any:
-    """As JAX is without `jax_enable_x64`."""
+    """JAX without `jax_enable_x64`, its default."""
     with jax.enable_x64(False):
         yield
 
@@ -45,22 +40,24 @@ def formed(gram: Any) -> Any:
     return nth.Kernels(tuple(map(jnp.asarray, tensors)))
 
 
-def expect(words: str, call: Call) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
+def expect(message: str, call: Call) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         call()
 
 
 @pytest.mark.parametrize("solve", [nth.closed_form, nth.perturbative])
-def test_ntk_that_is_none(solve: Callable[..., Any]) -> None:
+def test_indefinite_and_asymmetric_ntks_are_refused(solve: Callable[..., Any]) -> None:
     expect(
         "kernels have an eigenvalue of -", lambda: solve(formed(-GRAM), PROBLEM, [1])
     )
-    words = "kernels are not symmetric: two entries that must be equal differ by 0.1. "
-    expect(words, lambda: solve(formed(ASYMMETRIC), PROBLEM, [1]))
+    message = (
+        "kernels are not symmetric: two entries that must be equal differ by 0.1. "
+    )
+    expect(message, lambda: solve(formed(ASYMMETRIC), PROBLEM, [1]))
 
 
 @pytest.mark.parametrize("name", ["nngp", "ntk"])
-def test_kernels_of_no_infinite_network(name: str) -> None:
+def test_indefinite_and_asymmetric_infinite_kernels_are_refused(name: str) -> None:
     def solve(gram: Any) -> Any:
         kernels = nth.infinite.InfiniteKernels(
             **{"nngp": GRAM, "ntk": GRAM, name: gram}
@@ -72,14 +69,14 @@ def test_kernels_of_no_infinite_network(name: str) -> None:
     assert np.all(np.isfinite(solve(GRAM).mean))
 
 
-def test_rounding_of_a_kernel_is_no_fault() -> None:
-    """Neither eigenvalues just below 0, nor those of a kernel cast from float32."""
+def test_kernels_with_rounding_error_are_accepted() -> None:
+    """Neither eigenvalues just below 0, nor a kernel cast from float32, are errors."""
     rounded = (GRAM - 1e-12 * np.eye(6)).astype(np.float32).astype(float)
     rounded = rounded + np.triu(np.full((6, 6), 1e-7), 1)
     assert np.linalg.eigvalsh(GRAM - 1e-12 * np.eye(6))[0] < 0
     exact = nth.closed_form(formed(GRAM), PROBLEM, [1.0]).train
-    found = nth.closed_form(formed(rounded), PROBLEM, [1.0]).train
-    np.testing.assert_allclose(found, exact, atol=1e-6)
+    actual = nth.closed_form(formed(rounded), PROBLEM, [1.0]).train
+    np.testing.assert_allclose(actual, exact, atol=1e-6)
 
 
 def test_traced_kernels_are_not_checked() -> None:
@@ -90,7 +87,7 @@ def test_traced_kernels_are_not_checked() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e-300, 1e30, 1e-30, 1.0])
-def test_data_whose_squares_do_not_fit(scale: float) -> None:
+def test_check_data_scales_although_squares_overflow(scale: float) -> None:
     x = np.random.default_rng(0).normal(size=(4, 6))
     plain, check = (nth.theory.check_data(s * x) for s in (1.0, scale))
     np.testing.assert_allclose(check.norms, np.multiply(scale, plain.norms))
@@ -98,7 +95,7 @@ def test_data_whose_squares_do_not_fit(scale: float) -> None:
     assert check.holds
 
 
-def test_data_of_float32_whose_squares_do_not_fit(float32: None) -> None:
+def test_check_data_scales_although_squares_overflow_float32(float32: None) -> None:
     x = np.random.default_rng(0).normal(size=(4, 6))
     check = nth.theory.check_data(x * 1e30)
     np.testing.assert_allclose(check.c, 1e-30 / np.linalg.norm(x, axis=1).max(), 1e-6)
@@ -107,16 +104,16 @@ def test_data_of_float32_whose_squares_do_not_fit(float32: None) -> None:
 
 @pytest.mark.parametrize("number", [1e-300, 1e300, -1e-60])
 @pytest.mark.parametrize("argument", ["x_train", "y_train", "x_test"])
-def test_numbers_that_do_not_fit_float32(
+def test_numbers_that_do_not_fit_float32_are_refused(
     argument: str, number: float, float32: None
 ) -> None:
     given = {"x_train": np.ones((2, 1)), "y_train": np.ones(2)}
     given[argument] = np.full((2,) if argument == "y_train" else (2, 1), number)
-    words = f"{argument} holds {number}, which does not fit float32"
-    expect(words, lambda: nth.Problem(**given))
+    message = f"{argument} holds {number}, which does not fit float32"
+    expect(message, lambda: nth.Problem(**given))
 
 
-def test_small_numbers_beside_others_are_rounded(float32: None) -> None:
+def test_small_numbers_among_larger_ones_are_rounded(float32: None) -> None:
     problem = nth.Problem([[1e-300], [1.0]], [0.0, 0.0])
     np.testing.assert_array_equal(problem.x_train, [[0.0], [1.0]])
 
@@ -126,7 +123,7 @@ def other_loss() -> Any:
     return nth.Problem(PROBLEM.x_train, PROBLEM.y_train, PROBLEM.x_test, loss=loss)
 
 
-def test_squared_error_is_named_where_no_other_loss_can_be() -> None:
+def test_squared_error_is_the_cure_where_no_other_loss_is_supported() -> None:
     kernels = nth.infinite.InfiniteKernels(GRAM, GRAM)
     calls: list[Call] = [
         lambda: nth.theory.laziness(NETWORK, other_loss()),
@@ -140,21 +137,21 @@ def test_squared_error_is_named_where_no_other_loss_can_be() -> None:
     assert nth.theory.laziness(NETWORK, cure, starts=1) > 0
 
 
-def test_statistic_of_a_sweep() -> None:
+def test_statistic_must_return_positive_numbers() -> None:
     def fit(statistic: Any, values: Any = np.ones((3, 4))) -> Any:
         return nth.scaling.fit([1, 2, 4], values, statistic=statistic)
 
-    words = (
+    message = (
         "statistic must return 3 finite real numbers, one for each width; got array("
     )
-    expect(words, lambda: fit(lambda v, axis: 1j * np.mean(v, axis)))
-    expect(words, lambda: fit(lambda v, axis: ["a"] * 3))
+    expect(message, lambda: fit(lambda v, axis: 1j * np.mean(v, axis)))
+    expect(message, lambda: fit(lambda v, axis: ["a"] * 3))
     expect("statistic is zero at widths [1.0, 2.0, 4.0]", lambda: fit(np.var))
     expect("values are zero at widths [2.0]", lambda: fit(None, [1.0, 0.0, 2.0]))
 
 
-def test_learning_rates_that_overflow() -> None:
-    words = "K(3) has NaN or infinite entries: learning_rates of "
+def test_overflow_by_learning_rates_is_named() -> None:
+    message = "K(3) has NaN or infinite entries: learning_rates of "
     cure = (
         "are too large for float64. Give smaller ones: a common factor of all of them"
     )
@@ -162,15 +159,15 @@ def test_learning_rates_that_overflow() -> None:
     def form(rate: float) -> Any:
         return nth.kernels(NETWORK, PROBLEM, order=3, learning_rates=rate)
 
-    expect(f"{words}1e+200 {cure}", lambda: form(1e200))
-    expect(f"{words}1e+160 {cure}", lambda: form(1e160))
+    expect(f"{message}1e+200 {cure}", lambda: form(1e200))
+    expect(f"{message}1e+160 {cure}", lambda: form(1e160))
     assert form(1e100).order == 3
     for rate in (1e160, 1e308):
         with pytest.raises(ValueError, match=rf"^learning_rates of .* {cure}"):
             nth.max_learning_rate(NETWORK, PROBLEM, learning_rates=rate)
 
 
-def test_kernels_without_an_ntk() -> None:
+def test_kernels_without_an_ntk_are_refused() -> None:
     kernels = nth.Kernels((jnp.ones(6),))
     calls: list[Call] = [
         lambda: nth.spectrum(kernels),
@@ -192,7 +189,7 @@ LOSSES = [
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_outputs_and_targets_of_a_loss(loss: Any) -> None:
+def test_losses_check_outputs_and_targets(loss: Any) -> None:
     for method in (loss, loss.gradient):
         expect(
             "targets has shape (2,) and outputs (3, 2): give one target for each point",
@@ -205,7 +202,7 @@ def test_outputs_and_targets_of_a_loss(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES[:3], ids=lambda loss: type(loss).__name__)
-def test_output_and_target_of_one_point(loss: Any) -> None:
+def test_losses_check_the_output_and_target_of_one_point(loss: Any) -> None:
     expect("target of one point must", lambda: loss.pointwise(np.ones(3), np.ones(2)))
     expect("target of one point must", lambda: loss(np.ones((4, 3)), np.ones((4, 2))))
     expect("target must", lambda: loss.pointwise(np.ones(3), None))
@@ -213,7 +210,7 @@ def test_output_and_target_of_one_point(loss: Any) -> None:
     assert loss.pointwise([0.5, 1.0], [0.0, 1.0]).shape == ()
 
 
-def test_output_of_a_network() -> None:
+def test_matched_to_checks_the_output() -> None:
     matched_to: Any = PROBLEM.matched_to
     for output in ("a", None, 3, (2,)):
         expect("output must be one output", lambda o=output: matched_to(o))
@@ -230,13 +227,13 @@ def test_output_of_a_network() -> None:
         (jnp.ones(3, complex), jnp.ones((3, 3), complex)),
     ],
 )
-def test_kernels_that_are_none(tensors: Any) -> None:
+def test_arrays_that_are_not_kernels_are_refused(tensors: Any) -> None:
     expect(
         "tensors must be K(1), K(2) and so on, floating", lambda: nth.Kernels(tensors)
     )
 
 
-def test_kernels_by_hand() -> None:
+def test_kernels_from_arrays_are_checked() -> None:
     rows = (jnp.ones(1), jnp.ones((1, 3)))
     assert nth.Kernels(rows, complete=False).order == 2
     expect("complete must be True or False", lambda: nth.Kernels(rows, complete="a"))
@@ -246,7 +243,7 @@ def test_kernels_by_hand() -> None:
     np.testing.assert_allclose(nth.spectrum(indefinite).eigenvalues, [1, 0.5, -0.5])
 
 
-def test_modes_that_are_none() -> None:
+def test_arrays_that_are_not_modes_are_refused() -> None:
     for modes in ([[1.0], [1.0, 2.0]], 2.0, None, "a"):
         expect(
             "modes must",
@@ -254,20 +251,20 @@ def test_modes_that_are_none() -> None:
         )
 
 
-def test_scales_that_overflow() -> None:
+def test_overflow_by_scales_is_named() -> None:
     def infinite(**options: Any) -> Any:
         return nth.infinite.kernels(np.eye(3), depth=2, activation="relu", **options)
 
-    words = "kernels have NaN or infinite entries: rescale x1, x2, sigma_w"
-    expect(words, lambda: infinite(sigma_w=1e200))
-    words = "NNGP kernel has NaN or infinite entries: give smaller sigma_a"
-    expect(words, lambda: nth.nngp(NETWORK, PROBLEM, sigma_a=1e160))
-    words = "vectors are so large that the sum overflows"
+    message = "kernels have NaN or infinite entries: rescale x1, x2, sigma_w"
+    expect(message, lambda: infinite(sigma_w=1e200))
+    message = "NNGP kernel has NaN or infinite entries: give smaller sigma_a"
+    expect(message, lambda: nth.nngp(NETWORK, PROBLEM, sigma_a=1e160))
+    message = "vectors are so large that the sum overflows"
     large = [np.full(4, 1e200)] * 2
-    expect(words, lambda: nth.contract(NETWORK, PROBLEM, large, order=3))
+    expect(message, lambda: nth.contract(NETWORK, PROBLEM, large, order=3))
 
 
-def test_weight_decay_that_does_not_fit(float32: None) -> None:
+def test_weight_decay_that_does_not_fit_float32_is_refused(float32: None) -> None:
     problem = nth.Problem(np.eye(3), np.ones(3))
     network = nth.MLP(3, 3, 1, key=jax.random.key(0))
     for dynamics in (
@@ -278,7 +275,7 @@ def test_weight_decay_that_does_not_fit(float32: None) -> None:
         expect("weight_decay does not fit float32", call)
 
 
-def test_bounds_that_overflow() -> None:
+def test_bounds_that_overflow_are_infinite() -> None:
     kernels = nth.Kernels(
         (jnp.ones(6), jnp.concatenate([jnp.eye(4), jnp.ones((2, 4))]))
     )
@@ -289,7 +286,7 @@ def test_bounds_that_overflow() -> None:
         expect("order must be at most 12", lambda b=bounds: b.kernel_error(13, 1.0))
 
 
-def test_width_of_a_catapult() -> None:
+def test_widths_of_catapults_that_do_not_fit_float32_are_refused() -> None:
     for width in (10**400, 10**50):
         expect(
             "width must be at most 1000000000000000000000000000000, which fits float32",
@@ -298,7 +295,7 @@ def test_width_of_a_catapult() -> None:
 
 
 def measure(later: Any) -> Any:
-    """A measure that is good at width 2, and gives `later` at any other."""
+    """A sweep whose measure is valid at width 2 and is `later` at other widths."""
 
     def at(width: int, key: Any) -> Any:
         return jnp.ones(()) if width == 2 else later(key)
@@ -306,14 +303,14 @@ def measure(later: Any) -> Any:
     return lambda: nth.scaling.sweep(at, [2, 3], 2, key=jax.random.key(0))
 
 
-def test_measure_that_differs_between_widths() -> None:
+def test_measures_must_agree_between_widths() -> None:
     expect("measure at width 3", measure(lambda key: {"a": jnp.ones(())}))
     expect("measure at width 3", measure(lambda key: jnp.ones((), jnp.float32)))
     expect("measure must return floating scalars", measure(lambda key: jnp.ones(2)))
     expect("measure failed for the width 3", measure(lambda key: key.nothing))
 
 
-def test_loss_function_that_gives_no_scalar() -> None:
+def test_custom_losses_must_return_a_scalar() -> None:
     for value in ("a", None, jnp.ones(2)):
         loss = nth.CustomLoss(lambda f, y, value=value: value)
         expect(

@@ -1,6 +1,6 @@
-"""States and vectors of another dynamics, given to the methods of dynamics.
+"""States and vectors of other dynamics, passed to the methods of dynamics.
 
-Each is refused by its structure, shapes and dtypes, in every method that a user calls.
+Every public method refuses them by their structure, shapes and dtypes.
 """
 
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from conftest import make_network, make_problem
 
 import nth as typed_nth
 
-nth: Any = typed_nth  # wrong types are the point here
+nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 
 PROBLEM = make_problem()
 NETWORK = make_network(3, 1)
@@ -46,12 +46,6 @@ FOREIGN: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has no type checker between them and our messages."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
 METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "outputs": lambda d, s: d.outputs(s),
     "loss": lambda d, s: d.loss(s),
@@ -78,11 +72,16 @@ CALLS = [
 @pytest.mark.parametrize(
     ("name", "method"), [pytest.param(*c, id=f"{c[0]}-{c[1][0]}") for c in CALLS]
 )
-def test_state_of_another_dynamics(name: str, method: tuple[str, Any]) -> None:
-    series = {"matrix-free-2", "decaying"}  # whose outputs both hierarchies know
-    own = series if name in series else {name}
+def test_states_of_other_dynamics_are_refused(
+    name: str, method: tuple[str, Any]
+) -> None:
+    series = {
+        "matrix-free-2",
+        "decaying",
+    }  # each computes the outputs of the other's state
+    accepted = series if name in series else {name}
     for other, state in FOREIGN.items():
-        if other not in own:
+        if other not in accepted:
             with pytest.raises(ValueError, match=r"^state"):
                 method[1](DYNAMICS[name], state)
 
@@ -90,14 +89,14 @@ def test_state_of_another_dynamics(name: str, method: tuple[str, Any]) -> None:
 @pytest.mark.parametrize(
     "state", [{}, [], None, jax.tree.map(np.asarray, STATES["dense-3"])[:1]]
 )
-def test_state_without_what_it_needs(state: Any) -> None:
+def test_incomplete_states_are_refused(state: Any) -> None:
     with pytest.raises(ValueError, match=r"^state"):
         DYNAMICS["dense-3"].outputs(state)
     with pytest.raises(ValueError, match=r"^state"):
         DYNAMICS["decaying"].penalty(state)
 
 
-def test_state_of_lower_precision() -> None:
+def test_states_of_lower_precision_are_refused() -> None:
     state = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), STATES["flow"])
     message = r"^state\.weights\[0\] must have shape .* float64.* got .* float32"
     with pytest.raises(ValueError, match=message):
@@ -108,20 +107,20 @@ def test_state_of_lower_precision() -> None:
 @pytest.mark.parametrize(
     "vector", [None, 1.0, np.ones(6), np.ones((4, 1)), [1.0] * 4, VECTOR.astype("f4")]
 )
-def test_vector_that_is_none_of_the_training_points(name: str, vector: Any) -> None:
+def test_vectors_must_match_the_training_points(name: str, vector: Any) -> None:
     with pytest.raises(ValueError, match=r"^vector"):
         DYNAMICS[name].ntk_product(STATES[name], vector)
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
 @pytest.mark.parametrize("outputs", [None, 1.0, np.ones(4), np.ones((6, 2)), "abc"])
-def test_outputs_of_other_points(name: str, outputs: Any) -> None:
+def test_outputs_must_match_the_training_points(name: str, outputs: Any) -> None:
     with pytest.raises(ValueError, match=r"\boutputs?\b"):
         DYNAMICS[name].output_gradient(outputs)
 
 
 @pytest.mark.parametrize("name", DESCENT)
-def test_points_and_directions_of_other_networks(name: str) -> None:
+def test_points_and_directions_must_match_the_network(name: str) -> None:
     dynamics, state = DYNAMICS[name], STATES[name]
     x, y = PROBLEM.x_train, PROBLEM.y_train
     for other in (None, x[:, :2], x[0], x.astype(jnp.float32), {"x": x}):
@@ -139,32 +138,32 @@ def test_points_and_directions_of_other_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["matrix-free-2", "decaying"])
-def test_state_with_and_without_weight_decay(name: str) -> None:
+def test_states_with_and_without_weight_decay_are_distinguished(name: str) -> None:
+    """Outputs do not depend on weight decay, and the vector field does."""
     other = "decaying" if name != "decaying" else "matrix-free-2"
-    """Its outputs are known; how it moves is not."""
     with pytest.raises(ValueError, match=r"^state .* weight_decay.*give both the same"):
         DYNAMICS[name].vector_field(0.0, STATES[other], None)
     outputs = DYNAMICS[name].outputs(STATES[other])
     np.testing.assert_allclose(outputs, DYNAMICS[name].outputs(STATES[name]))
 
 
-def test_checks_are_not_compiled() -> None:
-    """They check the structure only, so that a solve is as fast without them."""
+def test_checks_add_nothing_to_the_jaxpr() -> None:
+    """Checks concern the structure only, and add nothing to a compiled solve."""
     dynamics, state = DYNAMICS["flow"], STATES["flow"]
     jaxpr = str(jax.make_jaxpr(lambda s: dynamics.vector_field(0.0, s, None))(state))
     assert "callback" not in jaxpr
     assert "cond" not in jaxpr
 
 
-class Mine(typed_nth.AbstractDynamics):
-    """A user's own dynamics, of any start and outputs."""
+class CustomDynamics(typed_nth.AbstractDynamics):
+    """User-defined dynamics with any initial state and outputs."""
 
     problem: Any
     start: Any
-    seen: Any
+    fixed_outputs: Any
     field: Any = staticmethod(lambda state: state)
     norm: Any = staticmethod(lambda scaled: jnp.sqrt(jnp.sum(scaled**2)))
-    label: str = "mine"
+    label: str = "custom"
     method: ClassVar[str] = "custom"
     truncated: ClassVar[bool] = False
 
@@ -175,7 +174,7 @@ class Mine(typed_nth.AbstractDynamics):
         return self.field(state)
 
     def outputs(self, state: Any) -> Any:
-        return self.seen
+        return self.fixed_outputs
 
     def penalty(self, state: Any) -> Any:
         return jnp.zeros(())
@@ -184,52 +183,54 @@ class Mine(typed_nth.AbstractDynamics):
         return self.norm(scaled)
 
 
-def mine(start: Any, seen: Any, **functions: Any) -> Any:
-    return Mine(problem=PROBLEM, start=start, seen=seen, **functions)
+def custom(start: Any, fixed_outputs: Any, **functions: Any) -> Any:
+    return CustomDynamics(
+        problem=PROBLEM, start=start, fixed_outputs=fixed_outputs, **functions
+    )
 
 
 @pytest.mark.parametrize("start", [None, {}, "a", 1.0, jnp.arange(3)])
-def test_initial_state_of_own_dynamics(start: Any) -> None:
-    own = mine(start, jnp.ones(6))
+def test_initial_state_of_custom_dynamics_is_checked(start: Any) -> None:
+    custom_dynamics = custom(start, jnp.ones(6))
     with pytest.raises(
         ValueError, match=r"^dynamics: initial_state\(\) must be a pytree"
     ):
-        nth.integrate(own, [1.0])
+        nth.integrate(custom_dynamics, [1.0])
 
 
 @pytest.mark.parametrize("outputs", [jnp.ones(4), jnp.ones(()), "a", (jnp.ones(6),)])
-def test_outputs_of_own_dynamics(outputs: Any) -> None:
-    own = mine(jnp.ones(3), outputs)
+def test_outputs_of_custom_dynamics_are_checked(outputs: Any) -> None:
+    custom_dynamics = custom(jnp.ones(3), outputs)
     with pytest.raises(
         ValueError, match=r"^dynamics: outputs\(state\) must be an array"
     ):
-        nth.integrate(own, [1.0])
+        nth.integrate(custom_dynamics, [1.0])
 
 
 @pytest.mark.parametrize(
     "field", [lambda s: s[:2], lambda s: (s, s), lambda s: s.astype(jnp.float32)]
 )
-def test_vector_field_of_own_dynamics(field: Any) -> None:
-    own = mine(jnp.ones(3), jnp.ones(6), field=field)
+def test_vector_field_of_custom_dynamics_is_checked(field: Any) -> None:
+    custom_dynamics = custom(jnp.ones(3), jnp.ones(6), field=field)
     with pytest.raises(ValueError, match=r"^dynamics: vector_field\(t, state, args\)"):
-        nth.integrate(own, [1.0])
+        nth.integrate(custom_dynamics, [1.0])
 
 
 @pytest.mark.parametrize("norm", [lambda s: s, lambda s: 1.0, lambda s: (s, s)])
-def test_error_norm_of_own_dynamics(norm: Any) -> None:
-    own = mine(jnp.ones(3), jnp.ones(6), norm=norm)
+def test_error_norm_of_custom_dynamics_is_checked(norm: Any) -> None:
+    custom_dynamics = custom(jnp.ones(3), jnp.ones(6), norm=norm)
     with pytest.raises(ValueError, match=r"^dynamics: error_norm\(scaled\) must be"):
-        nth.integrate(own, [1.0])
+        nth.integrate(custom_dynamics, [1.0])
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
-def test_error_norm_of_another_state(name: str) -> None:
+def test_error_norm_of_another_state_is_refused(name: str) -> None:
     for scaled in (None, 1.0, (STATES["dense-3"],)):
         with pytest.raises(ValueError, match=r"^scaled"):
             DYNAMICS[name].error_norm(scaled)
 
 
-def test_series_state_by_hand() -> None:
+def test_series_states_without_steps_are_refused() -> None:
     state = type(STATES["matrix-free-2"])(None, None)
     with pytest.raises(ValueError, match=r"^state.steps must be a tuple; got None"):
         DYNAMICS["matrix-free-2"].outputs(state)

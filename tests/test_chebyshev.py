@@ -49,7 +49,7 @@ def stability_polynomial(k, z):
 
 
 @pytest.mark.parametrize("k", range(len(rock4_coefficients().degrees)))
-def test_stability_polynomial(k):
+def test_stability_polynomial_is_accurate_and_damped(k):
     """e^z to order 4, and |R| ≤ 0.95 on the stability interval."""
     table = rock4_coefficients()
     small = -np.array([0.02, 0.04])
@@ -81,7 +81,7 @@ def test_forced_stiff_components_are_bounded(k):
 
 
 @pytest.mark.parametrize("stiffness", [0.0, 300.0])
-def test_order_of_convergence(stiffness):
+def test_convergence_is_of_order_4(stiffness):
     """Order 4 for an equation that is nonlinear and not autonomous, in constant steps.
 
     A decoupled stiff component sets the degree.
@@ -104,8 +104,8 @@ def test_order_of_convergence(stiffness):
     np.testing.assert_allclose(orders, 4, atol=0.5)
 
 
-def test_stiff_equation_with_known_solution():
-    """The heat equation: error near the tolerance, and Tsit5's evaluations over six."""
+def test_stiff_equation_has_the_known_solution():
+    """The heat equation: error near the tolerance, a sixth of Tsit5's evaluations."""
     rates = jnp.linspace(0.0, 1.0, 30) ** 2 * 2000
 
     def vf(t, y, args):
@@ -128,10 +128,10 @@ def test_stiff_equation_with_known_solution():
 
 
 def test_evaluations_are_counted():
-    counted = []
+    calls = []
 
     def vf(t, y, args):
-        jax.debug.callback(lambda: counted.append(1))
+        jax.debug.callback(lambda: calls.append(1))
         return -jnp.array([1.0, 50.0, 400.0]) * y
 
     solved = diffrax.diffeqsolve(
@@ -144,11 +144,11 @@ def test_evaluations_are_counted():
         saveat=diffrax.SaveAt(t1=True, solver_state=True),
     )
     jax.effects_barrier()
-    assert len(counted) == solved.solver_state.evaluations
+    assert len(calls) == solved.solver_state.evaluations
 
 
-def test_jordan_blocks():
-    """Stable where the Jacobian has chains of three, as the series in ε has."""
+def test_jordan_blocks_are_stable():
+    """Stable for Jordan blocks of size 3, such as those of the series in ε."""
     size, lam = 3, 500.0
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(size, size)))[0]
@@ -210,7 +210,7 @@ def test_level_2_agrees_with_the_closed_form_at_long_times():
     np.testing.assert_allclose(solved.test, exact.test, atol=1e-6)
 
 
-def test_float32():
+def test_float32_agrees_with_the_closed_form():
     network, problem = training()
     network, problem = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf,

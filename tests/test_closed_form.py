@@ -1,4 +1,4 @@
-"""The closed form of level 2, beside the integrated one and the matrix exponential."""
+"""The closed form of level 2, against integration and the matrix exponential."""
 
 from decimal import Decimal, localcontext
 from functools import partial
@@ -18,8 +18,8 @@ TS = np.array([0.0, 0.3, 2.0, 40.0])
 
 
 def corner(rates, t):
-    """The corner of exp(t·B), B with −rates on the diagonal and 1 above it, which is
-    nested_decay (Opitz), by scaling and squaring in 60 digits."""
+    """`nested_decay` as the corner of exp(t·B), with −rates on the diagonal of B and 1
+    above it (Opitz), by scaling and squaring with 60 digits."""
     size = len(rates)
 
     def product(left, right):
@@ -51,8 +51,8 @@ def corner(rates, t):
 
 
 @pytest.mark.parametrize("size", [2, 5])
-def test_nested_decay_has_every_digit(size):
-    """Also where rates coincide, nearly do, are zero, or differ by 10 decades."""
+def test_nested_decay_is_accurate_to_rounding_error(size):
+    """Also if rates coincide, nearly coincide, are zero, or differ by 10 decades."""
     rng = np.random.default_rng(size)
     rates = 10 ** rng.uniform(-6, 1.5, (60, size))
     rates[::3, 0] = 0
@@ -69,8 +69,8 @@ def test_nested_decay_has_every_digit(size):
     np.testing.assert_allclose(actual, expected, rtol=3e-14)
 
 
-def test_is_the_integrated_level_2():
-    """With several outputs; the next test is of one."""
+def test_closed_form_equals_the_integrated_level_2():
+    """With several outputs; the next test has one."""
     problem = make_problem(4, 2, outputs=2)
     kernels = nth.kernels(make_network(outputs=2), problem, order=2)
     closed = nth.closed_form(kernels, problem, TS)
@@ -80,7 +80,7 @@ def test_is_the_integrated_level_2():
         np.testing.assert_allclose(getattr(closed, name), expected, atol=2e-7)
 
 
-def test_is_the_matrix_exponential(problem):
+def test_closed_form_equals_the_matrix_exponential(problem):
     kernels = nth.kernels(make_network(), problem, order=2)
     f, k = np.asarray(kernels[1]), np.asarray(kernels[2])
     closed = nth.closed_form(kernels, problem, TS)
@@ -103,22 +103,22 @@ def test_the_end_of_training_is_kernel_regression(problem):
     np.testing.assert_allclose(closed.test[1], expected, rtol=1e-9)
 
 
-def twice():
-    """A problem with one point twice, under two targets, so its NTK is singular."""
+def repeated_point():
+    """A problem with a repeated point of two targets, so that its NTK is singular."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 3))
     x[1] = x[0]
     return nth.Problem(x[:3], np.array([1.0, 3.0, -1.0]), x[3:])
 
 
-def test_a_zero_eigenvalue_moves_nothing():
-    problem = twice()
+def test_outputs_are_constant_along_zero_eigenvalues():
+    problem = repeated_point()
     kernels = nth.kernels(make_network(), problem, order=2)
     closed = nth.closed_form(kernels, problem, [0.0, 5.0, 1e6, jnp.inf])
     level = nth.integrate(nth.DenseHierarchy(kernels, problem), [0.0, 5.0])
     np.testing.assert_allclose(closed.train[:2], level.train, atol=1e-7)
     np.testing.assert_allclose(closed.test[:2], level.test, atol=1e-7)
-    # The doubled point goes to the mean of its targets.
+    # The repeated point converges to the mean of its targets.
     np.testing.assert_allclose(closed.train[-1], [2.0, 2.0, -1.0], atol=1e-12)
     once = nth.Problem(problem.x_train[1:], np.array([2.0, -1.0]), problem.x_test)
     fitted = nth.closed_form(
@@ -128,7 +128,7 @@ def test_a_zero_eigenvalue_moves_nothing():
 
 
 @pytest.mark.parametrize("outputs", [None, 2])
-def test_displacement_is_that_of_the_linearised_network(outputs):
+def test_displacement_is_that_of_the_linearized_network(outputs):
     problem = make_problem(4, 2, outputs=outputs)
     network = make_network(outputs=outputs)
     moved = nth.displacement(network, problem, [*TS, jnp.inf])
@@ -140,7 +140,7 @@ def test_displacement_is_that_of_the_linearised_network(outputs):
         assert leaf.shape == (5, *end.shape)
         np.testing.assert_allclose(leaf[2], end, atol=2e-7)
         np.testing.assert_array_equal(leaf[0], 0)
-    # J(θ − θ₀) is how far the outputs have moved, to the end of training too.
+    # J(θ − θ₀) is the change of the outputs, also at the end of training.
     params, frozen = eqx.partition(network, eqx.is_inexact_array)
     closed = nth.closed_form(
         nth.kernels(network, problem, order=2), problem, [*TS, jnp.inf]
@@ -155,12 +155,12 @@ def test_displacement_is_that_of_the_linearised_network(outputs):
         np.testing.assert_allclose(start + velocity, closed.test[i], atol=1e-8)
 
 
-def test_derivatives_also_where_eigenvalues_coincide():
-    """Two independent outputs of one kernel: every eigenvalue of K is there twice."""
+def test_derivatives_where_eigenvalues_coincide():
+    """Two independent outputs with one kernel: each eigenvalue of K is twofold."""
     problem = make_problem(3, 1, outputs=2)
     formed = nth.kernels(make_network(outputs=2), problem, order=2)
-    one = formed[2][:, 0, :, 0]
-    kernel = one[:, None, :, None] * jnp.eye(2)[None, :, None, :]
+    block = formed[2][:, 0, :, 0]
+    kernel = block[:, None, :, None] * jnp.eye(2)[None, :, None, :]
     direction = formed[2] - kernel  # couples the outputs
 
     @jax.jit
@@ -184,7 +184,7 @@ def test_derivatives_also_where_eigenvalues_coincide():
     assert jnp.isfinite(back)
 
 
-def test_float32_and_vmap():
+def test_float32_and_vmap_agree_with_float64():
     problem = make_problem(4, 2)
     single = nth.Problem(
         *(
@@ -210,7 +210,7 @@ def test_float32_and_vmap():
     np.testing.assert_allclose(several[0], closed.test, rtol=1e-4, atol=1e-5)
 
 
-def test_errors(problem):
+def test_errors_name_the_argument(problem):
     kernels = nth.kernels(make_network(), problem, order=2)
     with pytest.raises(ValueError, match="ts must not hold NaN"):
         nth.closed_form(kernels, problem, [0.0, jnp.nan])

@@ -1,4 +1,4 @@
-"""Comparisons: errors, accuracy, table, figure, data set."""
+"""Comparisons: errors, accuracy, table, figure and data set."""
 
 from typing import Any
 
@@ -49,21 +49,21 @@ def test_error_is_root_mean_square(scalar, labeled):
             np.testing.assert_allclose(comparison.error(2, points), expected)
 
 
-def test_accuracy_of_signs(scalar):
+def test_accuracy_compares_signs(scalar):
     expected = [
         np.mean(np.sign(f) == [1, -1, 1]) for f in np.asarray(scalar.truth.test)
     ]
     np.testing.assert_allclose(scalar.accuracy("truth"), expected)
 
 
-def test_accuracy_of_classes(labeled):
+def test_accuracy_compares_classes(labeled):
     for points, labels in (("train", [0, 1, 0, 1]), ("test", [0, 1, 1])):
         outputs = np.asarray(getattr(labeled.solutions[2], points))
         expected = np.mean(outputs.argmax(axis=2) == labels, axis=1)
         np.testing.assert_allclose(labeled.accuracy(2, points), expected)
 
 
-def test_targets_that_are_no_labels_have_no_accuracy():
+def test_targets_that_are_not_labels_have_no_accuracy():
     x = make_problem(4, 3).x
     problem = nth.Problem(x[:4], np.array([0.3, 0.1, -2.0, 1.0]), x[4:])
     comparison = nth.compare(make_network(4, 1), problem, TS, [2], method="dense")
@@ -82,7 +82,7 @@ def test_table_holds_the_errors(scalar):
     assert "train accuracy at t = 2" in table
 
 
-def test_table_without_test_points():
+def test_table_without_test_points_has_no_test_columns():
     problem = make_problem(4, 0)
     table = str(nth.compare(make_network(4, 1), problem, TS, [2], method="dense"))
     assert "train" in table
@@ -121,7 +121,7 @@ def test_data_set_is_labeled(scalar, labeled):
 
 
 @pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # of a narrow network
-def test_fractional_times_with_integer_inputs():
+def test_times_are_not_rounded_to_integer_inputs():
     """Times are in the dtype of the parameters, not in that of the inputs."""
     x = np.arange(4)[:, None]
     problem = nth.Problem(x, np.sin(np.arange(4.0)))
@@ -144,8 +144,8 @@ def test_fractional_times_with_integer_inputs():
     np.testing.assert_array_equal(both.solutions[2].train, level.train)
 
 
-def test_a_model_trained_alike_is_compared():
-    """Equal rates may be written differently, and no decay is a decay of 0."""
+def test_a_model_with_equal_rates_and_decay_is_compared():
+    """Rates are compared by value, and no decay equals a decay of 0."""
     network, problem = make_network(3, 1), make_problem()
     rates = jax.tree.map(lambda leaf: 2.0, network)
     flow = nth.GradientFlow(network, problem, learning_rates=rates, weight_decay=0.1)
@@ -159,8 +159,8 @@ def test_a_model_trained_alike_is_compared():
         )
 
 
-def test_penalty_of_gradient_flow():
-    """λ/2 ‖θ‖² over what is trained: its gradient is the decay of the vector field."""
+def test_gradient_of_the_penalty_is_the_weight_decay():
+    """λ/2 ‖θ‖² over trained arrays: its gradient is the decay of the vector field."""
     network, problem = make_network(3, 1), make_problem()
     flow, plain = (
         nth.GradientFlow(network, problem, weight_decay=decay) for decay in (0.5, 0.0)
@@ -179,7 +179,7 @@ def test_penalty_of_gradient_flow():
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_labels_of_test_points_are_checked_like_those_of_training_points(discrete):
+def test_labels_of_test_points_are_checked(discrete):
     loss = nth.SoftmaxCrossEntropy()
     problem = nth.Problem(np.eye(3), [0, 1, 0], np.eye(3)[:1], loss=loss)
     network = make_network(3, 1, outputs=2)
@@ -191,12 +191,12 @@ def test_labels_of_test_points_are_checked_like_those_of_training_points(discret
         )
 
     compare: Any = in_steps if discrete else nth.compare
-    for y_test, words in (
+    for y_test, message in (
         ([5], "y_test has labels of 2"),
         ([-1], "y_test has labels b"),
     ):
         arguments: Any = (network, problem, np.array([1]))
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             compare(*arguments, (2,), y_test=y_test)
 
 
@@ -250,7 +250,7 @@ def test_descriptions_are_short(scalar):
     assert len(repr(scalar)) < 200
 
 
-def test_descriptions_of_traced_and_batched_solutions():
+def test_traced_and_batched_solutions_show_their_shapes():
     problem, network = make_problem(4, 3), make_network(4, 1)
 
     def solve(y):

@@ -12,7 +12,7 @@ import nth
 
 @pytest.fixture(scope="module", params=["chain", "any network", "vector outputs"])
 def case(request):
-    """(network, problem, kernels up to r = 4 with each slot one axis)."""
+    """(network, problem, kernels up to r = 4 with one axis per slot, output shape)."""
     if request.param == "chain":
         network, problem = make_network(4, 2, use_bias=True), make_problem(3, 2)
     elif request.param == "any network":
@@ -48,9 +48,9 @@ def test_contract_equals_sums_over_the_kernel(case):
         ]
         flat = [v.ravel() for v in vectors if v is not None]
         expected = np.einsum(sum_over, kernels[order], *flat)
-        found = nth.contract(network, problem, vectors, order=order)
-        assert found.shape == (len(problem.x), *out) + (3, *out) * pattern.count(".")
-        np.testing.assert_allclose(found.ravel(), expected.ravel(), rtol=1e-10)
+        actual = nth.contract(network, problem, vectors, order=order)
+        assert actual.shape == (len(problem.x), *out) + (3, *out) * pattern.count(".")
+        np.testing.assert_allclose(actual.ravel(), expected.ravel(), rtol=1e-10)
 
 
 def test_projection_equals_sums_over_the_kernels(case):
@@ -71,36 +71,36 @@ def test_fifth_projection_equals_sums_over_the_kernel():
     e = np.random.default_rng(1).normal(size=(2, 2))
     kernel = nth.kernels(network, problem, order=5)[5]
     expected = np.einsum("abcde,ia,jb,kc,ld,me->ijklm", kernel, *[e] * 5)
-    found = nth.project(network, problem, e, order=5)[5]
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    actual = nth.project(network, problem, e, order=5)[5]
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
 def test_leading_modes_are_the_eigenvectors(monkeypatch, problem):
     network = make_network(6, 2)
     ntk = np.asarray(nth.kernels(network, problem, order=2)[2][: problem.n_train])
     values, vectors = np.linalg.eigh(ntk)
-    for dense in (4096, 1):  # the whole matrix, and Lanczos' method
+    for dense in (4096, 1):  # the full matrix, and the Lanczos method
         monkeypatch.setattr("nth._kernels.projection._DENSE", dense)
-        found = nth.project(network, problem, 1 if dense == 1 else 3, order=2)
-        q = len(found.modes)
-        np.testing.assert_allclose(found.eigenvalues, values[::-1][:q], rtol=1e-10)
-        overlap = np.abs(np.asarray(found.modes) @ vectors[:, ::-1][:, :q])
+        actual = nth.project(network, problem, 1 if dense == 1 else 3, order=2)
+        q = len(actual.modes)
+        np.testing.assert_allclose(actual.eigenvalues, values[::-1][:q], rtol=1e-10)
+        overlap = np.abs(np.asarray(actual.modes) @ vectors[:, ::-1][:, :q])
         np.testing.assert_allclose(overlap, np.eye(q), atol=1e-8)
 
 
-def test_blocks_of_points_change_nothing(monkeypatch):
+def test_results_do_not_depend_on_blocks_of_points(monkeypatch):
     network, problem = make_network(4, 2), make_problem(5, 0)
     modes = np.random.default_rng(1).normal(size=(2, 5))
     whole = nth.project(network, problem, modes, order=4)
-    monkeypatch.setattr("nth._kernels.projection._BLOCK_BYTES", 1)
+    monkeypatch.setattr("nth._kernels.mode_functions._BLOCK_BYTES", 1)
     eqx.clear_caches()
     parts = nth.project(network, problem, modes, order=4)
     np.testing.assert_allclose(parts[4], whole[4], rtol=1e-10)
 
 
 @pytest.mark.parametrize("open_slots", [2, 3])
-def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
-    """One column at a time, and two at a time of three, the last block overlapping."""
+def test_results_do_not_depend_on_blocks_of_columns(monkeypatch, open_slots):
+    """One column at a time, and two of three, where the last block overlaps."""
     network, problem = make_network(3, 1), make_problem(3, 1)
     kernel = np.asarray(nth.kernels(network, problem, order=4)[4])
     v = np.random.default_rng(0).normal(size=3)
@@ -112,12 +112,12 @@ def test_blocks_of_columns_change_nothing(monkeypatch, open_slots):
             lambda points, r, size=size: size << (3 - open_slots),
         )
         eqx.clear_caches()
-        found = nth.contract(network, problem, vectors, order=4)
-        np.testing.assert_allclose(found, expected, rtol=1e-10)
+        actual = nth.contract(network, problem, vectors, order=4)
+        np.testing.assert_allclose(actual, expected, rtol=1e-10)
     eqx.clear_caches()
 
 
-def test_bad_input_is_told(problem):
+def test_errors_name_the_argument(problem):
     network = make_network()
     with pytest.raises(ValueError, match="vectors must be a sequence of 2 arrays"):
         nth.contract(network, problem, [jnp.ones(4)], order=3)

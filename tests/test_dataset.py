@@ -9,7 +9,7 @@ import pytest
 from nth._command_line.dataset import Targets, as_inputs, as_targets
 
 
-def made(train: Any, test: Any = None, loss: str | None = None) -> Targets:
+def targets_of(train: Any, test: Any = None, loss: str | None = None) -> Targets:
     arrays = {"y_train": np.asarray(train)}
     if test is not None:
         arrays["y_test"] = np.asarray(test)
@@ -22,8 +22,8 @@ def made(train: Any, test: Any = None, loss: str | None = None) -> Targets:
     "labels", [[-1, 1, 1, -1], [0, 1, 1, 0], [False, True, True, False], [3, 8, 8, 3]]
 )
 def test_two_classes_are_signs(labels: list[int], loss: str | None) -> None:
-    """The higher label is +1, in one output; said in words."""
-    targets = made(labels, labels[:2], loss)
+    """The higher label is +1, with one output, as the description states."""
+    targets = targets_of(labels, labels[:2], loss)
     np.testing.assert_array_equal(targets.train, [-1.0, 1.0, 1.0, -1.0])
     np.testing.assert_array_equal(targets.test, [-1.0, 1.0])
     assert targets.train.dtype == np.float64
@@ -32,19 +32,19 @@ def test_two_classes_are_signs(labels: list[int], loss: str | None) -> None:
     assert "on targets -1 and +1" in targets.description
 
 
-def test_a_class_that_is_not_among_the_training_points_of_two() -> None:
-    """0 is known to be one of two labels 0 and 1."""
-    np.testing.assert_array_equal(made([1, 1], [0, 1]).test, [-1, 1])
-    targets = made([0, 0], [1, 0], "cross-entropy")
+def test_one_of_two_classes_may_be_absent_from_the_training_points() -> None:
+    """A single label 0 or 1 is taken as one of the two labels 0 and 1."""
+    np.testing.assert_array_equal(targets_of([1, 1], [0, 1]).test, [-1, 1])
+    targets = targets_of([0, 0], [1, 0], "cross-entropy")
     assert targets.out_size == 2
     np.testing.assert_array_equal(targets.test, [1, 0])
 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
 def test_more_classes_are_numbered(shape: tuple[int, ...]) -> None:
-    """Each label by its place among the labels of y_train, in whatever dtype."""
+    """Each label becomes its index among the labels of y_train, in any dtype."""
     labels = np.array([9, 4, 7, 4, 9, 7], np.uint8).reshape(shape)
-    targets = made(labels, [7.0, 9.0])
+    targets = targets_of(labels, [7.0, 9.0])
     np.testing.assert_array_equal(targets.train, [2, 0, 1, 0, 2, 1])
     np.testing.assert_array_equal(targets.test, [1, 2])
     assert np.issubdtype(targets.train.dtype, np.integer)
@@ -52,35 +52,37 @@ def test_more_classes_are_numbered(shape: tuple[int, ...]) -> None:
     assert "3 classes, labels 4, 7, 9: softmax cross-entropy" in targets.description
 
 
-def test_squared_error_of_classes_is_of_one_hot_rows() -> None:
-    targets = made([0, 2, 1], [2, 2, 0], "squared-error")
+def test_squared_error_of_classes_uses_one_hot_targets() -> None:
+    targets = targets_of([0, 2, 1], [2, 2, 0], "squared-error")
     np.testing.assert_array_equal(targets.train, np.eye(3)[[0, 2, 1]])
     np.testing.assert_array_equal(targets.test, np.eye(3)[[2, 2, 0]])
     assert targets.out_size == 3
     assert "on one-hot targets (to regress the numbers, save" in targets.description
 
 
-def test_floats_are_numbers() -> None:
+def test_floats_are_real_targets() -> None:
     for loss in (None, "squared-error"):
-        targets = made([0.0, 1.0, 2.0], [0.5], loss)
+        targets = targets_of([0.0, 1.0, 2.0], [0.5], loss)
         np.testing.assert_array_equal(targets.train, [0.0, 1.0, 2.0])
         np.testing.assert_array_equal(targets.test, [0.5])
         assert "not taken for class labels" in targets.description
         assert (targets.out_size, targets.loss) == ("scalar", "squared-error")
-    assert "real targets" in made([0.5, 1.0]).description
-    assert made(np.ones((3, 4)) / 4, None, "cross-entropy").out_size == 4
-    assert made(np.ones((3, 4), int)).train.dtype == np.float64
+    assert "real targets" in targets_of([0.5, 1.0]).description
+    assert targets_of(np.ones((3, 4)) / 4, None, "cross-entropy").out_size == 4
+    assert targets_of(np.ones((3, 4), int)).train.dtype == np.float64
 
 
-def test_whole_floats_are_labels_for_a_loss_of_labels() -> None:
-    targets = made([0.0, 1.0, 2.0], [2.0], "cross-entropy")
+def test_integral_floats_are_labels_for_a_classification_loss() -> None:
+    targets = targets_of([0.0, 1.0, 2.0], [2.0], "cross-entropy")
     np.testing.assert_array_equal(targets.train, [0, 1, 2])
     np.testing.assert_array_equal(targets.test, [2])
-    np.testing.assert_array_equal(made([0.0, 1.0], None, "logistic").train, [-1, 1])
+    np.testing.assert_array_equal(
+        targets_of([0.0, 1.0], None, "logistic").train, [-1, 1]
+    )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (([0, 1, 2], [3]), "y_test has labels that y_train has not, 3: give training"),
         (([0, 1, 2], [0.5]), "y_test has labels that y_train has not, 0.5"),
@@ -90,18 +92,18 @@ def test_whole_floats_are_labels_for_a_loss_of_labels() -> None:
         (([0, 1, 2], None, "logistic"), "--loss logistic takes two classes; y_train"),
     ],
 )
-def test_labels_that_do_not_fit(arguments: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
-        made(*arguments)
+def test_labels_that_do_not_match_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        targets_of(*arguments)
 
 
-def test_the_cures_of_numbers_that_may_be_labels() -> None:
+def test_the_cures_for_ambiguous_integers_work() -> None:
     numbers = [12, 47, 33, 12]
-    assert made(numbers, None, "cross-entropy").out_size == 3
-    assert made(np.array(numbers, float)).out_size == "scalar"
+    assert targets_of(numbers, None, "cross-entropy").out_size == 3
+    assert targets_of(np.array(numbers, float)).out_size == "scalar"
 
 
-def test_inputs() -> None:
+def test_inputs_are_normalized_or_warned_about() -> None:
     x = np.array([[3.0, 4.0], [0.3, 0.4]])
     with pytest.warns(UserWarning, match="largest norm of an input is 5, .* above"):
         as_inputs({"x_train": x}, "float64", False)

@@ -1,6 +1,6 @@
-"""Several devices, several processes: the points are shared out, the answer is one.
+"""Points sharded over devices and processes: results do not depend on the sharding.
 
-The number of devices is fixed when JAX starts, so each test of it starts JAX anew.
+The number of devices is fixed when JAX starts, so each test starts a new process.
 """
 
 import json
@@ -30,7 +30,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 """
 
-# Eight training and four test points, whole in this process.
+# Eight training and four test points, not sharded.
 PROBLEM = """
 import nth
 
@@ -63,24 +63,24 @@ whole = np.asarray
 """
 
 FOUR_DEVICES = """
-told = {"devices": jax.device_count()}
+report = {"devices": jax.device_count()}
 shared_network, shared = share(mesh(AxisType.Auto))
 one = nth.solve(network, alone, ts, order=2, method="matrix-free")
 many = nth.solve(shared_network, shared, ts, order=2, method="matrix-free")
-told["matrix-free"] = distance(one, many)
-told["devices of outputs"] = len(many.train.sharding.device_set)
+report["matrix-free"] = distance(one, many)
+report["devices of outputs"] = len(many.train.sharding.device_set)
 parts = many.train.addressable_shards
-told["points on each"] = sorted({part.data.shape[1] for part in parts})
+report["points on each"] = sorted({part.data.shape[1] for part in parts})
 dynamics = nth.MatrixFreeHierarchy(shared_network, shared, order=2, block_size=4)
 blocks = nth.integrate(dynamics, ts)
-told["in blocks"] = distance(one, blocks)
+report["in blocks"] = distance(one, blocks)
 predicted = dynamics.predict(blocks.state, shared.x_test)
-told["predict"] = float(jnp.max(jnp.abs(predicted - many.test[-1])))
+report["predict"] = float(jnp.max(jnp.abs(predicted - many.test[-1])))
 explicit_network, explicit = share(mesh(AxisType.Explicit))
 one = nth.gradient_flow(network, alone, ts)
 many = nth.gradient_flow(explicit_network, explicit, ts)
-told["gradient flow, explicit axes"] = distance(one, many)
-told["devices, explicit axes"] = len(many.train.sharding.device_set)
+report["gradient flow, explicit axes"] = distance(one, many)
+report["devices, explicit axes"] = len(many.train.sharding.device_set)
 """
 
 WORK = """
@@ -102,7 +102,7 @@ for block_size in (8, 4):
         "sends": [name for name in names if f" {name}(" in many.as_text()],
         "work": many.cost_analysis()["flops"] / one.cost_analysis()["flops"],
     })
-print(json.dumps([told, work]))
+print(json.dumps([report, work]))
 """
 
 TWO_PROCESSES = """
@@ -133,21 +133,21 @@ def at_every_time(solution):
 
 
 shared = nth.Problem(share(x[:8]), share(y), share(x[8:]))
-told = {"devices": jax.device_count(), "of this process": jax.local_device_count()}
+report = {"devices": jax.device_count(), "of this process": jax.local_device_count()}
 try:
     nth.Problem(share(np.where(x[:8] == x[0, 0], np.nan, x[:8])), share(y))
 except ValueError as error:
-    told["NaN with process 0 alone"] = str(error)
+    report["NaN with process 0 alone"] = str(error)
 """
 
 FROM_A_FILE = """
 trained = jax.device_put(network, NamedSharding(mesh, PartitionSpec()))
-how = dict(order=2, method="matrix-free")
-last = nth.solve(trained, shared, ts[-1:], **how)
-told["points here"] = [s.data.shape[1] for s in last.train.addressable_shards]
-options = dict(checkpoint=os.path.join(folder, "run.npz"), **how)
-answers = [at_every_time(nth.solve(trained, shared, ts, **options))]
-answers.append(at_every_time(last))
+solve_options = dict(order=2, method="matrix-free")
+last = nth.solve(trained, shared, ts[-1:], **solve_options)
+report["points here"] = [s.data.shape[1] for s in last.train.addressable_shards]
+options = dict(checkpoint=os.path.join(folder, "run.npz"), **solve_options)
+solutions = [at_every_time(nth.solve(trained, shared, ts, **options))]
+solutions.append(at_every_time(last))
 from nth._integrate import integrate as module
 
 solve = module.solve_piece
@@ -159,23 +159,22 @@ def no_solve(dynamics, state, *arguments, **options):
     return solve(dynamics, state, *arguments, **options)
 
 
-module.solve_piece = no_solve  # from here on the file alone can answer
+module.solve_piece = no_solve  # from here on results come from the file
 again = nth.solve(trained, shared, ts, **options)
-told["from the file"] = float(np.max(np.abs(at_every_time(again) - answers[0])))
+report["from the file"] = float(np.max(np.abs(at_every_time(again) - solutions[0])))
 module.solve_piece = solve
 if process == 0:
-    expected = [
-        nth.solve(network, alone, ts, checkpoint=os.path.join(folder, "a.npz"), **how),
-        nth.solve(network, alone, ts[-1:], **how),
-    ]
-    pairs = zip(map(at_every_time, expected), answers)
-    told["apart"] = [float(np.max(np.abs(a - b))) for a, b in pairs]
-print(json.dumps(told))
+    at_end = nth.solve(network, alone, ts[-1:], **solve_options)
+    solve_options["checkpoint"] = os.path.join(folder, "a.npz")
+    expected = [nth.solve(network, alone, ts, **solve_options), at_end]
+    pairs = zip(map(at_every_time, expected), solutions)
+    report["apart"] = [float(np.max(np.abs(a - b))) for a, b in pairs]
+print(json.dumps(report))
 """
 
 
 def run(*scripts: str, devices: int = 1, processes: int = 1, folder: Path) -> list[Any]:
-    """What the scripts tell on the last line of each process, as JSON."""
+    """The JSON that the scripts print on the last line of each process."""
     flags = os.environ.get("XLA_FLAGS", "")
     env = {
         **os.environ,
@@ -198,13 +197,13 @@ def run(*scripts: str, devices: int = 1, processes: int = 1, folder: Path) -> li
         for process in range(processes)
     ]
     try:
-        said = [child.communicate(timeout=TIME_LIMIT) for child in started]
+        printed = [child.communicate(timeout=TIME_LIMIT) for child in started]
     finally:
         for child in started:
             child.kill()
-    for child, (_, errors) in zip(started, said, strict=True):
+    for child, (_, errors) in zip(started, printed, strict=True):
         assert child.returncode == 0, errors[-4000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+    return [json.loads(out.splitlines()[-1]) for out, _ in printed]
 
 
 @pytest.fixture(scope="module")
@@ -213,18 +212,18 @@ def four_devices(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return run(*scripts, devices=4, folder=tmp_path_factory.mktemp("four"))[0]
 
 
-def test_points_shared_by_four_devices(four_devices: list[Any]) -> None:
-    """Sharding moves work, not results; the mesh may have either kind of axis."""
-    told = dict(four_devices[0])
-    assert told.pop("devices") == told.pop("devices of outputs") == 4
-    assert told.pop("points on each") == [2]
-    assert told.pop("devices, explicit axes") == 4
-    assert len(told) == 4
-    assert max(told.values()) < 1e-10, told
+def test_results_on_four_devices_equal_those_on_one(four_devices: list[Any]) -> None:
+    """Results do not depend on sharding, with either kind of mesh axis."""
+    report = dict(four_devices[0])
+    assert report.pop("devices") == report.pop("devices of outputs") == 4
+    assert report.pop("points on each") == [2]
+    assert report.pop("devices, explicit axes") == 4
+    assert len(report) == 4
+    assert max(report.values()) < 1e-10, report
 
 
-def test_each_device_does_its_part_of_the_work(four_devices: list[Any]) -> None:
-    """Devices send each other sums over points, and no point; also in blocks."""
+def test_work_is_divided_among_devices(four_devices: list[Any]) -> None:
+    """Devices exchange sums over points only, also if computed in blocks."""
     for block in four_devices[1]:
         assert block["devices"] == [4]
         assert block["inputs cut by points"] == 2  # x_train and y_train
@@ -232,13 +231,13 @@ def test_each_device_does_its_part_of_the_work(four_devices: list[Any]) -> None:
         assert block["work"] < 0.5
 
 
-def test_two_processes_with_a_part_each(tmp_path: Path) -> None:
-    """Each process holds half of the points; the answer is that of one process."""
+def test_results_on_two_processes_equal_those_on_one(tmp_path: Path) -> None:
+    """Each process holds half of the points; results are those of one process."""
     scripts = (START, TWO_PROCESSES, PROBLEM, TWO_HOSTS, FROM_A_FILE)
-    told = run(*scripts, processes=2, folder=tmp_path)
-    for process in told:
+    report = run(*scripts, processes=2, folder=tmp_path)
+    for process in report:
         assert process.pop("devices") == 2 * process.pop("of this process")
         assert process.pop("points here") == [4]
         assert "x_train has NaN" in process.pop("NaN with process 0 alone")
         assert process.pop("from the file") == 0
-    assert max(told[0]["apart"]) < 1e-10
+    assert max(report[0]["apart"]) < 1e-10

@@ -1,5 +1,5 @@
-"""Discrete training by linear optimizers: batches, the hierarchy of eq. 29 by brute
-force, the flow as its limit, the window, and the trained network."""
+"""Discrete training with linear optimizers: batches, eq. 29 by brute force, the flow as
+limit, the validity window, and the trained network."""
 
 import math
 import warnings
@@ -23,10 +23,10 @@ PAIR = make_network(4, 1, outputs=2, use_bias=True)
 SCALAR, NETWORK = make_problem(4, 1), make_network(5, 1)
 
 
-def assert_trees_close(ours, expected, atol):
-    ours, expected = jax.tree.leaves(ours), jax.tree.leaves(expected)
-    for one, other in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+def assert_trees_close(actual, expected, atol):
+    leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 def decayed(weight_decay, *args, **options):
@@ -38,21 +38,21 @@ def decayed(weight_decay, *args, **options):
 # ---------------------------------------------------------------- steps and batches
 
 
-def test_requested_steps_are_those_steps():
+def test_requested_steps_are_a_subset_of_all_steps():
     optimizer = optax.sgd(0.3, momentum=0.5)
     whole = nth.solve_discrete(NETWORK, SCALAR, 7, optimizer, order=2)
     some = nth.solve_discrete(NETWORK, SCALAR, [2, 3, 7], optimizer, order=2)
-    asked = np.array([2, 3, 7])
-    np.testing.assert_array_equal(some.ts, asked)
-    np.testing.assert_allclose(some.train, whole.train[asked], atol=1e-14)
-    np.testing.assert_allclose(some.test, whole.test[asked], atol=1e-14)
+    requested = np.array([2, 3, 7])
+    np.testing.assert_array_equal(some.ts, requested)
+    np.testing.assert_allclose(some.train, whole.train[requested], atol=1e-14)
+    np.testing.assert_allclose(some.test, whole.test[requested], atol=1e-14)
     none = nth.solve_discrete(NETWORK, SCALAR, 0, optimizer, order=2)
     np.testing.assert_allclose(none.train, jax.vmap(NETWORK)(SCALAR.x_train)[None])
 
 
 @pytest.mark.parametrize("loss", [None, nth.SoftmaxCrossEntropy()])
-def test_batches_are_epochs_without_repeats(loss):
-    """A step from θ = 0 of a linear network moves it along the points of its batch."""
+def test_batches_of_an_epoch_do_not_overlap(loss):
+    """A step from θ = 0 changes a linear network at the points of its batch only."""
     n = 7
     x, y = np.eye(n), np.ones((n, 2))
     if loss is not None:
@@ -75,33 +75,35 @@ def test_batches_are_epochs_without_repeats(loss):
     level = nth.solve_discrete(network, problem, 6, optimizer, order=2, **batches)
     truth = nth.train(network, problem, 6, optimizer, **batches)
     np.testing.assert_allclose(level.train, truth.train, atol=1e-13)
-    # And one's own batches are those.
+    # The same batches, given explicitly.
     given = np.argsort(~seen, axis=1, kind="stable")[:, :3]
     again = nth.train(network, problem, 6, optimizer, batches=given)
     np.testing.assert_allclose(again.train, truth.train, atol=1e-13)
 
 
-def test_a_batch_of_all_is_no_batch():
+def test_a_batch_of_all_points_equals_full_batch_training():
     optimizer = decayed(0.01, 0.4, momentum=0.5)
-    one, other = (
+    full, batched = (
         nth.solve_discrete(PAIR, LABELS, 4, optimizer, order=2, **batches)
         for batches in ({}, {"batch_size": 4, "key": KEY})
     )
-    np.testing.assert_allclose(one.train, other.train, atol=1e-13)
+    np.testing.assert_allclose(full.train, batched.train, atol=1e-13)
 
 
 # ---------------------------------------------------------------- eq. 29, brute force
 
 
 def word_tensors(f, order):
-    """θ ↦ the kernels of each word (s_1, …, s_j), Σ s ≤ p − 1: S_s T is the s-th
-    derivative of T along s directions ∇f_β that are themselves held, as in eq. 29,
-    whose 𝒦⁽ʳ⁾ is the word (1, r − 2)."""
+    """θ ↦ the kernels of each word (s_1, …, s_j), Σ s ≤ p − 1.
+
+    S_s T is the s-th derivative of T along s directions ∇f_β held constant, as in
+    eq. 29, whose 𝒦⁽ʳ⁾ is the word (1, r − 2).
+    """
 
     def gradients(theta):
         return jax.jacrev(lambda theta: f(theta).ravel())(theta)
 
-    def sown(tensor, s, theta):
+    def step_derivative(tensor, s, theta):
         held = gradients(theta)
 
         def derivative(tensor, s):
@@ -118,12 +120,12 @@ def word_tensors(f, order):
 
     words: dict[tuple[int, ...], Any] = {(): f}
     for word in [w for k in range(1, order) for w in compositions(k)]:
-        words[word] = partial(sown, words[word[:-1]], list(word)[-1])
+        words[word] = partial(step_derivative, words[word[:-1]], list(word)[-1])
     return words
 
 
 def compositions(total):
-    """Every way to write `total` as an ordered sum."""
+    """The compositions of `total`, its ordered sums."""
     if total == 0:
         return [()]
     return [
@@ -164,7 +166,9 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
     optimizer, rows = optax.sgd(schedule), None
     if batch is not None:
         rows = np.array([[0, 2], [1, 1], [2, 1], [0, 1]])
-    ours = nth.solve_discrete(network, problem, 4, optimizer, order=order, batches=rows)
+    solution = nth.solve_discrete(
+        network, problem, 4, optimizer, order=order, batches=rows
+    )
     one_hot = jnp.eye(2)[problem.y_train]
 
     def gradient(outputs, step):
@@ -180,18 +184,18 @@ def test_equals_the_tensor_form_of_the_discrete_hierarchy(order, batch):
         rates = [jnp.asarray(schedule(jnp.int32(s)), float) for s in range(4)]
         return by_tensors(f, theta, order, gradient, rates)
 
-    told = expected(theta)
-    np.testing.assert_allclose(ours.train, told, rtol=0, atol=1e-12)
-    assert np.max(np.abs(told[-1] - told[0])) > 0.05
+    outputs = expected(theta)
+    np.testing.assert_allclose(solution.train, outputs, rtol=0, atol=1e-12)
+    assert np.max(np.abs(outputs[-1] - outputs[0])) > 0.05
     truth = nth.train(network, problem, 4, optimizer, batches=rows).train
-    assert np.max(np.abs(truth - told)) > 1e-6  # a truncation, not the network
+    assert np.max(np.abs(truth - outputs)) > 1e-6  # a truncation, not the network
 
 
 # ---------------------------------------------------------------- limits and levels
 
 
 def test_a_plain_step_is_an_euler_step_of_the_flow():
-    """With decay and rates, for which the tests of the flow have references."""
+    """With weight decay and learning rates, as tested for the flow."""
     rates = eqx.tree_at(
         lambda net: net.weights[0], jax.tree.map(lambda _: 1.0, NETWORK), 0.4
     )
@@ -204,10 +208,10 @@ def test_a_plain_step_is_an_euler_step_of_the_flow():
         rate = field(jnp.zeros(()), state, None)
         state = jax.tree.map(lambda s, r: s + 0.3 * r, state, rate)
     optimizer = decayed(0.2, 0.3)
-    ours = nth.solve_discrete(
+    solution = nth.solve_discrete(
         NETWORK, SCALAR, [3], optimizer, order=3, learning_rates=rates
     )
-    assert_trees_close(ours.state, state, 1e-14)
+    assert_trees_close(solution.state, state, 1e-14)
 
 
 EVERYTHING = decayed(
@@ -215,43 +219,43 @@ EVERYTHING = decayed(
 )
 
 
-def test_higher_levels_come_closer_and_wider_networks_too():
+def test_errors_decrease_with_level_and_width():
     errors = {}
     for width, orders in ((4, (2, 3, 4)), (64, (4,))):
         network = make_network(width, 1, outputs=2, seed=1)
-        found = nth.compare_discrete(
+        comparison = nth.compare_discrete(
             network, LABELS, 4, EVERYTHING, orders, batch_size=2, key=KEY
         )
         for p in orders:
-            errors[width, p] = float(jnp.max(found.error(p, "train")))
+            errors[width, p] = float(jnp.max(comparison.error(p, "train")))
     assert errors[4, 3] < errors[4, 2] / 2
     assert errors[4, 4] < errors[4, 3] / 2
     assert 1e-12 < errors[64, 4] < errors[4, 4] / 4
-    lines = str(found)
+    lines = str(comparison)
     assert "step" in lines
-    assert found.clock == "step"
-    axes = found.plot().axes
+    assert comparison.clock == "step"
+    axes = comparison.plot().axes
     assert {axis.get_xlabel() for axis in axes} == {"step"}
 
 
-def test_new_points_after_training():
+def test_predict_equals_a_solve_with_the_new_points():
     optimizer = decayed(0.1, 0.4, momentum=0.5)
     x_new = make_problem(1, 3, seed=7).x_test
-    asked = nth.Problem(SCALAR.x_train, SCALAR.y_train, x_new)
-    expected = nth.solve_discrete(NETWORK, asked, [5], optimizer, order=3).test[0]
+    requested = nth.Problem(SCALAR.x_train, SCALAR.y_train, x_new)
+    expected = nth.solve_discrete(NETWORK, requested, [5], optimizer, order=3).test[0]
     state = nth.solve_discrete(NETWORK, SCALAR, [5], optimizer, order=3).state
-    told = nth.MatrixFreeHierarchy(NETWORK, SCALAR, order=3).predict(state, x_new)
-    np.testing.assert_allclose(told, expected, atol=1e-13)
-    assert np.max(np.abs(told - jax.vmap(NETWORK)(x_new))) > 1e-2
+    predicted = nth.MatrixFreeHierarchy(NETWORK, SCALAR, order=3).predict(state, x_new)
+    np.testing.assert_allclose(predicted, expected, atol=1e-13)
+    assert np.max(np.abs(predicted - jax.vmap(NETWORK)(x_new))) > 1e-2
 
 
 # ---------------------------------------------------------------- transforms, dtypes
 
 
-def test_jit_vmap_and_gradient():
+def test_jit_vmap_and_gradient_agree_with_single_solves():
     @jax.jit
     @jax.vmap
-    def one(rate):
+    def last_outputs(rate):
         optimizer = decayed(0.1, rate, momentum=0.5)
         return nth.solve_discrete(NETWORK, SCALAR, [3], optimizer, order=2).train[0]
 
@@ -261,7 +265,7 @@ def test_jit_vmap_and_gradient():
         return jnp.sum(solution.train), solution.train[0]
 
     rates = jnp.array([0.2, 0.4])
-    together = one(rates)
+    together = last_outputs(rates)
     for i, rate in enumerate(rates):
         np.testing.assert_allclose(together[i], total(rate)[1], atol=1e-13)
     slope = jax.grad(lambda rate: total(rate)[0])(0.2)
@@ -276,18 +280,23 @@ def as_float32(tree):
     )
 
 
-def test_float32_stays_float32_and_is_close():
+def test_float32_is_kept_and_agrees_with_float64():
     optimizer, batches = decayed(0.1, 0.3, momentum=0.5), {"batch_size": 2, "key": KEY}
     small = as_float32(PAIR), as_float32(LABELS)
     for function in (partial(nth.solve_discrete, order=2), nth.train):
-        ours = function(*small, 3, optimizer, **batches)
-        arrays = [ours.train, ours.test, ours.loss, *jax.tree.leaves(ours.state)]
+        solution = function(*small, 3, optimizer, **batches)
+        arrays = [
+            solution.train,
+            solution.test,
+            solution.loss,
+            *jax.tree.leaves(solution.state),
+        ]
         assert {array.dtype for array in arrays} == {jnp.dtype("float32")}
         expected = function(PAIR, LABELS, 3, optimizer, **batches)
-        np.testing.assert_allclose(ours.train, expected.train, atol=1e-5)
+        np.testing.assert_allclose(solution.train, expected.train, atol=1e-5)
 
 
-def test_new_data_compile_nothing_new():
+def test_new_data_do_not_recompile():
     traces = []
 
     class Counted(eqx.Module):
@@ -306,14 +315,14 @@ def test_new_data_compile_nothing_new():
         return len(traces) - before
 
     first, again = run(0, 0.3), run(1, 0.2)
-    # What checks a network traces it once; the loop is not traced again.
+    # The checks trace the network once; the loop is not traced again.
     assert again <= 1 < first
 
 
 # ---------------------------------------------------------------- the window
 
 
-def test_a_level_past_its_window_says_so():
+def test_a_level_past_its_window_warns():
     far = nth.Problem(SCALAR.x_train, 6 * SCALAR.y_train)
     optimizer = optax.sgd(0.5)
     with pytest.warns(nth.WindowWarning, match="level-3 .*left its window at step"):
@@ -327,14 +336,14 @@ def test_a_level_past_its_window_says_so():
     assert np.all(error[: step // 4] < 0.1 * (1e-12 + change[: step // 4]))
 
 
-def test_a_blow_up_is_said_aloud_and_is_nan():
+def test_divergence_warns_and_is_nan():
     rate = 3 * nth.max_learning_rate(NETWORK, SCALAR)
     optimizer = optax.sgd(rate)
-    with pytest.warns(nth.WindowWarning) as told:
+    with pytest.warns(nth.WindowWarning) as caught:
         solution = nth.solve_discrete(NETWORK, SCALAR, 60, optimizer, order=2)
-    words = " ".join(str(one.message) for one in told)
-    assert "beyond" in words
-    assert "on they are NaN" in words
+    messages = " ".join(str(warning.message) for warning in caught)
+    assert "beyond" in messages
+    assert "on they are NaN" in messages
     last = int(solution.stats["last_time"])
     assert np.all(np.isfinite(solution.train[: last + 1]))
     assert np.all(np.isnan(solution.train[last + 1 :]))
@@ -346,8 +355,8 @@ def test_a_blow_up_is_said_aloud_and_is_nan():
     assert np.isinf(truth.valid_until)
 
 
-def test_momentum_and_batches_may_raise_the_loss():
-    """A wide network at a sane rate: no alarm, though the loss does rise."""
+def test_an_increasing_loss_alone_does_not_warn():
+    """A wide network at a moderate rate: no warning, although the loss increases."""
     network = make_network(16, 1)
     rate = 0.4 * nth.max_learning_rate(network, SCALAR)
     optimizers = (

@@ -18,7 +18,7 @@ PAGES = {
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page: str, tmp_path: Path) -> None:
-    """In their order, as one script, in a Python of its own."""
+    """The blocks of a page run in order, as one script in a separate process."""
     script = tmp_path / "page.py"
     script.write_text("\n".join(PAGES[page]))
     env = {

@@ -86,7 +86,7 @@ def test_both_forms_have_the_same_terms(order, kernels, series):
     assert np.all(rms(expected[-1]) > 1e-4)
 
 
-def test_terms_are_those_of_the_split_equations(kernels, series):
+def test_terms_solve_the_equations_of_each_order(kernels, series):
     """dK⁽ʳ⁾_k/dt = −K⁽ʳ⁺¹⁾_{k−1} · g for p = 4, by SciPy."""
     flat = [np.asarray(kernels[r]).reshape(8, *[6] * (r - 1)) for r in range(1, 5)]
     keys = [(r, k) for r in range(1, 4) for k in range(1, 5 - r)]
@@ -107,9 +107,9 @@ def test_terms_are_those_of_the_split_equations(kernels, series):
 
     start = np.zeros(sum(flat[r - 1].size for r, _ in keys))
     solved = solve_ivp(field, (0, TS[-1]), start, "DOP853", TS, rtol=1e-11, atol=1e-13)
-    ours = np.asarray(series[4].saved)[:, 1:]
-    expected = solved.y[:24].T.reshape(ours.shape)
-    np.testing.assert_allclose(ours, expected, atol=1e-9)
+    actual = np.asarray(series[4].saved)[:, 1:]
+    expected = solved.y[:24].T.reshape(actual.shape)
+    np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
 def test_quadrature_integrates_polynomials_and_decay():
@@ -132,7 +132,7 @@ def slope(ts, values):
     return np.polyfit(np.log(ts), np.log(values), 1)[0]
 
 
-def test_orders_in_time(kernels):
+def test_terms_and_estimate_have_their_orders_in_time(kernels):
     """The term k is of order t^k and the estimate, with the error, of order t^p."""
     ts = np.geomspace(0.02, 0.08, 4)
     for p in (2, 4):
@@ -156,7 +156,7 @@ def test_orders_in_time(kernels):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A narrow network, trained, on times up to those where no level holds."""
+    """A narrow network, trained up to times at which no level is accurate."""
     problem, network = make_problem(6, 4), make_network(32)
     ts = np.geomspace(0.3, 100, 6)
     with warnings.catch_warnings():
@@ -167,8 +167,8 @@ def trained():
         ]
 
 
-def test_estimate_is_near_the_error(trained):
-    """Within a factor of three above, and of ten below, where it is not tiny."""
+def test_estimate_is_close_to_the_error(trained):
+    """The error is below 3 and above 1/10 of the estimate where it is above 1e-3."""
     for comparison in trained:
         for p, solution in comparison.solutions.items():
             outputs = [
@@ -185,7 +185,7 @@ def test_estimate_is_near_the_error(trained):
         assert np.isnan(comparison.truth.trusted_until())
 
 
-def test_shares_and_trust(trained):
+def test_error_share_and_trusted_until_follow_from_the_estimate(trained):
     solution = trained[0].solutions[4]
     start = jax.vmap(make_network(32))(trained[0].problem.x)
     outputs = jnp.concatenate([solution.train, solution.test], axis=1)
@@ -238,7 +238,7 @@ def test_level_two_needs_the_network(kernels, series):
 
 
 @pytest.mark.parametrize("order", [2, 4])
-def test_checkpoints_change_nothing(order, kernels, tmp_path):
+def test_checkpoints_do_not_change_the_estimate(order, kernels, tmp_path):
     hierarchy = nth.DenseHierarchy(kernels, LABELS, order=order, network=NETWORK)
     file = tmp_path / "run.npz"
     whole = nth.integrate(hierarchy, TS, stepsize_controller=TIGHT)
@@ -267,7 +267,7 @@ def level_two(scale, throw=True):
     return nth.integrate(hierarchy, [0.1, 20.0], throw=throw, progress=False)
 
 
-def test_one_warning_of_a_large_error():
+def test_a_large_error_warns_once():
     with pytest.warns(nth.AccuracyWarning, match=r"more than 50% .* t = 20 on") as seen:
         solution = level_two(jnp.asarray(40.0))
     assert len(seen) == 1
@@ -276,7 +276,7 @@ def test_one_warning_of_a_large_error():
     assert issubclass(nth.AccuracyWarning, nth.WindowWarning)
 
 
-def test_one_warning_under_jit_and_vmap():
+def test_a_batch_under_jit_warns_once():
     scales = jnp.array([1e-3, 40.0, 60.0])
 
     @eqx.filter_jit
@@ -298,7 +298,7 @@ def test_one_warning_under_jit_and_vmap():
 
 
 class Decay(nth.AbstractTruncation):
-    """f̃ = f₀ e^{−t} from a network that knows its error."""
+    """f̃ = f₀ e^{−t}, with a known error."""
 
     problem: nth.Problem
     label: str = eqx.field(static=True, default="decay")
@@ -324,7 +324,7 @@ class Decay(nth.AbstractTruncation):
         return 0.1 * (1 - state)
 
 
-def test_user_dynamics_may_know_their_error():
+def test_custom_dynamics_may_define_their_error():
     problem = nth.Problem(HARD.x_train, jnp.zeros(3), HARD.x_test)
     solution = nth.integrate(Decay(problem), [1.0, 2.0])
     expected = 0.1 * (1 - np.exp(-np.array([1.0, 2.0])))
@@ -332,7 +332,7 @@ def test_user_dynamics_may_know_their_error():
     np.testing.assert_allclose(solution.error_share, 0.1, atol=1e-6)
 
 
-def test_derivatives_and_float32():
+def test_derivatives_and_float32_of_the_estimate():
     def last(scale):
         return level_two(scale).error_estimate
 

@@ -1,4 +1,4 @@
-"""The kernel along a solution: three ways to it, and its leading modes."""
+"""The kernel along a solution, by three methods, and its leading modes."""
 
 import equinox as eqx
 import jax
@@ -12,9 +12,9 @@ import nth
 TS = np.array([0.0, 0.5, 2.0])
 
 
-def drawn(like, key, scale=0.3):
-    """Any state at all: the identities hold at each."""
-    leaves, tree = jax.tree.flatten(like)
+def random_state(template, key, scale=0.3):
+    """A random state; the identities hold at any state."""
+    leaves, tree = jax.tree.flatten(template)
     keys = jax.random.split(jax.random.key(key), len(leaves))
     new = [
         scale * jax.random.normal(k, leaf.shape, leaf.dtype)
@@ -23,8 +23,8 @@ def drawn(like, key, scale=0.3):
     return jax.tree.unflatten(tree, new)
 
 
-def test_the_series_holds_the_kernel_of_the_tensors():
-    """For a loss that is linear, g stands still: at p = 4 the tensors give
+def test_matrix_free_kernel_equals_that_of_the_tensors():
+    """For a linear loss g is constant: at p = 4 the tensors give
     K̃⁽²⁾ = K⁽²⁾ − t K⁽³⁾·g + t²/2 K⁽⁴⁾·g·g, and one Runge–Kutta step is exact."""
     x = make_problem(3, 1)
     loss = nth.CustomLoss(lambda output, target: jnp.vdot(output, target))
@@ -40,18 +40,18 @@ def test_the_series_holds_the_kernel_of_the_tensors():
         return jax.tree.map(lambda s, r: s + h * r, state, rate)
 
     start = level.initial_state()
-    one = field(start)
-    two = field(moved(start, one, step / 2))
-    three = field(moved(start, two, step / 2))
-    four = field(moved(start, three, step))
+    k1 = field(start)
+    k2 = field(moved(start, k1, step / 2))
+    k3 = field(moved(start, k2, step / 2))
+    k4 = field(moved(start, k3, step))
     state = start
-    for rate, weight in ((one, 1), (two, 2), (three, 2), (four, 1)):
+    for rate, weight in ((k1, 1), (k2, 2), (k3, 2), (k4, 1)):
         state = moved(state, rate, weight * step / 6)
     third = jnp.tensordot(formed[3], g, 2)
     fourth = jnp.tensordot(jnp.tensordot(formed[4], g, 2), g, 2)
     expected = formed[2] - step * third + step**2 / 2 * fourth
-    found = eqx.filter_jit(level.ntk)(state)
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    actual = eqx.filter_jit(level.ntk)(state)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
     dense = nth.DenseHierarchy(formed, problem)
     np.testing.assert_array_equal(dense.ntk(dense.initial_state()), formed[2])
     v = jnp.ones((3, 2))
@@ -60,21 +60,21 @@ def test_the_series_holds_the_kernel_of_the_tensors():
 
 
 @pytest.mark.parametrize("order", [2, 3])
-def test_a_product_is_what_moves_the_outputs(order):
-    """df̃/dt = −K̃⁽²⁾ · g at any state, with rates of their own; any network at p = 2."""
+def test_output_rates_are_products_with_the_kernel(order):
+    """df̃/dt = −K̃⁽²⁾ · g at any state, with learning rates; any network at p = 2."""
     problem = make_problem(4, 2)
     network = Shared(3, jax.random.key(0)) if order == 2 else make_network(4, 1)
     rates = jax.tree.map(lambda leaf: 0.5 + jnp.sin(leaf) ** 2, network)
     if order == 3:
         rates = eqx.tree_at(lambda net: net.weights, network, (0.5, 2.0))
     level = nth.MatrixFreeHierarchy(network, problem, order=order, learning_rates=rates)
-    state = drawn(level.initial_state(), order)
+    state = random_state(level.initial_state(), order)
     g, velocity, _ = eqx.filter_jit(level.output_rates)(jnp.zeros(()), state)
     kernel = eqx.filter_jit(level.ntk)(state)
     np.testing.assert_allclose(kernel[:4] @ g, -velocity, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(kernel[:4], kernel[:4].T, rtol=1e-10, atol=1e-12)
     flow = nth.GradientFlow(network, problem, learning_rates=rates)
-    state = drawn(flow.params, 0)
+    state = random_state(flow.params, 0)
     g, velocity, _ = eqx.filter_jit(flow.output_rates)(jnp.zeros(()), state)
     kernel = flow.ntk(state)
     np.testing.assert_allclose(kernel[:4] @ g, -velocity, rtol=1e-10)
@@ -83,8 +83,8 @@ def test_a_product_is_what_moves_the_outputs(order):
 
 
 def test_levels_predict_the_kernel_of_the_trained_network():
-    """Each level holds one more derivative in time of K(t) than the one below: the
-    errors fall as t^{p−1}."""
+    """Each level has one more time derivative of K(t) than the previous: errors are
+    of order t^{p−1}."""
     problem = make_problem(3, 1)
     network = make_network(8, 1)
     formed = nth.kernels(network, problem, order=3)
@@ -121,7 +121,7 @@ def test_leading_modes_are_those_of_the_kernel(dtype):
     np.testing.assert_allclose(moved, along, atol=10 * tolerance)
 
 
-def test_watch_sees_the_state_at_each_time(tmp_path, problem):
+def test_save_fn_sees_the_state_at_each_time(tmp_path, problem):
     formed = nth.kernels(make_network(4, 1), problem, order=2)
     level = nth.DenseHierarchy(formed, problem)
 
@@ -141,7 +141,7 @@ def test_watch_sees_the_state_at_each_time(tmp_path, problem):
         nth.integrate(level, TS, checkpoint=tmp_path / "run.npz")
 
 
-def test_under_jit_and_over_keys(problem):
+def test_kernel_along_under_jit_and_vmap(problem):
     @jax.jit
     def last(key):
         network = nth.MLP(3, 4, 1, key=key)
@@ -153,7 +153,7 @@ def test_under_jit_and_over_keys(problem):
     assert float(jnp.max(jnp.abs(both[0] - both[1]))) > 1e-2
 
 
-def test_bad_input_is_told(problem):
+def test_errors_name_the_argument(problem):
     network = make_network(4, 1)
     flow = nth.GradientFlow(network, problem)
     with pytest.raises(ValueError, match="dynamics must be an AbstractKernelDynamics"):

@@ -1,6 +1,6 @@
 """Gradients in factored form against the Jacobian by `jax.jacrev`.
 
-Each network is run with factors kept, with gradients formed, and as it comes.
+Each network is tested with factored gradients, with full ones, and by default.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ ATTENTION: Any = {
 
 
 def convolutions(p, x):
-    """Strides, dilations, unequal padding, groups, and channels last."""
+    """Strides, dilations, asymmetric padding, groups, and channels last."""
     z = jnp.tanh(
         jax.lax.conv_general_dilated(
             x[None], p["first"], (2, 1), ((1, 0), (0, 2)), rhs_dilation=(1, 2)
@@ -139,7 +139,7 @@ TWICE: Any = {
     "plain": draw(4, 3),
 }
 
-# Function, parameters, points, and the parameters whose use is known.
+# Function, parameters, points, and the parameters whose uses are recognized.
 CASES = {
     "residual": (residual, RESIDUAL, draw(4, 3), {"first", "up", "down", "last"}),
     "attention": (attention, ATTENTION, draw(4, 3), {"q", "k", "v", "o"}),
@@ -159,7 +159,7 @@ def jacobian(apply, params, x):
     theta, unravel = ravel_pytree(params)
 
     def outputs(theta):
-        return jax.vmap(lambda one: apply(unravel(theta), one))(x).ravel()
+        return jax.vmap(lambda point: apply(unravel(theta), point))(x).ravel()
 
     return jax.jacrev(outputs)(theta)
 
@@ -197,7 +197,7 @@ def test_kernel_equals_the_product_of_jacobians(name, kept, monkeypatch):
 
 @pytest.mark.parametrize("name", CASES)
 def test_uses_are_recognized(name):
-    """And no others: what is used twice or in an unknown way has its whole gradient."""
+    """Parameters used twice or in another way have full gradients."""
     apply, params, x, known = CASES[name]
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x, jnp.zeros((4, 2)))
@@ -208,7 +208,7 @@ def test_uses_are_recognized(name):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_blocks_and_rows_change_nothing(kept, monkeypatch):
+def test_results_do_not_depend_on_blocks_and_rows(kept, monkeypatch):
     apply, params, x, _ = CASES["attention"]
     monkeypatch.setattr(factored_gradients, "_pairs_are_cheaper", lambda *_: kept)
     network = nth.from_apply(apply, params)
@@ -258,7 +258,7 @@ def test_third_kernel_is_the_derivative_of_the_second(name, monkeypatch):
 
 
 def test_kernels_of_large_networks_lift_the_outputs(monkeypatch):
-    """Where the gradients of all points do not fit in a block."""
+    """If the gradients of all points do not fit in a block."""
     apply, params, x, _ = CASES["residual"]
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x[:3], jnp.zeros((3, 2)))
@@ -281,7 +281,7 @@ def test_frozen_parameters_have_no_gradient():
     np.testing.assert_allclose(kernel, J @ J[:4].T, rtol=1e-10)
 
 
-def test_float32_stays_float32():
+def test_float32_is_kept():
     apply, params, x, _ = CASES["convolutions"]
     single, x = (jax.tree.map(lambda a: a.astype("f4"), tree) for tree in (params, x))
     network = nth.from_apply(apply, single)

@@ -23,7 +23,7 @@ def formed():
 
 
 def test_level_two_is_the_closed_form(problem, formed):
-    """f(t) = y + e^{−Kt/n}(f₀ − y), and the test points with it (seed 002)."""
+    """f(t) = y + e^{−Kt/n}(f₀ − y), and the corresponding test outputs."""
     n, y = problem.n_train, np.asarray(problem.y_train)
     f0, k = np.asarray(formed[1]), np.asarray(formed[2])
     ts = np.array([0.0, 0.7, 3.0, 20.0])
@@ -41,7 +41,7 @@ def test_level_two_is_the_closed_form(problem, formed):
 def test_level_three_is_the_integrated_form(problem, formed):
     """Paper, below eq. 30: r̃′ = −K⁽²⁾r̃/n + K⁽³⁾[R̃, r̃]/n², R̃′ = r̃.
 
-    (The paper drops the second factor −1/n of the cubic term, and with it its sign.)
+    (The paper omits the second factor −1/n of the cubic term, and thus its sign.)
     """
     n = problem.n_train
     k2, k3 = np.asarray(formed[2][:n]), np.asarray(formed[3][:n])
@@ -49,8 +49,8 @@ def test_level_three_is_the_integrated_form(problem, formed):
 
     def field(t, state):
         r, total = state[:n], state[n:]
-        turn = -k2 @ r / n + np.einsum("abc,c,b->a", k3, total, r) / n**2
-        return np.concatenate([turn, r])
+        acceleration = -k2 @ r / n + np.einsum("abc,c,b->a", k3, total, r) / n**2
+        return np.concatenate([acceleration, r])
 
     start = np.concatenate([np.asarray(formed[1][:n]) - y, np.zeros(n)])
     ts = np.linspace(0, 5, 6)
@@ -85,7 +85,7 @@ def literal_equations(formed, problem, order, gradient):
     return field, np.concatenate([k.ravel() for k in tensors[:-1]])
 
 
-# Of one shape, for the two tests that follow: what is compiled serves both.
+# Of one shape, so that the two tests below share compiled functions.
 CASES = {"scalar": (None, nth.SquaredError()), "labels": (2, nth.SoftmaxCrossEntropy())}
 
 
@@ -120,8 +120,8 @@ def test_levels_agree_with_scipy(case, orders):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_error_falls_as_t_to_the_p(case):
-    """Theorem 2.6 in time: a wrong sign, factor of n or slot order breaks a slope."""
+def test_error_is_of_order_p_in_time(case):
+    """Theorem 2.6 in time: a wrong sign, factor of n or slot order changes a slope."""
     problem, network = case_of(case)
     ts = np.geomspace(0.03, 0.12, 5)
     comparison = nth.compare(
@@ -135,23 +135,23 @@ def test_error_falls_as_t_to_the_p(case):
 
 
 @pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # of level 2, width 32
-def test_levels_against_training_over_widths():
+def test_errors_decrease_with_width_and_level():
     """TARGETS.md, last table: n = 8, d = 10, T = 20, tanh, two hidden layers.
 
-    p = 3 holds half of the O(1/width) terms: odd levels are for short times.
+    p = 3 has half of the O(1/width) terms, so it is accurate at short times only.
     """
     problem = make_problem(8, 0, 10)
 
     def errors(width):
-        """Of levels 2, 3 and 4, at a short time and at T."""
+        """Errors of levels 2, 3 and 4, at a short time and at T."""
 
-        def one(key):
+        def errors_of(key):
             network = nth.MLP(10, width, 2, key=key)
-            found = nth.compare(network, problem, [0.3, 20.0], method="dense")
-            return [found.error(p, "train") for p in (2, 3, 4)]
+            comparison = nth.compare(network, problem, [0.3, 20.0], method="dense")
+            return [comparison.error(p, "train") for p in (2, 3, 4)]
 
         keys = jax.random.split(jax.random.key(0), 4)
-        return np.median([one(key) for key in keys], axis=0)
+        return np.median([errors_of(key) for key in keys], axis=0)
 
     narrow, wide = errors(32), errors(256)
     assert np.all(wide < narrow)
@@ -161,13 +161,13 @@ def test_levels_against_training_over_widths():
     assert narrow[1, 1] > narrow[0, 1] / 2
 
 
-def test_kernels_serve_other_targets_and_losses(problem, formed):
+def test_kernels_can_be_reused_for_other_targets_and_losses(problem, formed):
     other = nth.Problem(
         problem.x_train, -problem.y_train, problem.x_test, loss=nth.LogisticLoss()
     )
     reused = nth.integrate(nth.DenseHierarchy(formed, other), [1.0])
-    anew = nth.solve(make_network(), other, [1.0], order=3, method="dense")
-    np.testing.assert_allclose(reused.test, anew.test, atol=1e-12)
+    solved = nth.solve(make_network(), other, [1.0], order=3, method="dense")
+    np.testing.assert_allclose(reused.test, solved.test, atol=1e-12)
 
 
 def test_gradient_flow_agrees_with_scipy():
@@ -190,7 +190,7 @@ def test_gradient_flow_agrees_with_scipy():
     np.testing.assert_allclose(solution.test[0], expected[3:], atol=1e-6)
 
 
-def test_gradient_flow_of_a_linear_network_conserves():
+def test_gradient_flow_of_a_linear_network_has_an_invariant():
     """λ² − 4f²/N is conserved at zero target (Lewkowycz et al. 2020)."""
     width = 5
     network = nth.MLP(

@@ -130,12 +130,12 @@ def test_optional_dependencies_are_not_imported_by_the_library():
 
 def classes() -> list[type]:
     """Every class of the library."""
-    found = []
+    members = []
     for name in modules():
         if name[-1] != "__main__":
             module = importlib.import_module(".".join(("nth", *name)))
-            found += [c for c in vars(module).values() if isinstance(c, type)]
-    return [c for c in found if c.__module__.startswith("nth.")]
+            members += [c for c in vars(module).values() if isinstance(c, type)]
+    return [c for c in members if c.__module__.startswith("nth.")]
 
 
 def is_method(member: object) -> bool:
@@ -159,10 +159,10 @@ def test_classes_are_abstract_or_final():
 def documented() -> set[str]:
     """The names that the API pages of the documentation show."""
     pages = (ROOT / "docs").rglob("*.md")
-    found = {
+    names = {
         n for p in pages for n in re.findall(r"^::: nth\.(\w+)", p.read_text(), re.M)
     }
-    return found
+    return names
 
 
 def test_public_names_are_the_documented_ones():
@@ -236,7 +236,7 @@ def test_commands_that_install_name_the_distribution_and_its_extras():
     ]
     assert len(commands) >= 7
     for command in commands:
-        found = re.match(r"'([\w.-]+)\[(\w+)\]'", command[1])
-        assert found is not None, command
-        assert found[1] in (project["name"], "."), command
-        assert found[2] in project["optional-dependencies"], command
+        match = re.match(r"'([\w.-]+)\[(\w+)\]'", command[1])
+        assert match is not None, command
+        assert match[1] in (project["name"], "."), command
+        assert match[2] in project["optional-dependencies"], command

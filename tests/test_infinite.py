@@ -300,6 +300,7 @@ def test_ensemble_of_wide_networks():
     problem, options, kernels = gaussian_problem()
     ts = [0.0, 2.0, 20.0, jnp.inf]
     law = nth.infinite.ensemble(kernels, problem, ts)
+    assert law.covariance is not None
 
     def one(key):
         network = nth.MLP(3, 256, key=key, **options)
@@ -323,6 +324,7 @@ def test_ensemble_at_the_ends_is_prior_and_posterior():
     problem, _, kernels = gaussian_problem()
     bayes = dataclasses.replace(kernels, ntk=kernels.nngp)
     law = nth.infinite.ensemble(bayes, problem, [0.0, jnp.inf])
+    assert law.covariance is not None
     prior, y = np.asarray(kernels.nngp), np.asarray(problem.y_train)
     np.testing.assert_allclose(law.covariance[0], prior, atol=1e-15)
     np.testing.assert_allclose(law.mean[0], 0, atol=1e-14)
@@ -332,6 +334,28 @@ def test_ensemble_at_the_ends_is_prior_and_posterior():
     np.testing.assert_allclose(law.covariance[1][3:, 3:], posterior, atol=1e-12)
     np.testing.assert_allclose(law.covariance[1][:3], 0, atol=1e-12)
     np.testing.assert_allclose(law.deviation[1][3:] ** 2, np.diag(posterior))
+
+
+def test_parts_of_the_covariance_of_an_ensemble():
+    problem, _, kernels = gaussian_problem()
+    ts = [0.0, 2.0, jnp.inf]
+    law = nth.infinite.ensemble(kernels, problem, ts)
+    assert law.covariance is not None
+    np.testing.assert_allclose(
+        law.variance, jnp.diagonal(law.covariance, axis1=1, axis2=2), atol=1e-14
+    )
+    test = nth.infinite.ensemble(kernels, problem, ts, covariance="test")
+    assert test.covariance is not None
+    np.testing.assert_allclose(
+        test.covariance, law.covariance[:, 3:, 3:], rtol=1e-12, atol=1e-14
+    )
+    alone = nth.infinite.ensemble(kernels, problem, ts, covariance="variances")
+    assert alone.covariance is None
+    for other in (test, alone):
+        np.testing.assert_allclose(other.deviation, law.deviation, atol=1e-14)
+        np.testing.assert_allclose(other.mean, law.mean, atol=1e-14)
+    with pytest.raises(ValueError, match=r"covariance must be one of .*'variances'"):
+        nth.infinite.ensemble(kernels, problem, ts, covariance="diagonal")
 
 
 def test_ensemble_with_a_singular_kernel_and_several_outputs():
@@ -432,3 +456,31 @@ def test_errors(monkeypatch):
         ValueError, match=r"infinite\.ensemble is for nth\.SquaredError"
     ):
         nth.infinite.ensemble(formed, labels, [1.0])
+
+
+@pytest.mark.parametrize(
+    "angles",
+    [[0.0, 1e-9, 1e-6, 1e-3, 0.05, 1.0, np.pi], [0.2, 1.0, 2.0, 3.1]],
+    ids=["close", "apart"],
+)
+def test_relu_of_close_points_keeps_all_digits(angles):
+    """Cho & Saul's kernels as functions of a given angle, of order θ near 0."""
+    theta = np.asarray(angles)
+    x1 = jnp.asarray([[1.0, 0.0]])
+    x2 = jnp.asarray(np.stack([np.cos(theta), np.sin(theta)], axis=1))
+    slope = (np.pi - theta) / (2 * np.pi)
+    value = np.sin(theta) / (2 * np.pi) + slope * np.cos(theta)
+    got = nth.infinite.kernels(x1, x2, depth=1, activation="relu")
+    np.testing.assert_allclose(got.nngp[0], value, rtol=1e-14, atol=1e-15)
+    ntk = value + slope * np.cos(theta)
+    np.testing.assert_allclose(got.ntk[0], ntk, rtol=1e-14, atol=1e-15)
+
+
+def test_sets_with_shared_points_equal_one_set():
+    """A pair that is one point twice is known as such in one set, and seen in two."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    options = {"depth": 3, "activation": "relu", "use_bias": True, "sigma_b": 0.3}
+    whole = nth.infinite.kernels(x, **options)
+    parts = nth.infinite.kernels(x, x[2:5], **options)
+    np.testing.assert_allclose(parts.nngp, whole.nngp[:, 2:5], rtol=1e-13)
+    np.testing.assert_allclose(parts.ntk, whole.ntk[:, 2:5], rtol=1e-13)

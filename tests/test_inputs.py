@@ -13,8 +13,8 @@ from network_kinds import X, Y, draw, two_inputs
 import nth
 
 
-def flat_twin():
-    """The network of `two_inputs` with its inputs in one array, the category last."""
+def single_array_version():
+    """The network of `two_inputs` with its inputs in one array, category last."""
     case = two_inputs()
 
     def apply(params, x):
@@ -26,12 +26,12 @@ def flat_twin():
     return nth.from_apply(apply, case.params), nth.Problem(x[:3], Y, x[3:])
 
 
-def test_pytrees_are_what_one_array_is():
-    """In blocks, in checkpoints, and at points that are new."""
+def test_pytrees_equal_a_single_array():
+    """In blocks, and at new points."""
     case = two_inputs()
-    twin, problem = flat_twin()
+    flat_network, problem = single_array_version()
     solutions = []
-    for network, data in ((case.network, case.problem), (twin, problem)):
+    for network, data in ((case.network, case.problem), (flat_network, problem)):
         hierarchy = nth.MatrixFreeHierarchy(network, data, order=3, block_size=2)
         solution = nth.integrate(hierarchy, [0.0, 0.3])
         again = hierarchy.predict(solution.state, data.x_test)
@@ -41,7 +41,7 @@ def test_pytrees_are_what_one_array_is():
     np.testing.assert_allclose(solutions[0].train, solutions[1].train, atol=1e-12)
 
 
-def test_pytrees_and_checkpoints(tmp_path):
+def test_pytrees_are_part_of_the_identity_of_a_checkpoint(tmp_path):
     case = two_inputs()
     path = tmp_path / "run.npz"
     first = nth.gradient_flow(case.network, case.problem, [0.1, 0.2], checkpoint=path)
@@ -53,21 +53,21 @@ def test_pytrees_and_checkpoints(tmp_path):
         nth.gradient_flow(case.network, other, [0.1, 0.2], checkpoint=path)
 
 
-def test_pytrees_that_are_sharded():
-    """Arrays placed on a mesh stay where they are."""
+def test_sharded_pytrees_give_the_same_kernel():
+    """Arrays placed on a mesh keep their sharding."""
     case = two_inputs()
     mesh = jax.make_mesh((1,), ("points",), axis_types=(AxisType.Auto,))
-    spread = NamedSharding(mesh, PartitionSpec("points"))
-    x = jax.tree.map(lambda leaf: jax.device_put(leaf, spread), case.problem.x_train)
+    sharding = NamedSharding(mesh, PartitionSpec("points"))
+    x = jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), case.problem.x_train)
     placed = nth.Problem(x, Y, case.problem.x_test)
-    ours = nth.kernels(case.network, placed, order=2)[2]
+    actual = nth.kernels(case.network, placed, order=2)[2]
     np.testing.assert_allclose(
-        ours, nth.kernels(case.network, case.problem, order=2)[2], rtol=1e-12
+        actual, nth.kernels(case.network, case.problem, order=2)[2], rtol=1e-12
     )
 
 
 @pytest.mark.parametrize(
-    ("x", "words"),
+    ("x", "message"),
     [
         ({}, "x_train has no array"),
         ({"a": X, "b": X[:2]}, r"x_train has arrays of \[4, 2\] points"),
@@ -78,13 +78,13 @@ def test_pytrees_that_are_sharded():
         ((X, X[:2]), r"of \[4, 2\] points.*numpy\.stack"),
     ],
 )
-def test_pytrees_that_are_refused(x, words):
-    with pytest.raises(ValueError, match=words):
+def test_inconsistent_pytrees_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
         nth.Problem(x, jnp.ones(4))
 
 
 @pytest.mark.parametrize(
-    ("x_test", "words"),
+    ("x_test", "message"),
     [
         (X, "x_test has inputs .* they must have one structure"),
         ({"x": X}, "they must have one structure"),
@@ -92,12 +92,12 @@ def test_pytrees_that_are_refused(x, words):
         ({"x": X, "z": jnp.arange(4.0)}, "x_test has dtype .* cast one of them"),
     ],
 )
-def test_points_of_another_layout_are_refused(x_test, words):
+def test_points_of_another_layout_are_refused(x_test, message):
     case = two_inputs()
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         nth.Problem(case.problem.x_train, Y, x_test)
     hierarchy = nth.MatrixFreeHierarchy(case.network, case.problem, order=2)
-    with pytest.raises(ValueError, match=words.replace("x_test", "x_new")):
+    with pytest.raises(ValueError, match=message.replace("x_test", "x_new")):
         hierarchy.predict(hierarchy.initial_state(), x_test)
 
 
@@ -132,14 +132,14 @@ def norm_network(power=1.0):
     return nth.from_apply(apply, params)
 
 
-def with_dead_point(q=1):
+def with_zero_input(q=1):
     return nth.Problem(X[:3].at[1].set(0.0), Y, X[3:] if q else None)
 
 
-def test_a_dead_point_whose_gradient_is_finite():
-    """‖·‖ of relu at 0: J Jᵀ is finite by reverse mode, and so is all that needs it."""
+def test_a_zero_input_with_a_finite_gradient_is_accepted():
+    """‖·‖ of relu at 0: J Jᵀ by reverse mode is finite, and what depends on it."""
     w = draw(3, 4)
-    problem = with_dead_point()
+    problem = with_zero_input()
     network = nth.from_apply(
         lambda p, x: p["a"] * jnp.linalg.norm(jax.nn.relu(x @ p["w"])),
         {"w": w, "a": jnp.asarray(1.0)},
@@ -161,12 +161,12 @@ def test_a_dead_point_whose_gradient_is_finite():
 
 
 def test_kernels_name_the_points_that_are_not_finite():
-    problem = with_dead_point()
+    problem = with_zero_input()
     with pytest.raises(ValueError, match=r"K\(2\) has NaN.* gradient .*x_train\[1\]"):
         nth.kernels(norm_network(), problem, order=2)
     with pytest.raises(ValueError, match=r"curvature .* is NaN"):
         nth.max_learning_rate(norm_network(), problem)
-    swapped = nth.Problem(X[:3], Y, with_dead_point().x_train)
+    swapped = nth.Problem(X[:3], Y, with_zero_input().x_train)
     with pytest.raises(ValueError, match=r"gradient .* at x_test\[1\]"):
         nth.kernels(norm_network(), swapped, order=2)
     with pytest.raises(ValueError, match=r"output is NaN or infinite at x_train\[1\]"):
@@ -175,18 +175,18 @@ def test_kernels_name_the_points_that_are_not_finite():
         nth.kernels(norm_network(2.5), problem, order=3)
 
 
-def test_the_cure_for_a_dead_point_works():
+def test_the_cure_for_a_zero_input_works():
     def apply(params, x):
         z = jax.nn.relu(x @ params["w"])
         return params["a"] * jnp.sqrt(jnp.sum(z**2) + 1e-12)
 
     params = {"w": draw(3, 4), "a": jnp.asarray(1.0)}
-    formed = nth.kernels(nth.from_apply(apply, params), with_dead_point(), order=3)
+    formed = nth.kernels(nth.from_apply(apply, params), with_zero_input(), order=3)
     assert all(bool(jnp.all(jnp.isfinite(kernel))) for kernel in formed)
 
 
-def test_a_solve_that_cannot_start_says_why():
-    problem = with_dead_point()
+def test_a_solve_that_cannot_start_names_the_cause():
+    problem = with_zero_input()
     for solve in (
         lambda: nth.gradient_flow(norm_network(), problem, [1.0]),
         lambda: nth.solve(
@@ -217,7 +217,7 @@ def test_fixed_steps_that_diverge_are_reported():
 
 
 def test_contractions_name_the_points_that_are_not_finite():
-    network, swapped = norm_network(), nth.Problem(X[:3], Y, with_dead_point().x_train)
+    network, swapped = norm_network(), nth.Problem(X[:3], Y, with_zero_input().x_train)
     for call in (
         lambda: nth.contract(network, swapped, [Y], order=2),
         lambda: nth.layer_kernels(network, swapped),
@@ -225,4 +225,4 @@ def test_contractions_name_the_points_that_are_not_finite():
         with pytest.raises(ValueError, match=r"gradient .* at x_test\[1\]"):
             call()
     with pytest.raises(ValueError, match=r"projection has NaN.* x_train\[1\]"):
-        nth.project(network, with_dead_point(), jnp.eye(3)[:1], order=2)
+        nth.project(network, with_zero_input(), jnp.eye(3)[:1], order=2)

@@ -1,4 +1,4 @@
-"""Integration: times, options, statistics."""
+"""Integration: times, options and statistics."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ def hierarchy():
     )
 
 
-def test_training_begins_at_zero_whatever_the_first_time(hierarchy):
+def test_training_begins_at_time_zero(hierarchy):
     whole = nth.integrate(hierarchy, [0.0, 1.0, 3.0])
     np.testing.assert_array_equal(whole.train[0], hierarchy.levels[0][:4])
     late = nth.integrate(hierarchy, [3.0])
     np.testing.assert_allclose(late.train[0], whole.train[-1], atol=1e-8)
 
 
-def test_time_zero_alone(hierarchy):
+def test_a_solve_may_end_at_time_zero(hierarchy):
     solution = nth.integrate(hierarchy, [0.0])
     np.testing.assert_array_equal(solution.test[0], hierarchy.levels[0][4:])
     assert solution.valid_until == jnp.inf
@@ -41,7 +41,7 @@ def test_loss_is_that_of_the_outputs(hierarchy):
     np.testing.assert_allclose(solution.loss, expected)
 
 
-def test_the_users_solver_and_controller_are_used(hierarchy):
+def test_given_solver_and_controller_are_used(hierarchy):
     """Halving a constant step of Heun's method divides the error by 4, not by 2⁵."""
     tight = diffrax.PIDController(rtol=1e-12, atol=1e-13)
     exact = nth.integrate(hierarchy, [2.0], stepsize_controller=tight).train
@@ -56,15 +56,15 @@ def test_the_users_solver_and_controller_are_used(hierarchy):
     assert abs(np.log2(errors[0] / errors[1]) - 2) < 0.2
 
 
-def test_forward_mode_adjoint(hierarchy):
-    """The adjoint is the user's: `ForwardMode` and the default give one answer."""
+def test_forward_mode_adjoint_gives_the_same_solution(hierarchy):
+    """`ForwardMode` and the default adjoint give the same solution."""
     forward = nth.integrate(hierarchy, [1.0], adjoint=diffrax.ForwardMode())
     np.testing.assert_allclose(
         forward.train, nth.integrate(hierarchy, [1.0]).train, atol=1e-14
     )
 
 
-def test_statistics_and_label(hierarchy):
+def test_statistics_and_label_describe_the_solve(hierarchy):
     solution = nth.integrate(hierarchy, [1.0])
     assert solution.label == "level-3 hierarchy"
     assert solution.stats["last_time"] == 1.0
@@ -72,8 +72,8 @@ def test_statistics_and_label(hierarchy):
     assert solution.result == nth.RESULTS.successful
 
 
-def test_dynamics_of_the_users_own():
-    """df/dt = −g: each output relaxes to its target by e^{−t/n}."""
+def test_custom_dynamics_are_integrated():
+    """df/dt = −g: each output relaxes to its target as e^{−t/n}."""
 
     class Relaxation(nth.AbstractDynamics):
         problem: nth.Problem
@@ -122,7 +122,7 @@ def test_fixed_steps_converge_at_the_order_of_the_solver(hierarchy, solver, orde
 
 
 def test_fixed_steps_through_every_entry_point():
-    """All take `dt0`, and stop at each time where they are saved or shown."""
+    """All entry points take `dt0`, and steps end at each requested time."""
     network, problem = make_network(4, 1), make_problem()
     options: Any = {"solver": diffrax.Heun(), "dt0": 0.05, **FIXED}
     ts = [0.0, 0.3, 1.0]
@@ -134,7 +134,7 @@ def test_fixed_steps_through_every_entry_point():
     np.testing.assert_allclose(level.train, close.train, atol=1e-3)
 
 
-def test_a_first_step_for_the_adaptive_solver(hierarchy):
+def test_an_initial_step_does_not_change_the_solution(hierarchy):
     solution = nth.integrate(hierarchy, [1.0], dt0=1e-3)
     np.testing.assert_allclose(
         solution.train, nth.integrate(hierarchy, [1.0]).train, atol=1e-6
@@ -156,8 +156,8 @@ ROOT = diffrax.VeryChord(rtol=1e-8, atol=1e-8)
     ],
     ids=["implicit", "implicit-fixed", "half", "leapfrog", "reversible", "direct"],
 )
-def test_families_of_solvers(hierarchy, options):
-    """Those that work, which are the cures for those that are refused."""
+def test_solvers_of_all_families_agree(hierarchy, options):
+    """Supported solvers, which are the cures for those that are refused."""
     solution = nth.integrate(hierarchy, [1.0], **options)
     exact = nth.integrate(hierarchy, [1.0]).train
     np.testing.assert_allclose(solution.train, exact, atol=1e-4)
@@ -167,11 +167,11 @@ def test_families_of_solvers(hierarchy, options):
 
 
 def test_fixed_steps_pass_a_kink():
-    """f = θ under |f − 1|: df/dt = 1 up to the kink at t = 1, then rest."""
+    """f = θ with loss |f − 1|: df/dt = 1 up to the kink at t = 1, then 0."""
     kinked = nth.Problem([1.0], [1.0], loss=nth.CustomLoss(lambda f, y: jnp.abs(f - y)))
     network: Any = nth.from_apply(lambda theta, x: theta * x, jnp.array(0.0))
-    words = r"At a kink of the loss .*: use fixed steps, solver=diffrax.Heun"
-    with pytest.raises(RuntimeError, match=words):
+    message = r"At a kink of the loss .*: use fixed steps, solver=diffrax.Heun"
+    with pytest.raises(RuntimeError, match=message):
         nth.gradient_flow(
             network, kinked, [20.0], solver=diffrax.Tsit5(), max_steps=2**10
         )
@@ -189,8 +189,8 @@ def test_more_steps_are_the_cure_for_too_few(hierarchy):
 
 
 @pytest.mark.parametrize("part", ["train", "test", "loss"])
-def test_a_failure_under_jit_says_the_same(part):
-    """Whatever part of the solution is used."""
+def test_a_failure_under_jit_has_the_same_message(part):
+    """Whichever part of the solution is used."""
     network, problem = make_network(4, 1), make_problem()
 
     @eqx.filter_jit

@@ -90,7 +90,7 @@ def test_convolution_equals_brute_force():
     check(network, nth.Problem(x[:2], jnp.ones(2), x[2:]))
 
 
-def test_frozen_parameters_do_not_count(problem):
+def test_frozen_parameters_are_excluded(problem):
     network = make_network(3, 1)
     spec = jax.tree.map(lambda _: False, network)
     spec = eqx.tree_at(lambda net: net.weights[0], spec, True)
@@ -121,7 +121,7 @@ def two_layer_linear(width, seed=0):
     return network, nth.Problem(jnp.ones((1, 1)), jnp.zeros(1))
 
 
-def test_linear_network_identities():
+def test_kernels_of_a_linear_network_repeat():
     """Lewkowycz et al. (2020): K⁽ʳ⁺²⁾ = (4/N) K⁽ʳ⁾ for every r."""
     width = 5
     formed = nth.kernels(*two_layer_linear(width), order=7)
@@ -131,7 +131,7 @@ def test_linear_network_identities():
         )
 
 
-def test_symmetries_and_their_absence(problem):
+def test_kernels_are_symmetric_in_their_first_two_slots_only(problem):
     k = nth.kernels(make_network(4, 2), problem, order=4)
     k3 = k[3][: problem.n_train]
     np.testing.assert_allclose(k3, jnp.swapaxes(k3, 0, 1), atol=1e-12)
@@ -139,7 +139,7 @@ def test_symmetries_and_their_absence(problem):
     assert jnp.max(jnp.abs(k[4] - jnp.swapaxes(k[4], 2, 3))) > 1e-3
 
 
-def test_blocks_change_nothing(problem):
+def test_results_do_not_depend_on_block_size(problem):
     network = make_network(3, 1, outputs=2)
     problem = make_problem(outputs=2)
     whole = nth.kernels(network, problem, order=3)
@@ -159,7 +159,7 @@ def test_traced_kernels_equal_eager_ones(problem):
 
 @pytest.mark.parametrize("kind", ["chain", "any network"])
 def test_new_data_of_one_shape_is_not_traced_again(kind, problem):
-    """Neither for its outputs nor for its kernels."""
+    """For outputs and kernels."""
     traces = []
 
     def activation(x):
@@ -185,7 +185,7 @@ def test_new_data_of_one_shape_is_not_traced_again(kind, problem):
 
 
 @pytest.mark.parametrize("kind", ["chain", "any network"])
-def test_rows_are_rows(kind, problem):
+def test_kernels_of_rows_are_rows_of_the_kernels(kind, problem):
     network = make_network(4, 2) if kind == "chain" else Shared(3, jax.random.key(0))
     whole = nth.kernels(network, problem, order=3)
     rows = [5, 0, 2]
@@ -200,16 +200,16 @@ def test_rows_are_rows(kind, problem):
         nth.kernels(network, problem, order=2, rows=np.array([0.5]))
 
 
-def test_saved_kernels_come_back(problem, tmp_path):
+def test_saved_kernels_round_trip(problem, tmp_path):
     network, path = make_network(4, 1), tmp_path / "kernels.npz"
     formed = nth.kernels(network, problem, order=3)
     formed.save(path, network, problem)
     other_targets = nth.Problem(problem.x_train, -problem.y_train, problem.x_test)
-    found = nth.Kernels.load(path, network, other_targets)
-    assert found.order == 3
-    for one, other in zip(found, formed, strict=True):
-        np.testing.assert_array_equal(one, other)
-    hierarchy = nth.DenseHierarchy(found, other_targets)
+    loaded = nth.Kernels.load(path, network, other_targets)
+    assert loaded.order == 3
+    for actual, expected in zip(loaded, formed, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    hierarchy = nth.DenseHierarchy(loaded, other_targets)
     rates = hierarchy.vector_field(jnp.zeros(()), hierarchy.initial_state(), None)
     assert all(bool(jnp.all(jnp.isfinite(rate))) for rate in rates)
 
@@ -239,7 +239,7 @@ def test_foreign_and_damaged_files_are_refused(problem, tmp_path):
         nth.Kernels.load(tmp_path / "none.npz", network, problem)
 
 
-def test_one_set_of_kernels_serves_many_targets_at_once(problem):
+def test_kernels_are_shared_under_vmap_over_targets(problem):
     network = make_network(4, 1)
     formed = nth.kernels(network, problem, order=2)
     ts = jnp.linspace(0.0, 3.0, 4)
@@ -247,11 +247,11 @@ def test_one_set_of_kernels_serves_many_targets_at_once(problem):
 
     @jax.vmap
     def predict(y):
-        own = nth.Problem(problem.x_train, y, problem.x_test)
-        return nth.integrate(nth.DenseHierarchy(formed, own), ts).test
+        relabeled = nth.Problem(problem.x_train, y, problem.x_test)
+        return nth.integrate(nth.DenseHierarchy(formed, relabeled), ts).test
 
     many = predict(jnp.asarray(targets))
-    for y, found in zip(targets, many, strict=True):
-        own = nth.Problem(problem.x_train, y, problem.x_test)
-        one = nth.solve(network, own, ts, order=2, method="matrix-free")
-        np.testing.assert_allclose(found, one.test, atol=1e-6)
+    for y, actual in zip(targets, many, strict=True):
+        relabeled = nth.Problem(problem.x_train, y, problem.x_test)
+        expected = nth.solve(network, relabeled, ts, order=2, method="matrix-free")
+        np.testing.assert_allclose(actual, expected.test, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Kinks: relaxed tolerances where they occur, and no change elsewhere."""
+"""Kinks: relaxed tolerances at kinks, and no change elsewhere."""
 
 import diffrax
 import jax
@@ -30,12 +30,12 @@ def points(n, dtype):
 
 
 def descend(network, problem, t):
-    """The limit of small steps, to about 1e-4."""
+    """Gradient descent with small steps, within about 1e-4 of the flow."""
     rate = 1e-3
     return nth.train(network, problem, [round(t / rate)], optax.sgd(rate)).train[-1]
 
 
-def test_relu_network(dtype):
+def test_relu_network_agrees_with_gradient_descent(dtype):
     x = points(20, dtype)
     problem = nth.Problem(x, jnp.sin(3 * x[:, 0]))
     network = nth.MLP(
@@ -63,14 +63,14 @@ def test_smooth_problems_take_the_same_steps(dtype):
             for controller in controllers(dynamics, dtype)
         )
         assert plain.counts["num_steps"] == relaxed.counts["num_steps"]
-        # Up to rounding: the two compile to different code.
+        # Up to rounding error, since the two compile to different code.
         tolerance = 1e-10 if dtype == jnp.float64 else 1e-5
         np.testing.assert_allclose(plain.train, relaxed.train, atol=tolerance)
 
 
 @pytest.mark.parametrize("method", ["DenseExponential", "DenseRosenbrock", "ROCK4"])
 def test_other_solvers_keep_their_tolerances(method, dtype):
-    """The error estimate of a multistep method starts with a lower order: no kink."""
+    """Multistep methods start with a lower order, which is not taken for a kink."""
     x = points(6, dtype)
     problem = nth.Problem(x, jnp.sin(3 * x[:, 0]))
     network = nth.MLP(4, 32, 1, dtype=dtype, key=jax.random.key(0))

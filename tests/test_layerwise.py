@@ -1,4 +1,4 @@
-"""Kernels by layers against kernels by the operator D; what is no chain of layers."""
+"""Kernels by layers against the operator D; networks that are not chains of layers."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ KEY = jax.random.key(3)
 
 
 def layers_of(network, problem, filter_spec=eqx.is_inexact_array):
-    own = trainable(network, problem, filter_spec)
-    apply, params, problem = own.apply, own.params, own.problem
+    checked = trainable(network, problem, filter_spec)
+    apply, params, problem = checked.apply, checked.params, checked.problem
     return as_layers(apply, params, problem.x_train[0])
 
 
 class Generic(eqx.Module):
-    """A network that hides what it is made of."""
+    """A network whose layers are not recognized."""
 
     network: Any
 
@@ -45,31 +45,31 @@ def check(network, problem, filter_spec=eqx.is_inexact_array, order=4, **options
         np.testing.assert_allclose(by_layers[r], lifted[r], rtol=1e-10, atol=1e-12)
 
 
-def test_mlp_of_three_hidden_layers():
+def test_mlp_of_three_hidden_layers_equals_the_operator():
     options = {"sigma_w": 1.4, "sigma_b": 0.6, "activation": "gelu"}
     network = make_network(5, 3, parameterization="ntk", use_bias=True, **options)
     check(network, make_problem(3, 2))
 
 
-def test_vector_outputs_in_blocks():
+def test_vector_outputs_in_blocks_equal_the_operator():
     network = make_network(4, 2, outputs=2, use_bias=True, parameterization="standard")
     check(network, make_problem(3, 2, outputs=2), block_size=4)
 
 
-def test_equinox_mlp_with_a_final_activation():
+def test_equinox_mlp_with_a_final_activation_equals_the_operator():
     network = eqx.nn.MLP(
         3, 2, 4, 2, jax.nn.softplus, final_activation=jnp.tanh, key=KEY
     )
     check(network, make_problem(2, 1, outputs=2))
 
 
-def test_equinox_mlp_of_scalars():
+def test_equinox_mlp_of_scalars_equals_the_operator():
     network = eqx.nn.MLP("scalar", "scalar", 4, 1, jnp.sin, key=KEY)
     x = jnp.asarray([0.3, -1.0, 0.8])
     check(network, nth.Problem(x[:2], jnp.ones(2), x[2:]))
 
 
-def test_frozen_layers(problem):
+def test_frozen_layers_equal_the_operator(problem):
     network = make_network(4, 2, use_bias=True)
     spec = jax.tree.map(lambda _: True, network)
     spec = eqx.tree_at(
@@ -78,32 +78,41 @@ def test_frozen_layers(problem):
     check(network, problem, spec, order=3)
 
 
-def test_fifth_order_lifts_the_fourth():
+def test_fifth_order_equals_the_operator():
     check(make_network(3, 1), make_problem(2, 1), order=5)
 
 
-def test_extra_slots_in_parts_change_nothing(problem, monkeypatch):
+def test_results_do_not_depend_on_parts_of_extra_slots(problem, monkeypatch):
     network = make_network(3, 1)
     whole = nth.kernels(network, make_problem(2, 5), order=4)
     monkeypatch.setattr("nth._kernels.assembly._EXTRA_BYTES", 1000)
     parts = nth.kernels(network, make_problem(2, 5), order=4)
-    for one, other in zip(whole, parts, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+    for expected, actual in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(expected, actual, rtol=1e-12, atol=1e-14)
 
 
 @jax.custom_jvp
-def sly(x):
-    """Elementwise, with a derivative that is not."""
+def elementwise_primal_only(x):
+    """Elementwise, with a derivative that is not elementwise."""
     return jnp.tanh(x)
 
 
-sly.defjvp(lambda x, v: (sly(*x), jnp.flip(v[0])))
+elementwise_primal_only.defjvp(
+    lambda x, v: (elementwise_primal_only(*x), jnp.flip(v[0]))
+)
 
 
 @pytest.mark.parametrize(
-    "activation", [jax.nn.softmax, lambda x: x - jnp.mean(x), jnp.cumsum, jnp.flip, sly]
+    "activation",
+    [
+        jax.nn.softmax,
+        lambda x: x - jnp.mean(x),
+        jnp.cumsum,
+        jnp.flip,
+        elementwise_primal_only,
+    ],
 )
-def test_activation_across_neurons_is_no_chain(activation, problem):
+def test_activations_that_mix_neurons_are_not_recognized(activation, problem):
     network = make_network(3, 1, activation=activation)
     assert layers_of(network, problem) is None
 
@@ -112,11 +121,11 @@ def test_activation_across_neurons_is_no_chain(activation, problem):
     "activation",
     ["tanh", "erf", "relu", "gelu", "sigmoid", "softplus", "sin", "linear"],
 )
-def test_every_named_activation_is_a_chain(activation, problem):
+def test_every_named_activation_is_recognized(activation, problem):
     assert layers_of(make_network(3, 1, activation=activation), problem) is not None
 
 
-def test_what_only_looks_like_a_chain(problem):
+def test_networks_that_resemble_a_chain_are_not_recognized(problem):
     class Twice(nth.MLP):
         """Uses each weight twice."""
 
@@ -125,8 +134,8 @@ def test_what_only_looks_like_a_chain(problem):
 
     twice = Twice(3, 4, 1, key=KEY)  # pyright: ignore
     assert layers_of(twice, problem) is None
-    learnt = eqx.nn.MLP(3, "scalar", 4, 1, activation=eqx.nn.PReLU(), key=KEY)
-    assert layers_of(learnt, problem) is None
+    learned = eqx.nn.MLP(3, "scalar", 4, 1, activation=eqx.nn.PReLU(), key=KEY)
+    assert layers_of(learned, problem) is None
     affine = eqx.nn.MLP(3, "scalar", 4, 0, final_activation=jnp.tanh, key=KEY)
     assert layers_of(affine, problem) is None
     scanned = eqx.nn.MLP(3, "scalar", 4, 2, scan=True, key=KEY)
@@ -139,7 +148,7 @@ def test_what_only_looks_like_a_chain(problem):
     assert layers_of(swapped, problem) is None
 
 
-def test_float32_stays_float32():
+def test_float32_is_kept():
     problem = make_problem(3, 2)
     single = nth.Problem(
         problem.x_train.astype(jnp.float32),

@@ -1,4 +1,4 @@
-"""Discrete training: values saved on the way, checkpoints, and pieces of a run."""
+"""Discrete training: saved values, checkpoints, segments, and analysis along steps."""
 
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,12 @@ def test_saved_values_are_those_of_the_state():
         def saved(step: Any, state: Any, args: Any, dynamics: Any = dynamics) -> Any:
             return {"ntk": dynamics.ntk(state), "step": step.astype(float)}
 
-        found = run(requested, save_fn=saved).saved
-        np.testing.assert_array_equal(found["step"], requested)
+        values = run(requested, save_fn=saved).saved
+        np.testing.assert_array_equal(values["step"], requested)
         for i, step in enumerate(requested):
             expected = dynamics.ntk(run([step]).state)
-            np.testing.assert_allclose(found["ntk"][i], expected, atol=1e-13)
-    start, last = found["ntk"][0], found["ntk"][-1]
+            np.testing.assert_allclose(values["ntk"][i], expected, atol=1e-13)
+    start, last = values["ntk"][0], values["ntk"][-1]
     assert np.max(np.abs(start - last)) > 1e-2
 
 
@@ -55,8 +55,10 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("level", [False, True])
-def test_an_interrupted_run_goes_on(level: bool, tmp_path: Path, monkeypatch: Any):
-    """Batches, noise and moments are those of the run that was not interrupted."""
+def test_an_interrupted_run_resumes_exactly(
+    level: bool, tmp_path: Path, monkeypatch: Any
+):
+    """With the batches, noise and moments of the uninterrupted run."""
 
     def run(**options: Any) -> nth.Solution:
         options |= {"batch_size": 2, "key": KEY}
@@ -89,10 +91,10 @@ def test_an_interrupted_run_goes_on(level: bool, tmp_path: Path, monkeypatch: An
     monkeypatch.setattr(training_loop, "_until", counted)
     resumed = run(checkpoint=file)
     assert writes[0] == 16
-    for one, other in zip(
+    for actual, expected in zip(
         jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True
     ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(actual, expected)
     again = run(checkpoint=file)  # complete: nothing is computed
     assert writes[-1] < STEPS
     np.testing.assert_array_equal(again.train, whole.train)
@@ -113,15 +115,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
     assert file.read_bytes() == content
 
 
-def test_files_of_a_comparison(tmp_path: Path):
+def test_each_model_of_a_comparison_has_a_file(tmp_path: Path):
     file = tmp_path / "run.npz"
     nth.compare_discrete(PAIR, LABELS, 2, optax.sgd(0.1), (2, 3), checkpoint=file)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"run-truth.npz", "run-p2.npz", "run-p3.npz"}
 
 
-def test_pieces_are_the_whole():
-    """Under `jax.jit` a run is one scan, and outside of it pieces."""
+def test_segments_equal_a_single_scan():
+    """Under `jax.jit` a run is one scan, otherwise several segments."""
 
     def run() -> Any:
         return nth.train(PAIR, LABELS, STEPS, NOISY).train
@@ -139,13 +141,13 @@ def test_pieces_are_the_whole():
         ("checkpoint", {"checkpoint": "/nowhere/run.npz"}),
     ],
 )
-def test_bad_options(argument: str, options: Any, monkeypatch: Any):
+def test_bad_options_are_named(argument: str, options: Any, monkeypatch: Any):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=f"^{argument}"):
         nth.train(PAIR, LABELS, 2, optax.sgd(0.1), **options)
 
 
-def test_no_checkpoint_under_jit(tmp_path: Path):
+def test_checkpoints_are_refused_under_jit(tmp_path: Path):
     def run() -> Any:
         file = tmp_path / "run.npz"
         return nth.train(PAIR, LABELS, 2, optax.sgd(0.1), checkpoint=file).train
@@ -157,8 +159,8 @@ def test_no_checkpoint_under_jit(tmp_path: Path):
 # ---------------------------------------------------------------- along the steps
 
 
-def test_kernels_along_steps():
-    """Of the network and of a level: those of the states; level 2 keeps its kernel."""
+def test_kernels_along_steps_are_those_of_the_states():
+    """Kernels along steps are those of the states; that of level 2 is constant."""
     sgd = optax.sgd(0.3)
     path = nth.kernel_along_steps(PAIR, LABELS, [0, 3], sgd)
     trained = nth.train(PAIR, LABELS, [3], sgd).state
@@ -207,8 +209,8 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_hessian(rate: float | None):
         np.testing.assert_allclose(path.sharpness[i], expected, rtol=1e-6)
 
 
-def test_a_catapult_with_several_points_ends_below_two_over_the_rate():
-    """Of a general network: the loss rises first, and the sharpness falls."""
+def test_sharpness_after_a_catapult_is_below_two_over_the_rate():
+    """For a general network, whose loss first increases."""
     problem, network = make_problem(4, 1), make_network(32, 2)
     rate = 1.6 * nth.max_learning_rate(network, problem)
     path = nth.sharpness_along(network, problem, 80, optax.sgd(rate))
@@ -219,9 +221,9 @@ def test_a_catapult_with_several_points_ends_below_two_over_the_rate():
     assert path.sharpness[-1] < 2 / rate
 
 
-def test_taylorized_training():
-    """Degree 1 is level 2; a linear network is its own polynomial; and the steps of a
-    flow are small steps."""
+def test_taylorized_training_has_its_known_limits():
+    """Degree 1 is level 2, a linear network is a polynomial in its parameters, and
+    small steps approximate the flow."""
     adam = optax.adam(1e-2)
     linear = nth.train_taylorized(PAIR, LABELS, 4, adam, degree=1)
     level = nth.solve_discrete(PAIR, LABELS, 4, adam, order=2)
@@ -236,9 +238,11 @@ def test_taylorized_training():
     followed = nth.integrate(flow, [0.1])
     steps = nth.train_taylorized(PAIR, LABELS, [1000], optax.sgd(1e-4), degree=2)
     np.testing.assert_allclose(steps.train, followed.train, atol=1e-5)
-    found = nth.compare_discrete(
+    comparison = nth.compare_discrete(
         PAIR, LABELS, 4, adam, (2,), models={"linearized": linear}
     )
-    np.testing.assert_allclose(found.error("linearized"), found.error(2), atol=1e-12)
+    np.testing.assert_allclose(
+        comparison.error("linearized"), comparison.error(2), atol=1e-12
+    )
     with pytest.raises(ValueError, match=r"models\['linearized'\]"):
         nth.compare_discrete(PAIR, LABELS, 3, adam, (2,), models={"linearized": linear})

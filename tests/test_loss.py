@@ -1,4 +1,4 @@
-"""Losses and output gradients against closed forms; the 1/n is in g."""
+"""Losses and output gradients against closed forms; g contains the factor 1/n."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def test_squared_error_has_a_half_and_the_mean():
 
 
 @pytest.mark.parametrize("labels", [np.array([2, 0]), np.eye(3)[[2, 0]]])
-def test_cross_entropy_gradient_is_softmax_less_label(labels):
+def test_cross_entropy_gradient_is_softmax_minus_label(labels):
     loss = nth.SoftmaxCrossEntropy()
     f, y = jnp.asarray(OUTPUTS), jnp.asarray(labels)
     softmax = scipy.special.softmax(OUTPUTS, axis=1)
@@ -44,13 +44,13 @@ def test_logistic_loss_does_not_overflow():
     np.testing.assert_allclose(value, 1e4)
 
 
-def test_a_function_of_the_users_is_a_loss():
+def test_custom_loss_has_the_gradient_of_its_function():
     loss = nth.CustomLoss(lambda f, y: jnp.sum((f - y) ** 4))
     f, y = jnp.asarray(OUTPUTS), jnp.zeros((2, 3))
     np.testing.assert_allclose(loss.gradient(f, y), 4 * OUTPUTS**3 / 2)
 
 
-def test_integer_targets_become_the_data_s_floats():
+def test_integer_targets_take_the_dtype_of_the_inputs():
     x = jnp.ones((2, 1), jnp.float32)
     problem = nth.Problem(x, np.array([1, -1]))
     assert problem.y_train.dtype == jnp.float32
@@ -58,14 +58,14 @@ def test_integer_targets_become_the_data_s_floats():
     assert jnp.issubdtype(labeled.y_train.dtype, jnp.integer)
 
 
-def test_problem_orders_points():
+def test_problem_has_training_points_first():
     problem = nth.Problem(np.zeros((2, 3)), np.zeros(2), np.ones((4, 3)))
     assert (problem.n_train, problem.n_test) == (2, 4)
     np.testing.assert_array_equal(problem.x.sum(axis=1), [0, 0, 3, 3, 3, 3])
     assert nth.Problem(np.zeros((2, 3)), np.zeros(2)).n_test == 0
 
 
-def test_problem_goes_through_jit():
+def test_problem_is_an_argument_of_jit():
     problem = nth.Problem(np.zeros((2, 3)), np.zeros(2))
     assert jax.jit(lambda p: p.x.shape)(problem) == (2, 3)
 
@@ -96,11 +96,11 @@ CROSS_ENTROPY = nth.SoftmaxCrossEntropy()
 def test_numbers_that_do_not_fit_32_bits_are_refused(argument, number, call):
     """JAX would wrap integers around, 2^40 to 0, and make floats infinite."""
     with jax.enable_x64(False):
-        words = rf"{argument} holds {number}, which does not fit .*jax_enable_x64"
-        with pytest.raises(ValueError, match=words):
+        message = rf"{argument} holds {number}, which does not fit .*jax_enable_x64"
+        with pytest.raises(ValueError, match=message):
             call()
     if argument != "ts":
-        with jax.enable_x64(True):  # the cure; infinite targets are refused as such
+        with jax.enable_x64(True):  # the cure; infinite targets remain errors
             try:
                 call()
             except ValueError as error:

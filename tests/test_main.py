@@ -23,26 +23,26 @@ TINY = ["--width=8", "--depth=1", "--train=4", "--test=3", "--until=1", "--order
 
 @pytest.fixture(autouse=True)
 def _precision() -> Iterator[None]:
-    """The command sets JAX's precision for the whole process: put it back."""
+    """Restore JAX's precision, which the command sets for the whole process."""
     before = jax.config.read("jax_enable_x64")
     yield
     jax.config.update("jax_enable_x64", before)
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No figure, which takes seconds: one test looks at it."""
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the figure, which takes seconds and has a separate test."""
     monkeypatch.setattr(Figure, "savefig", lambda *arguments: None)
 
 
 def run(output: Path, *arguments: Any) -> Result:
-    """The command in this process, tiny unless `arguments` say otherwise."""
-    words = [*TINY, "--output", str(output), *map(str, arguments)]
-    return CliRunner().invoke(main, words, catch_exceptions=False)
+    """The command in this process, with tiny sizes unless `arguments` set them."""
+    message = [*TINY, "--output", str(output), *map(str, arguments)]
+    return CliRunner().invoke(main, message, catch_exceptions=False)
 
 
 def save(path: Path, **arrays: Any) -> Path:
-    """An npz file of 8 x 8 images with labels ±1: four to train on, three to test."""
+    """An npz file of 8 x 8 images with labels ±1: four training, three test points."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(7, 8, 8)) / 8
     y = np.array([1, -1, 1, -1, 1, -1, 1])
@@ -53,13 +53,13 @@ def save(path: Path, **arrays: Any) -> Path:
     return file
 
 
-def test_digits(tmp_path: Path) -> None:
+def test_digits_are_compared_by_default(tmp_path: Path) -> None:
     result = run(tmp_path / "new" / "folder", "--order", "2,3")
     assert result.exit_code == 0
     out = result.stdout
     assert "4 training and 3 test points; tanh network, width 8, depth 1" in out
-    for words in ("odd against even", "float64", "network loss", "p = 2", "p = 3"):
-        assert words in out
+    for message in ("odd against even", "float64", "network loss", "p = 2", "p = 3"):
+        assert message in out
     folder = tmp_path / "new" / "folder"
     assert str(folder / "levels.png") in out
     assert (folder / "levels.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -68,8 +68,8 @@ def test_digits(tmp_path: Path) -> None:
     assert table in out
 
 
-def test_data(tmp_path: Path, undrawn: None) -> None:
-    """Images become vectors; what is printed is what `nth.compare` finds."""
+def test_data_file_gives_the_table_of_compare(tmp_path: Path, no_figure: None) -> None:
+    """Images become vectors; the output is that of `nth.compare`."""
     file = save(tmp_path)
     result = run(tmp_path, "--data", file, "--seed", 5)
     with np.load(file) as arrays:
@@ -85,8 +85,8 @@ def test_data(tmp_path: Path, undrawn: None) -> None:
     assert "test accuracy at t = 1: trained network" in result.stdout
 
 
-def test_no_test_points(tmp_path: Path, undrawn: None) -> None:
-    """In float32, with vector targets, and nothing to test on."""
+def test_data_without_test_points(tmp_path: Path, no_figure: None) -> None:
+    """In float32, with vector targets."""
     file = save(tmp_path, y_train=np.eye(2)[[0, 1, 0, 1]], x_test=None, y_test=None)
     result = run(tmp_path, "--data", file, "--dtype=float32", "--times=0.5,1")
     assert result.exit_code == 0
@@ -97,7 +97,7 @@ def test_no_test_points(tmp_path: Path, undrawn: None) -> None:
     assert not jax.config.read("jax_enable_x64")
 
 
-def test_help() -> None:
+def test_help_describes_every_option() -> None:
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
     assert len(main.params) > 10
@@ -107,7 +107,7 @@ def test_help() -> None:
 
 
 def test_activations_are_those_of_the_mlp() -> None:
-    """The command line lists them itself, so as not to import JAX."""
+    """The command line has a list of its own, which avoids importing JAX."""
     assert set(command._ACTIVATIONS) == set(ACTIVATIONS)
 
 
@@ -122,14 +122,16 @@ def test_version_and_help_do_not_import_jax(option: str) -> None:
     command = [sys.executable, "-c", script]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert out.endswith("status 0\n[]\n")
-    wanted = f"nth, version {nth.__version__}\n" if option == "--version" else "Usage: "
-    assert out.startswith(wanted)
+    expected = (
+        f"nth, version {nth.__version__}\n" if option == "--version" else "Usage: "
+    )
+    assert out.startswith(expected)
 
 
 def refuse(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: Any
 ) -> str:
-    """The one line that wrong `arguments` get on stderr, the status being 2."""
+    """The single line on stderr for bad `arguments`, with exit status 2."""
     monkeypatch.setattr(sys, "argv", ["nth", *TINY, *map(str, arguments)])
     assert cli() == 2
     captured = capsys.readouterr()
@@ -141,7 +143,7 @@ def refuse(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ("--widht 3", "--widht"),
         ("--width", "--width"),
@@ -184,12 +186,14 @@ def refuse(
         ("--data /dev/null", "cannot read /dev/null as npz: it is not a regular file"),
     ],
 )
-def test_wrong_option(monkeypatch, capsys, arguments: str, words: str) -> None:
-    assert words in refuse(monkeypatch, capsys, *arguments.split())
+def test_bad_options_are_named(
+    monkeypatch, capsys, arguments: str, message: str
+) -> None:
+    assert message in refuse(monkeypatch, capsys, *arguments.split())
 
 
 @pytest.mark.parametrize(
-    ("arrays", "words"),
+    ("arrays", "message"),
     [
         ({"x_train": None}, "data.npz has no array x_train"),
         ({"y_train": None}, "data.npz has no array y_train"),
@@ -207,22 +211,26 @@ def test_wrong_option(monkeypatch, capsys, arguments: str, words: str) -> None:
         ({"x_test": None}, "data.npz has y_test and no x_test"),
     ],
 )
-def test_wrong_data(
-    monkeypatch, capsys, tmp_path: Path, arrays: dict[str, Any], words: str
+def test_bad_arrays_are_named(
+    monkeypatch, capsys, tmp_path: Path, arrays: dict[str, Any], message: str
 ) -> None:
     file = save(tmp_path, **arrays)
-    assert words in refuse(monkeypatch, capsys, "--data", file)
+    assert message in refuse(monkeypatch, capsys, "--data", file)
 
 
 @pytest.mark.parametrize("content", [b"", b"no npz at all"])
-def test_wrong_file(monkeypatch, capsys, tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_npz_are_refused(
+    monkeypatch, capsys, tmp_path: Path, content: bytes
+) -> None:
     file = tmp_path / "data.npz"
     file.write_bytes(content)
     line = refuse(monkeypatch, capsys, "--data", file)
     assert f"cannot read {file} as npz" in line
 
 
-def test_damaged_and_single_arrays(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_damaged_files_and_single_arrays_are_refused(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
     whole = save(tmp_path).read_bytes()
     for content in (whole[: len(whole) // 2], whole[:200] + b"?" * 9 + whole[209:]):
         file = tmp_path / "damaged.npz"
@@ -233,7 +241,7 @@ def test_damaged_and_single_arrays(monkeypatch, capsys, tmp_path: Path) -> None:
     assert "np.savez writes" in line
 
 
-def test_solve_that_fails(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_a_failed_solve_is_one_line(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setattr(nth, "compare", partial(nth.compare, max_steps=3))
     monkeypatch.setattr(sys, "argv", ["nth", *TINY, "--output", str(tmp_path)])
     assert cli() == 1
@@ -242,13 +250,15 @@ def test_solve_that_fails(monkeypatch, capsys, tmp_path: Path) -> None:
     assert line.count("\n") == 1
 
 
-def test_pickles_stay_shut(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_pickles_are_not_loaded(monkeypatch, capsys, tmp_path: Path) -> None:
     file = save(tmp_path, x_train=np.array([object()] * 4, dtype=object))
     assert "cannot read" in refuse(monkeypatch, capsys, "--data", file)
 
 
-def test_output_that_cannot_be_written(monkeypatch, capsys, tmp_path: Path) -> None:
-    """Known before the solve."""
+def test_an_unwritable_output_folder_is_refused(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    """Before the solve."""
     monkeypatch.setattr(nth, "compare", None)
     file = save(tmp_path)
     assert "is a file" in refuse(monkeypatch, capsys, "--output", file)
@@ -259,8 +269,10 @@ def test_output_that_cannot_be_written(monkeypatch, capsys, tmp_path: Path) -> N
     assert "levels.png is a folder" in line
 
 
-def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: Any) -> Any:
-    """What `nth.compare` is called with, and what has been printed by then."""
+def arguments_of_compare(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: Any
+) -> Any:
+    """The arguments of `nth.compare`, and the output printed before the call."""
     calls = []
 
     def compare(network, problem, ts, orders, y_test):
@@ -268,14 +280,16 @@ def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: Any) -
         raise ValueError("seen")
 
     monkeypatch.setattr(nth, "compare", compare)
-    words = [*TINY, "--output", str(tmp_path), *map(str, arguments)]
-    result = CliRunner().invoke(main, words)
+    message = [*TINY, "--output", str(tmp_path), *map(str, arguments)]
+    result = CliRunner().invoke(main, message)
     assert isinstance(result.exception, ValueError)
     return (*calls[0], result.stdout)
 
 
-def test_class_labels(tmp_path: Path, undrawn: None) -> None:
-    """Integers of three classes, in float32: what is printed is what nth finds."""
+def test_class_labels_give_the_table_of_compare(
+    tmp_path: Path, no_figure: None
+) -> None:
+    """Integers of three classes, in float32; the output is that of `nth.compare`."""
     labels = np.array([0, 2, 1, 2, 0, 1, 2], np.uint8)
     file = save(tmp_path, y_train=labels[:4], y_test=labels[4:])
     result = run(tmp_path, "--data", file, "--dtype=float32")
@@ -293,8 +307,12 @@ def test_class_labels(tmp_path: Path, undrawn: None) -> None:
 
 
 @pytest.mark.parametrize("loss", ["squared-error", "cross-entropy", "logistic"])
-def test_loss_of_the_digits(monkeypatch, tmp_path: Path, loss: str) -> None:
-    network, problem, y_test, out = compared(monkeypatch, tmp_path, "--loss", loss)
+def test_loss_option_sets_loss_and_targets(
+    monkeypatch, tmp_path: Path, loss: str
+) -> None:
+    network, problem, y_test, out = arguments_of_compare(
+        monkeypatch, tmp_path, "--loss", loss
+    )
     y_train = np.asarray(problem.y_train)
     if loss == "cross-entropy":
         assert isinstance(problem.loss, nth.SoftmaxCrossEntropy)
@@ -308,20 +326,20 @@ def test_loss_of_the_digits(monkeypatch, tmp_path: Path, loss: str) -> None:
         assert set(y_train) | set(y_test) == {-1, 1}
 
 
-def test_norms_of_inputs(monkeypatch, tmp_path: Path) -> None:
-    """Pixels 0 to 255 are pointed out, and normalized on request."""
+def test_large_inputs_warn_or_are_normalized(monkeypatch, tmp_path: Path) -> None:
+    """Pixels 0 to 255 cause a warning, and are normalized on request."""
     pixels = np.random.default_rng(0).integers(1, 256, (7, 8, 8), dtype=np.uint8)
     file = save(tmp_path, x_train=pixels[:4], x_test=pixels[4:])
     with pytest.warns(UserWarning, match=r"norm of an input is .* give --normalize"):
-        compared(monkeypatch, tmp_path, "--data", file)
+        arguments_of_compare(monkeypatch, tmp_path, "--data", file)
     arguments = ("--data", file, "--normalize")
-    _, problem, _, _ = compared(monkeypatch, tmp_path, *arguments)
+    _, problem, _, _ = arguments_of_compare(monkeypatch, tmp_path, *arguments)
     flat = pixels.reshape(7, 64).astype(float)
     expected = flat / np.sqrt((flat**2).sum(1))[:, None]
     np.testing.assert_allclose(problem.x, expected, rtol=1e-14)
 
 
-def test_warning_is_one_line(tmp_path: Path) -> None:
+def test_warnings_are_one_line(tmp_path: Path) -> None:
     file = save(tmp_path, x_train=np.ones((4, 64)), x_test=np.ones((3, 64)))
     command = [sys.executable, "-m", "nth", *TINY, "--times=0", "--data", str(file)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -330,8 +348,8 @@ def test_warning_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_exit_status(tmp_path: Path) -> None:
-    """As the shell sees it."""
+def test_exit_status_of_bad_options_is_2(tmp_path: Path) -> None:
+    """In a process of its own."""
     command = [sys.executable, "-m", "nth", "--width", "0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2

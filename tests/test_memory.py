@@ -1,4 +1,4 @@
-"""Work that would not fit in memory is refused before anything is allocated."""
+"""Computations that would not fit in memory are refused before allocation."""
 
 import subprocess
 import sys
@@ -56,11 +56,11 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_does_not_fit_is_refused(name, monkeypatch):
-    """With the amounts that are needed and available, and a cure."""
-    call, words = CALLS[name]
+def test_calls_that_do_not_fit_are_refused(name, monkeypatch):
+    """The message has the required and the available amount, and a cure."""
+    call, message_pattern = CALLS[name]
     monkeypatch.setattr(_memory, "available_bytes", lambda: 100)
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=message_pattern) as caught:
         call()
     message = str(caught.value)
     assert "GiB" in message
@@ -68,8 +68,8 @@ def test_what_does_not_fit_is_refused(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["contract", "project", "kernel_along", "solve"])
-def test_what_fits_is_not(name, monkeypatch):
-    """The estimate is no more than a few times the answer and the parameters."""
+def test_calls_that_fit_are_not_refused(name, monkeypatch):
+    """The estimate is at most a few times the result and the parameters."""
     monkeypatch.setattr(_memory, "available_bytes", lambda: 2**20)
     CALLS[name][0]()
 
@@ -94,8 +94,8 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / (8 * 
 """
 
 
-def test_the_perturbative_correction_takes_little_more_than_its_kernels():
-    """Peak memory over that of K(4), which was 40 when all modes were broadcast."""
+def test_memory_of_the_perturbative_correction_is_near_that_of_its_kernels():
+    """Peak memory in units of K(4); it was 40 when all modes were broadcast."""
     run = subprocess.run(
         [sys.executable, "-c", PEAK, "56"], capture_output=True, text=True, check=True
     )
@@ -115,9 +115,11 @@ GROUP_FILES = {
 
 @pytest.mark.parametrize("version", GROUP_FILES)
 @pytest.mark.parametrize("inside", [False, True])
-def test_memory_of_a_container(version, inside, monkeypatch, tmp_path):
-    """The least of every limit above the process; inside a container, whose own group
-    is at the mount, too. The file cache counts as free."""
+def test_available_memory_respects_the_limits_of_control_groups(
+    version, inside, monkeypatch, tmp_path
+):
+    """The minimum over all groups of the process, also within a container, whose group
+    is at the mount. The file cache counts as available."""
     line, folder, (limit, usage), cache = GROUP_FILES[version]
     root = tmp_path / "mount" / folder
     (root / "box").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Networks: parameterizations written out by hand, draws, activations."""
+"""Networks: explicit formulas of parameterizations, initialization, activations."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ import nth
 X = np.array([0.3, -0.8, 0.5])
 
 
-def written_out(network, parameterization, sigma_w, sigma_a, sigma_b):
+def explicit_formula(network, parameterization, sigma_w, sigma_a, sigma_b):
     """f(θ, x) in NumPy, as the sources define each parameterization."""
     (w1, w2, a), (b1, b2, c) = network.weights, network.biases
     if parameterization == "nth":
@@ -32,7 +32,7 @@ def written_out(network, parameterization, sigma_w, sigma_a, sigma_b):
 
 @pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
 @pytest.mark.parametrize("outputs", [None, 2])
-def test_forward_pass(parameterization, outputs):
+def test_forward_pass_equals_the_formula(parameterization, outputs):
     scales: Any = {"sigma_w": 1.3, "sigma_a": 0.7, "sigma_b": 0.4}
     network = make_network(
         5,
@@ -41,7 +41,7 @@ def test_forward_pass(parameterization, outputs):
         use_bias=True,
         **scales,
     )
-    expected = written_out(network, parameterization, **scales)
+    expected = explicit_formula(network, parameterization, **scales)
     actual = network(jnp.asarray(X))
     assert actual.shape == (() if outputs is None else (outputs,))
     np.testing.assert_allclose(actual, expected if outputs else expected[0])
@@ -55,7 +55,9 @@ def test_forward_pass(parameterization, outputs):
         ("standard", 1.5 / 200**0.5, 0.5 / 200**0.5, 0.3),
     ],
 )
-def test_draws_have_the_stated_deviation(parameterization, hidden, last, bias):
+def test_initialization_has_the_documented_deviation(
+    parameterization, hidden, last, bias
+):
     network = nth.MLP(
         3,
         200,
@@ -68,11 +70,11 @@ def test_draws_have_the_stated_deviation(parameterization, hidden, last, bias):
         sigma_b=0.3,
         key=jax.random.key(0),
     )
-    # The standard error of a deviation is 1/√(2N) of it: 0.35 % of 40,000 draws.
+    # The relative standard error of a deviation is 1/√(2N): 0.35 % for 40,000 draws.
     np.testing.assert_allclose(jnp.std(network.weights[1]), hidden, rtol=0.02)
     np.testing.assert_allclose(jnp.std(network.weights[2]), last, rtol=0.02)
-    every = jnp.concatenate(network.biases or ())
-    np.testing.assert_allclose(jnp.std(every), bias, rtol=0.15)
+    biases = jnp.concatenate(network.biases or ())
+    np.testing.assert_allclose(jnp.std(biases), bias, rtol=0.15)
     assert (
         abs(jnp.corrcoef(network.weights[1].ravel(), network.weights[2].ravel())[0, 1])
         < 0.02
@@ -94,7 +96,7 @@ def test_draws_have_the_stated_deviation(parameterization, hidden, last, bias):
         (jnp.cos, np.cos),
     ],
 )
-def test_activations(name, expected):
+def test_named_activations_equal_their_formulas(name, expected):
     activation = make_network(activation=name).activation
     np.testing.assert_allclose(activation(jnp.asarray(X)), expected(X), rtol=1e-12)
 
@@ -105,7 +107,7 @@ def test_equal_activations_do_not_recompile():
     assert nth.softplus(2.0) != nth.softplus(3.0)
 
 
-def test_dropout_that_is_off_is_accepted(problem):
+def test_dropout_in_inference_mode_is_accepted(problem):
     key = jax.random.key(0)
     layers = [eqx.nn.Linear(3, "scalar", key=key), eqx.nn.Dropout(0.5)]
     network = eqx.nn.inference_mode(eqx.nn.Sequential(layers))

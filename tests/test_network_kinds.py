@@ -1,4 +1,4 @@
-"""Every public function that takes a network, over networks of every kind.
+"""Every public function that takes a network, for networks of every kind.
 
 References are plain JAX, NumPy and SciPy: the Jacobian J row by row, K(2) = J Jᵀ, K(3)
 by the definition of D, closed forms for p = 2, and plain loops for training.
@@ -34,7 +34,7 @@ T, RATE, STEPS = 0.2, 0.1, 3
 
 @pytest.fixture(autouse=True)
 def _promotion():
-    """Flax and Haiku mix dtypes and ranks; these tests are not about that."""
+    """Allow implicit promotion, which Flax and Haiku use."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -48,7 +48,7 @@ def reference(case):
     x = case.problem.x
 
     def outputs(theta):
-        return jax.vmap(lambda one: case.apply(unravel(theta), one))(x)
+        return jax.vmap(lambda point: case.apply(unravel(theta), point))(x)
 
     jacobian = jax.jit(jax.jacrev(outputs))
     J = jacobian(theta)
@@ -66,12 +66,12 @@ def third(jacobian, theta, J):
     return jnp.moveaxis(jax.vmap(along)(J[:3]), 0, -1)
 
 
-def close(ours, theirs, atol=1e-10):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=atol)
+def close(actual, expected, atol=1e-10):
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=atol)
 
 
 @EVERY_KIND
-def test_kernels(make, tmp_path):
+def test_kernels_equal_products_of_derivatives(make, tmp_path):
     case = make()
     network, problem, options = case.network, case.problem, case.options
     _, jacobian, theta, f, J, K = reference(case)
@@ -100,10 +100,10 @@ def test_kernels(make, tmp_path):
                 nth.nngp(network, problem)
 
 
-# Level 2 is exact here, and how far the network departs from it does not matter.
+# Level 2 is compared with its closed form, not with the network.
 @pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")
 @EVERY_KIND
-def test_level_two(make):
+def test_level_two_equals_its_closed_form(make):
     """Dense, matrix-free and linearized, in continuous and in discrete time."""
     case = make()
     network, problem, options = case.network, case.problem, case.options
@@ -111,8 +111,8 @@ def test_level_two(make):
     kept = expm(-np.asarray(K[:3]) * T / 3)
     expected = Y + kept @ (f[:3] - Y)
     for method in ("dense", "matrix-free"):
-        ours = nth.solve(network, problem, [T], order=2, method=method, **options)
-        close(ours.train[0], expected, atol=1e-6)
+        actual = nth.solve(network, problem, [T], order=2, method=method, **options)
+        close(actual.train[0], expected, atol=1e-6)
     level = nth.MatrixFreeHierarchy(network, problem, order=2, **options)
     path = nth.spectrum_along(level, [0.0, T], 2)
     eigenvalues = np.linalg.eigvalsh(K[:3])[::-1]
@@ -135,7 +135,7 @@ def test_level_two(make):
 
 
 @EVERY_KIND
-def test_training(make):
+def test_training_equals_runge_kutta_and_a_plain_loop(make):
     case = make()
     network, problem, options = case.network, case.problem, case.options
     outputs, jacobian, theta, *_ = reference(case)
@@ -168,8 +168,8 @@ def test_training(make):
     close(trained.train[0], outputs(theta)[:3])
 
 
-def test_custom_vjp():
-    """Reverse mode alone serves what takes reverse mode alone; else the cure works."""
+def test_custom_vjp_works_where_reverse_mode_suffices():
+    """Functions that need forward mode name the cure; the others work."""
     case = custom_vjp()
     network, problem = case.network, case.problem
     _, _, _, f, _, K = reference(case)
@@ -258,7 +258,7 @@ def test_nnx_in_training_mode_is_refused():
     network: Any = NNXNet(nnx.Rngs(0), jnp.float32)
     with pytest.raises(ValueError, match=r"changes its own variables.*network\.eval"):
         nth.kernels(network, problem, order=2)
-    network.norm.use_running_average = True  # dropout alone
+    network.norm.use_running_average = True  # only dropout
     with pytest.raises(ValueError, match=r"changes its own variables.*network\.eval"):
         nth.gradient_flow(network, problem, [1.0])
 
@@ -272,12 +272,12 @@ def test_statistics_that_would_be_trained_are_named():
         nth.kernels(with_statistics(), problem, order=2)
 
 
-def test_a_flax_module_without_its_variables():
+def test_a_flax_module_without_variables_is_refused():
     with pytest.raises(ValueError, match=r"no trainable array.*nth\.from_apply"):
         nth.kernels(cast(Any, LinenNet()), nth.Problem(X[:3], Y), order=2)
 
 
-def test_nnx_parameters_are_traced():
+def test_derivatives_with_respect_to_nnx_parameters():
     """Derivatives with respect to the parameters of a network that holds variables."""
     problem = nth.Problem(X[:3], Y)
     network: Any = NNXNet(nnx.Rngs(0))
@@ -285,8 +285,8 @@ def test_nnx_parameters_are_traced():
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
 
     def trace_of(params, rest):
-        own = nth.from_apply(lambda p, x: nnx.merge(graphdef, p, rest)(x), params)
-        return jnp.trace(nth.kernels(own, problem, order=2)[2])
+        applied = nth.from_apply(lambda p, x: nnx.merge(graphdef, p, rest)(x), params)
+        return jnp.trace(nth.kernels(applied, problem, order=2)[2])
 
     value, slope = jax.jit(jax.value_and_grad(trace_of))(params, rest)
     close(value, jnp.trace(nth.kernels(network, problem, order=2)[2]))

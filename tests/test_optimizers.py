@@ -1,8 +1,7 @@
-"""Any optimizer of Optax: the trained network against a plain Optax loop, linearity,
-and the expansions against derivatives of whole unrolled training loops."""
+"""Optimizers of Optax: the trained network against a plain Optax loop, linearity, and
+the expansions against derivatives of unrolled training loops."""
 
 import math
-import warnings
 from typing import Any
 
 import equinox as eqx
@@ -24,7 +23,6 @@ from nth._dynamics.taylor_coefficients import by_jvp
 KEY = jax.random.key(5)
 LABELS = make_problem(4, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
 PAIR = make_network(2, 1, outputs=2)
-SCALAR, NETWORK = make_problem(4, 1), make_network(5, 1)
 
 
 def by_layer(params: Any) -> Any:
@@ -40,7 +38,7 @@ def decayed(weight_decay: float, *args: Any, **options: Any) -> Any:
     )
 
 
-# What these tests compare is exact in networks so narrow that no level is accurate.
+# These tests compare exact quantities, in networks too narrow for accurate levels.
 narrow = pytest.mark.filterwarnings("ignore:the level-")
 
 LINEAR: dict[str, Any] = {
@@ -57,6 +55,7 @@ LINEAR: dict[str, Any] = {
     ),
     "hyperparameters": optax.inject_hyperparams(optax.sgd)(learning_rate=0.3),
 }
+
 OTHERS: dict[str, Any] = {
     "adam": optax.adam(1e-2),
     "adamw": optax.adamw(1e-2, weight_decay=0.1),
@@ -98,14 +97,14 @@ def on_all(solution: nth.Solution) -> Any:
 
 
 @pytest.mark.parametrize("name", [*LINEAR, *OTHERS])
-def test_trained_network_is_that_of_a_plain_loop(name):
+def test_train_equals_a_plain_optax_loop(name):
     optimizer = {**LINEAR, **OTHERS}[name]
-    ours = nth.train(PAIR, LABELS, 5, optimizer)
+    solution = nth.train(PAIR, LABELS, 5, optimizer)
     expected = by_optax(PAIR, LABELS, 5, optimizer)
-    np.testing.assert_allclose(on_all(ours), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(on_all(solution), expected, rtol=0, atol=1e-12)
     assert np.max(np.abs(expected[-1] - expected[0])) > 1e-3
-    np.testing.assert_array_equal(ours.ts, np.arange(6))
-    assert ours.stats["num_steps"] == ours.stats["num_evaluations"] == 5
+    np.testing.assert_array_equal(solution.ts, np.arange(6))
+    assert solution.stats["num_steps"] == solution.stats["num_evaluations"] == 5
 
 
 # ---------------------------------------------------------------- linearity
@@ -117,7 +116,7 @@ def test_linear_optimizers_are_proved_linear(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_others_are_not(name):
+def test_other_optimizers_are_not_linear(name):
     assert not traced(OTHERS[name], PAIR).linear
 
 
@@ -157,14 +156,14 @@ def a_transformation(update: Any, start: float = 0.0) -> Any:
         (lambda g, s, p: (jax.lax.cond(s > 2, jnp.negative, jnp.copy, g), s), True, 0),
     ],
 )  # fmt: skip
-def test_linearity_of_a_program(update, linear, moves):
-    found = traced(a_transformation(update), {"w": jnp.ones((2, 3))})
-    assert found.linear == linear
+def test_linearity_is_read_from_the_program(update, linear, moves):
+    result = traced(a_transformation(update), {"w": jnp.ones((2, 3))})
+    assert result.linear == linear
     if linear:
-        assert found.moves_start == moves
+        assert result.moves_start == moves
 
 
-def test_a_start_that_is_not_zero_moves_parameters():
+def test_a_nonzero_state_may_move_parameters_without_gradients():
     def update(g, s, p):
         return -s * jnp.ones_like(g), s + jnp.sum(g)
 
@@ -173,14 +172,14 @@ def test_a_start_that_is_not_zero_moves_parameters():
     assert not traced(a_transformation(update), params).moves_start
 
 
-def test_programs_are_equal_by_content_whatever_their_numbers():
-    one, same, other = (
+def test_programs_are_equal_for_all_hyperparameters():
+    adam, same, other = (
         traced(optimizer, PAIR).program
         for optimizer in (optax.adam(0.1), optax.adam(0.2, b1=0.8), optax.rmsprop(0.1))
     )
-    assert one == same
-    assert hash(one) == hash(same)
-    assert one != other
+    assert adam == same
+    assert hash(adam) == hash(same)
+    assert adam != other
     powers = [Program(jax.make_jaxpr(lambda x, n=n: x**n)(1.0).jaxpr) for n in (2, 3)]
     assert powers[0] != powers[1]
 
@@ -189,10 +188,10 @@ def test_programs_are_equal_by_content_whatever_their_numbers():
 
 
 def unrolled(optimizer: Any, steps: int, order: int, linear: bool) -> Any:
-    """Level p, by derivatives in ε at 0 of whole training loops, in which ε multiplies
-    every update, or, for a linear optimizer, every gradient.
+    """Level p, by derivatives at ε = 0 of training loops in which ε multiplies every
+    update, or, for a linear optimizer, every gradient.
 
-    The output gradient of each step is that of the level itself.
+    The output gradient of each step is that of the level.
     """
     start, unravel = ravel_pytree(PAIR)
     n = LABELS.n_train
@@ -254,11 +253,11 @@ def with_one_more(derivatives: Any) -> Any:
         ("schedule-free", 3, 3),
     ],
 )
-def test_a_level_is_the_taylor_polynomial_of_whole_training(name, order, steps):
+def test_a_level_is_the_taylor_polynomial_of_training(name, order, steps):
     optimizer = {**LINEAR, **OTHERS}[name]
-    ours = on_all(nth.solve_discrete(PAIR, LABELS, steps, optimizer, order=order))
+    actual = on_all(nth.solve_discrete(PAIR, LABELS, steps, optimizer, order=order))
     expected = unrolled(optimizer, steps, order, name in LINEAR)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
     truth = on_all(nth.train(PAIR, LABELS, steps, optimizer))
     assert 1e-9 < np.max(np.abs(truth - expected)) < np.max(np.abs(truth - truth[:1]))
 
@@ -266,7 +265,7 @@ def test_a_level_is_the_taylor_polynomial_of_whole_training(name, order, steps):
 @pytest.mark.parametrize(
     "name", ["momentum", "accumulation", "adam", "rmsprop", "lion"]
 )
-def test_level_2_is_the_linearized_network_trained_by_that_optimizer(name):
+def test_level_2_is_the_linearized_network_under_the_same_optimizer(name):
     optimizer = {**LINEAR, **OTHERS}[name]
     theta, unravel = ravel_pytree(PAIR)
 
@@ -291,18 +290,18 @@ def test_level_2_is_the_linearized_network_trained_by_that_optimizer(name):
     for _ in range(4):
         params, state = step(params, state)
     expected = jax.vmap(lambda x: apply(params, x))(LABELS.x)
-    ours = on_all(nth.solve_discrete(PAIR, LABELS, [4], optimizer, order=2))[0]
+    actual = on_all(nth.solve_discrete(PAIR, LABELS, [4], optimizer, order=2))[0]
     # Accumulation stores in float32, whose rounding differs.
     atol = 1e-7 if name == "accumulation" else 1e-12
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
     assert np.max(np.abs(expected - jax.vmap(PAIR)(LABELS.x))) > 1e-2
 
 
 @narrow
-def test_parameters_without_a_gradient_stay():
-    """Where an input is always 0 the second moment is 0, whose root has no slope."""
+def test_parameters_without_a_gradient_are_constant():
+    """If an input is always 0, so is the second moment, whose root has no slope."""
     x = LABELS.x.at[:, 1].set(0.0)
-    dark = nth.Problem(x[:4], LABELS.y_train, x[4:], loss=LABELS.loss)
+    zero_input = nth.Problem(x[:4], LABELS.y_train, x[4:], loss=LABELS.loss)
     small = nth.Problem(x[:4, ::2], LABELS.y_train, x[4:, ::2], loss=LABELS.loss)
     network = nth.MLP(3, 2, 1, out_size=2, key=KEY, parameterization="standard")
     weights = network.weights[0]
@@ -310,11 +309,11 @@ def test_parameters_without_a_gradient_stay():
     cut = eqx.tree_at(
         lambda net: net.weights, cut, [weights[:, ::2], *network.weights[1:]]
     )
-    with_dark, without = (
+    with_zero_input, without = (
         nth.solve_discrete(net, problem, 3, optax.adam(1e-2), order=4)
-        for net, problem in ((network, dark), (cut, small))
+        for net, problem in ((network, zero_input), (cut, small))
     )
-    np.testing.assert_allclose(with_dark.train, without.train, atol=1e-13)
+    np.testing.assert_allclose(with_zero_input.train, without.train, atol=1e-13)
     assert np.max(np.abs(without.train[-1] - without.train[0])) > 1e-3
 
 
@@ -334,123 +333,20 @@ PROGRAMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_power_series_are_derivatives(name):
+def test_power_series_equal_derivatives(name):
     draws = jax.random.normal(KEY, (4, 2, 3))
     base, *steps = [list(terms) for terms in draws]
     function = PROGRAMS[name]
     jaxpr = jax.make_jaxpr(function)(*base)
     series = [tuple(terms) for terms in zip(*draws, strict=True)]
-    (ours,) = push(jaxpr.jaxpr, [*jaxpr.consts, *series])
+    (actual,) = push(jaxpr.jaxpr, [*jaxpr.consts, *series])
     expected = by_jvp(lambda point: function(*point), base, steps)
-    np.testing.assert_allclose(jnp.stack(ours), jnp.stack(expected), rtol=1e-12)
+    np.testing.assert_allclose(jnp.stack(actual), jnp.stack(expected), rtol=1e-12)
 
 
-def test_root_of_a_series_that_begins_later_is_undefined():
+def test_root_of_a_series_without_constant_term_is_nan():
     jaxpr = jax.make_jaxpr(jnp.sqrt)(jnp.ones(3))
     zeros = jnp.zeros(3)
     (root,) = push(jaxpr.jaxpr, [(zeros, zeros, zeros.at[1].set(1.0))])
     np.testing.assert_array_equal(root[0], zeros)
     np.testing.assert_array_equal(root[2], [0, np.nan, 0])
-
-
-# ---------------------------------------------------------------- convergence
-
-
-def sizes(solution: nth.Solution) -> list[float]:
-    return [
-        float(jnp.linalg.norm(ravel_pytree(step)[0])) for step in solution.state.steps
-    ]
-
-
-def test_a_series_that_does_not_converge_is_reported():
-    """Where a gradient crosses zero the root of its square has no radius left."""
-    network = make_network(8, 2, outputs=2)
-    crossing, smooth = optax.adam(1e-2), optax.adam(1e-2, eps_root=1e-4)
-    with pytest.warns(nth.WindowWarning, match="its series does not converge"):
-        solution = nth.solve_discrete(network, LABELS, 12, crossing, order=4)
-    assert 1 < solution.valid_until < 12
-    grown = sizes(solution)
-    assert grown[2] > grown[1]
-    truth = nth.train(network, LABELS, 12, crossing).train
-    lower = nth.solve_discrete(network, LABELS, 12, crossing, order=2).train
-    error, other = (np.max(np.abs(f - truth)) for f in (solution.train, lower))
-    assert error > other / 3  # no better than level 2, or hardly so
-    # With eps inside of the root the series converges, and says so.
-    solution = nth.solve_discrete(network, LABELS, 12, smooth, order=4)
-    assert np.isinf(solution.valid_until)
-    first, second, third = sizes(solution)
-    assert third < second / 2 < first / 4
-    truth = nth.train(network, LABELS, 12, smooth).train
-    lower = nth.solve_discrete(network, LABELS, 12, smooth, order=2).train
-    error, other = (np.max(np.abs(f - truth)) for f in (solution.train, lower))
-    assert error < other / 3
-
-
-def test_a_root_without_an_expansion_is_reported():
-    """Behind a layer that begins at zero gradients are zero at first, and then not."""
-    network = make_network(4, 1, outputs=2)
-    zero = eqx.tree_at(lambda net: net.weights[-1], network, replace_fn=jnp.zeros_like)
-    with pytest.warns(nth.WindowWarning, match="left its window at step 2"):
-        solution = nth.solve_discrete(zero, LABELS, 3, optax.adam(1e-2), order=4)
-    assert np.all(np.isnan(solution.train[2:]))
-    assert solution.result == nth.RESULTS.diverged
-
-
-@narrow
-def test_steps_beyond_the_critical_rate_are_reported():
-    """With momentum, and at the step of a schedule; not below."""
-    critical = nth.max_learning_rate(NETWORK, SCALAR, optax.sgd(1.0, momentum=0.5))
-
-    def solve(share: Any) -> Any:
-        rising = optax.linear_schedule(0.1 * critical, share * critical, 4)
-        optimizer = optax.sgd(rising, momentum=0.5)
-        nth.solve_discrete(NETWORK, SCALAR, [6], optimizer, order=2)
-
-    with pytest.warns(nth.WindowWarning, match="beyond the critical one"):
-        solve(1.1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "optimizer")
-        warnings.filterwarnings("ignore", "the level-2")
-        solve(0.95)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "expected"),
-    [
-        (optax.sgd(0.5), 4.0),
-        (optax.sgd(0.01, momentum=0.6), 320.0),
-        (optax.sgd(1.0, momentum=0.6, nesterov=True), 3.2 / 2.2),
-        # v ← μ v + (1 − μ) g: that of momentum over 1 − μ
-        (optax.chain(optax.ema(0.6, debias=False), optax.scale(-1.0)), 8.0),
-    ],
-)
-def test_critical_factor_of_linear_optimizers(optimizer, expected):
-    kappa = 2 / nth.max_learning_rate(PAIR, LABELS)
-    found = nth.max_learning_rate(PAIR, LABELS, optimizer)
-    np.testing.assert_allclose(found * kappa, expected, rtol=1e-9)
-
-
-def test_critical_factor_with_decay_and_learning_rates():
-    """κ of √M (Jᵀ H J + λ) √M, by its matrix."""
-    x, (n, decay) = LABELS.x_train, (4, 0.3)
-    theta, unravel = ravel_pytree(PAIR)
-    rates = jax.tree.map(lambda _: 1.0, PAIR)
-    rates = eqx.tree_at(lambda net: net.weights[0], rates, 0.2)
-    roots = np.sqrt(
-        ravel_pytree(jax.tree.map(lambda r, p: r * jnp.ones_like(p), rates, PAIR))[0]
-    )
-
-    def outputs(theta: Any) -> Any:
-        return jax.vmap(unravel(theta))(x)
-
-    jacobian = jax.jacrev(outputs)(theta).reshape(2 * n, -1)
-    hessian = jax.hessian(lambda f: LABELS.loss(f.reshape(n, 2), LABELS.y_train))(
-        outputs(theta).ravel()
-    )
-    matrix = jacobian.T @ hessian @ jacobian + decay * jnp.eye(theta.size)
-    matrix = roots[:, None] * matrix * roots[None]
-    expected = 2 * 1.5 / np.linalg.eigvalsh(matrix).max()
-    found = nth.max_learning_rate(
-        PAIR, LABELS, decayed(decay, 1.0, momentum=0.5), learning_rates=rates
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-9)

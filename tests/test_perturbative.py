@@ -1,4 +1,4 @@
-"""The closed O(1/width) correction, beside its differential equations and level 4."""
+"""The O(1/width) correction, against its differential equations and level 4."""
 
 import diffrax
 import jax
@@ -14,10 +14,10 @@ TS = np.array([0.0, 0.4, 3.0, 25.0])
 
 
 def integrated(kernels, problem, ts):
-    """The perturbation equations, order by order, by an integrator of their own.
+    """The perturbation equations, order by order, integrated by SciPy.
 
-    f = f⁰ + f¹, Θ = Θ₀ + Θ¹ and K⁽³⁾ move by the law dK⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾·g, in which g⁰
-    moves the kernels and g¹ is met by Θ₀ alone.
+    f = f⁰ + f¹, Θ = Θ₀ + Θ¹ and K⁽³⁾ satisfy dK⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾·g, in which kernels
+    change with g⁰ only, and g¹ multiplies Θ₀ only.
     """
     k = [np.asarray(tensor) for tensor in kernels]
     out = k[0].shape[1:]
@@ -53,7 +53,7 @@ def case():
 
 
 @pytest.mark.parametrize("outputs", [None, 2])
-def test_solves_the_perturbation_equations(outputs):
+def test_perturbative_solves_the_perturbation_equations(outputs):
     problem = make_problem(3, 1, outputs=outputs)
     kernels = nth.kernels(make_network(outputs=outputs), problem, order=4)
     closed = nth.perturbative(kernels, problem, TS)
@@ -61,11 +61,11 @@ def test_solves_the_perturbation_equations(outputs):
     np.testing.assert_allclose(closed.train, expected[:, :3], atol=1e-10)
     np.testing.assert_allclose(closed.test, expected[:, 3:], atol=1e-10)
     np.testing.assert_allclose(closed.ntk.reshape(ntk.shape), ntk, atol=1e-9)
-    # K⁽⁴⁾ is not symmetric in its last slots: the other order is another answer.
-    turned = nth.Kernels(
+    # K⁽⁴⁾ is not symmetric in its last slots, whose order matters.
+    permuted = nth.Kernels(
         (*kernels.tensors[:3], _swapped(kernels[4], 1 + len(kernels.out_shape)))
     )
-    other = nth.perturbative(turned, problem, TS)
+    other = nth.perturbative(permuted, problem, TS)
     assert jnp.max(jnp.abs(other.test - closed.test)) > 1e-5
 
 
@@ -75,15 +75,15 @@ def _swapped(fourth, slot):
     return jnp.transpose(fourth, axes)
 
 
-def test_rates_that_coincide_or_vanish(case):
-    """A repeated point makes a zero eigenvalue, a kernel ∝ 1 equal ones."""
+def test_coinciding_and_zero_eigenvalues(case):
+    """A repeated point gives a zero eigenvalue, a kernel ∝ 1 equal eigenvalues."""
     problem, plain = case
     x = problem.x_train.at[1].set(problem.x_train[0])
-    twice = nth.Problem(x, problem.y_train, problem.x_test)
+    repeated = nth.Problem(x, problem.y_train, problem.x_test)
     equal = jnp.concatenate([jnp.eye(3), plain[2][3:]])
-    alike = nth.Kernels((plain[1], equal, plain[3], plain[4]))
-    singular = nth.kernels(make_network(), twice, order=4)
-    for points, kernels in ((twice, singular), (problem, alike)):
+    degenerate = nth.Kernels((plain[1], equal, plain[3], plain[4]))
+    singular = nth.kernels(make_network(), repeated, order=4)
+    for points, kernels in ((repeated, singular), (problem, degenerate)):
         closed = nth.perturbative(kernels, points, TS)
         expected, ntk = integrated(kernels, points, TS)
         np.testing.assert_allclose(closed.train, expected[:, :3], atol=1e-9)
@@ -91,8 +91,8 @@ def test_rates_that_coincide_or_vanish(case):
         np.testing.assert_allclose(closed.ntk, ntk, atol=1e-9)
 
 
-def test_two_layer_linear_network():
-    """One weight pair a neuron at x = 1: K⁽³⁾ = 4f/N, K⁽⁴⁾ = 4λ/N, all by hand.
+def test_two_layer_linear_network_has_the_closed_form():
+    """One pair of weights per neuron at x = 1: K⁽³⁾ = 4f/N, K⁽⁴⁾ = 4λ/N.
 
     At y = 0 with r = f e^{−λt}: Θ¹ = −K⁽³⁾ f E₁ + K⁽⁴⁾ f² E₁²/2, E₁ = (1 − e^{−λt})/λ.
     """
@@ -111,7 +111,7 @@ def test_two_layer_linear_network():
     closed = nth.perturbative(kernels, problem, ts)
     moved = -third * f * once + fourth * f**2 * once**2 / 2
     np.testing.assert_allclose(closed.ntk.ravel(), rate + moved, rtol=1e-12)
-    # ∫₀ᵗ Θ¹ in closed form, once more by hand.
+    # ∫₀ᵗ Θ¹ in closed form.
     linear = (ts - once) / rate
     square = (ts - 2 * once + (1 - decay**2) / (2 * rate)) / rate**2
     stored = -third * f * linear + fourth * f**2 * square / 2
@@ -130,11 +130,11 @@ def test_two_layer_linear_network():
 
 
 def test_differs_from_level_4_by_a_higher_order_in_the_width():
-    """The correction falls as 1/width, and its distance from level 4 as 1/width²."""
+    """The correction scales as 1/width, its distance from level 4 as 1/width²."""
     problem = make_problem(3, 1)
     ts = np.array([2.0, 6.0])
 
-    def one(width):
+    def median_sizes(width):
         def sizes(key):
             network = nth.MLP(3, width, 1, key=key)
             kernels = nth.kernels(network, problem, order=4)
@@ -154,13 +154,13 @@ def test_differs_from_level_4_by_a_higher_order_in_the_width():
         squares = jax.jit(jax.vmap(sizes))(keys)
         return [float(jnp.sqrt(jnp.median(square))) for square in squares]
 
-    small, large = one(64), one(1024)
+    small, large = median_sizes(64), median_sizes(1024)
     slopes = np.log2(np.array(large) / np.array(small)) / 4
     print("exponents (train: correction, distance; test: same):", slopes)
     np.testing.assert_allclose(slopes, [-1, -2, -1, -2], atol=0.25)
 
 
-def test_infinite_time_and_float32(case):
+def test_infinite_time_is_the_limit_and_float32_agrees(case):
     problem, kernels = case
     closed = nth.perturbative(kernels, problem, [1e5, jnp.inf])
     np.testing.assert_allclose(closed.train[-1], problem.y_train, atol=1e-12)
@@ -170,12 +170,12 @@ def test_infinite_time_and_float32(case):
     arrays = (problem.x_train, problem.y_train, problem.x_test)
     narrow = nth.Problem(*(jnp.asarray(a, jnp.float32) for a in arrays))
     double = nth.perturbative(kernels, problem, TS)
-    half = nth.perturbative(single, narrow, jnp.asarray(TS, jnp.float32))
-    assert half.test.dtype == jnp.float32
-    np.testing.assert_allclose(half.test, double.test, atol=1e-4)
+    single_precision = nth.perturbative(single, narrow, jnp.asarray(TS, jnp.float32))
+    assert single_precision.test.dtype == jnp.float32
+    np.testing.assert_allclose(single_precision.test, double.test, atol=1e-4)
 
 
-def test_errors(case):
+def test_errors_name_the_argument(case):
     problem, whole = case
     kernels = nth.Kernels(whole.tensors[:3])
     with pytest.raises(ValueError, match=r"go up to r = 3.*takes K\(3\) and K\(4\)"):
@@ -186,7 +186,7 @@ def test_errors(case):
     with pytest.raises(ValueError, match="kernels have NaN or infinite entries"):
         nth.perturbative(bad, problem, TS)
     x = problem.x_train.at[1].set(problem.x_train[0])
-    twice = nth.Problem(x, problem.y_train)
-    kernels = nth.kernels(make_network(), twice, order=4)
+    repeated = nth.Problem(x, problem.y_train)
+    kernels = nth.kernels(make_network(), repeated, order=4)
     with pytest.raises(ValueError, match=r"ts has inf, and the NTK .* is singular"):
-        nth.perturbative(kernels, twice, [1.0, jnp.inf])
+        nth.perturbative(kernels, repeated, [1.0, jnp.inf])

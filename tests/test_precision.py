@@ -1,4 +1,4 @@
-"""Products of float32 matrices on GPUs and TPUs: in full, not in fewer bits."""
+"""Precision of products of float32 matrices, which GPUs and TPUs may reduce."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,7 +61,7 @@ def test_matrix_products_have_the_precision_of_float32(name):
     assert traced_precisions(FUNCTIONS[name]) == {(highest, highest)}
 
 
-def test_a_precision_that_the_user_sets_is_kept():
+def test_a_precision_set_by_the_user_is_kept():
     with jax.default_matmul_precision("bfloat16"):
-        found = traced_precisions(FUNCTIONS["kernels"])
-    assert found == {(jax.lax.Precision.DEFAULT, jax.lax.Precision.DEFAULT)}
+        actual = traced_precisions(FUNCTIONS["kernels"])
+    assert actual == {(jax.lax.Precision.DEFAULT, jax.lax.Precision.DEFAULT)}

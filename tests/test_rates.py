@@ -1,5 +1,5 @@
-"""Learning rates of each layer, weight decay in continuous time, critical rates, and
-the catapult map."""
+"""Learning rates of each layer, weight decay in continuous time, critical learning
+rates, and the catapult map."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ from scipy.integrate import solve_ivp
 
 import nth as typed_nth
 
-nth: Any = typed_nth  # wrong types are the point of some
+nth: Any = typed_nth  # some arguments of wrong types are intended
 KEY = jax.random.key(3)
 NOW = jnp.zeros(())
 SCALAR = make_problem(4, 1)
@@ -29,8 +29,8 @@ WIDTH, SIZE, SIGMA, SIGMA_B = 4, 3, 1.3, 0.4
 
 
 def two_parameterizations():
-    """One function as "standard" and as "ntk", and the rates that make them train
-    alike: W = σ V/√fan in and b = σ_b c, so dW/dt = −(σ²/fan in) ∂L/∂W."""
+    """One function as "standard" and as "ntk", and the learning rates with which both
+    train equally: W = σ V/√fan_in and b = σ_b c, so dW/dt = −(σ²/fan_in) ∂L/∂W."""
     options: dict[str, Any] = {
         "outputs": 2,
         "use_bias": True,
@@ -55,13 +55,13 @@ def two_parameterizations():
 
 
 def test_standard_with_rescaled_rates_is_ntk():
-    """Kernels, both forms of the flow, and training: equal up to rounding error."""
+    """Kernels, both flows and training are equal up to rounding error."""
     ntk, standard, rates = two_parameterizations()
-    theirs = nth.kernels(ntk, LABELS, order=3)
-    ours = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
+    reference = nth.kernels(ntk, LABELS, order=3)
+    result = nth.kernels(standard, LABELS, order=3, learning_rates=rates)
     for r in (1, 2, 3):
-        np.testing.assert_allclose(ours[r], theirs[r], rtol=0, atol=1e-13)
-    assert not np.allclose(nth.kernels(standard, LABELS, order=2)[2], theirs[2])
+        np.testing.assert_allclose(result[r], reference[r], rtol=0, atol=1e-13)
+    assert not np.allclose(nth.kernels(standard, LABELS, order=2)[2], reference[2])
 
     def speed(network, **options):
         out = []
@@ -74,27 +74,29 @@ def test_standard_with_rescaled_rates_is_ntk():
             out.append(jax.jvp(dynamics.outputs, (state,), (rate,))[1])
         return out
 
-    for one, other in zip(
+    for actual, expected in zip(
         speed(standard, learning_rates=rates), speed(ntk), strict=True
     ):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
-    rule = optax.sgd(0.7, momentum=0.5)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13)
+    optimizer = optax.sgd(0.7, momentum=0.5)
     for function, options in (
         (nth.train, {}),
         (nth.solve_discrete, {"order": 2}),
     ):
-        one = function(standard, LABELS, 4, rule, learning_rates=rates, **options)
-        other = function(ntk, LABELS, 4, rule, **options)
-        np.testing.assert_allclose(one.test, other.test, rtol=0, atol=1e-12)
-        assert np.max(np.abs(one.test[-1] - one.test[0])) > 1e-2
-    ours, theirs = (
+        actual = function(
+            standard, LABELS, 4, optimizer, learning_rates=rates, **options
+        )
+        expected = function(ntk, LABELS, 4, optimizer, **options)
+        np.testing.assert_allclose(actual.test, expected.test, rtol=0, atol=1e-12)
+        assert np.max(np.abs(actual.test[-1] - actual.test[0])) > 1e-2
+    result, reference = (
         nth.max_learning_rate(standard, LABELS, learning_rates=rates),
         nth.max_learning_rate(ntk, LABELS),
     )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    np.testing.assert_allclose(result, reference, rtol=1e-9)
 
 
-def test_a_rate_of_zero_freezes():
+def test_a_rate_of_zero_freezes_parameters():
     network = make_network(3, 1)
     rates = eqx.tree_at(
         lambda net: net.weights, jax.tree.map(lambda _: 1.0, network), (0.0, 1.0)
@@ -103,16 +105,16 @@ def test_a_rate_of_zero_freezes():
         lambda net: net.weights, jax.tree.map(lambda _: False, network), (False, True)
     )
     frozen = nth.kernels(network, SCALAR, order=3, filter_spec=spec)
-    still = nth.kernels(network, SCALAR, order=3, learning_rates=rates)
-    for one, other in zip(still, frozen, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-14)
-    # Rates go with what trains: those of frozen leaves are not required.
+    constant = nth.kernels(network, SCALAR, order=3, learning_rates=rates)
+    for actual, expected in zip(constant, frozen, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-14)
+    # Frozen leaves need no learning rate.
     both = nth.kernels(network, SCALAR, order=2, filter_spec=spec, learning_rates=2.0)
     np.testing.assert_allclose(both[2], 2 * frozen[2], atol=1e-14)
 
 
 def test_a_rate_may_be_an_array():
-    """A rate for each row of a matrix, against J M Jᵀ by hand."""
+    """A rate for each row of a matrix, against an explicit J M Jᵀ."""
     network = make_network(3, 1)
     rows = jnp.array([[0.5], [1.0], [2.0]])
     whole = jnp.broadcast_to(rows, (3, 3))
@@ -135,8 +137,8 @@ def test_a_rate_may_be_an_array():
 
 @pytest.mark.parametrize(("depth", "degree", "truth"), [(1, 2, False), (2, 3, True)])
 def test_decay_of_a_homogeneous_network_is_the_closed_form(depth, degree, truth):
-    """f of degree k in θ: K⁽ʳ⁾ is of degree r(k − 2) + 2, so that at level p
-    dK⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾·g − λ (r(k − 2) + 2) K⁽ʳ⁾, with K⁽ᵖ⁺¹⁾ = 0: at k = 2 it is 2λ."""
+    """For f of degree k in θ, K⁽ʳ⁾ has degree r(k − 2) + 2, so that at level p
+    dK⁽ʳ⁾/dt = −K⁽ʳ⁺¹⁾·g − λ (r(k − 2) + 2) K⁽ʳ⁾, with K⁽ᵖ⁺¹⁾ = 0."""
     order, decay, last = 3, 0.3, 1.5
     network = make_network(3, depth, activation="relu")
     problem = make_problem(3, 1)
@@ -158,10 +160,10 @@ def test_decay_of_a_homogeneous_network_is_the_closed_form(depth, degree, truth)
     start = np.concatenate([np.asarray(k).ravel() for k in formed])
     expected = solve_ivp(closed, (0, last), start, "DOP853", rtol=1e-10, atol=1e-12)
     solution = nth.solve(network, problem, [last], order=order, weight_decay=decay)
-    told = jnp.concatenate([solution.train[0], solution.test[0]])
-    np.testing.assert_allclose(told, expected.y[:4, -1], rtol=0, atol=1e-6)
+    outputs = jnp.concatenate([solution.train[0], solution.test[0]])
+    np.testing.assert_allclose(outputs, expected.y[:4, -1], rtol=0, atol=1e-6)
     assert solution.stats["method"] == "matrix-free"
-    if truth:  # and the trained network, which the decay has changed
+    if truth:  # the trained network, which decay changes
         decayed = nth.gradient_flow(network, problem, [last], weight_decay=decay)
         without = nth.gradient_flow(network, problem, [last])
         error = np.max(np.abs(decayed.train - solution.train))
@@ -169,7 +171,7 @@ def test_decay_of_a_homogeneous_network_is_the_closed_form(depth, degree, truth)
 
 
 def test_window_of_decay_is_that_of_loss_and_penalty():
-    """The loss alone rises from a fit; loss and penalty fall, so that none is left."""
+    """From a fit the loss increases, but the sum of loss and penalty decreases."""
     network = make_network(8, 1)
     fitted = nth.Problem(SCALAR.x_train, jax.vmap(network)(SCALAR.x_train))
     solution = nth.solve(network, fitted, [0.0, 0.5, 1.0], order=2, weight_decay=0.1)
@@ -185,7 +187,7 @@ def test_window_of_decay_is_that_of_loss_and_penalty():
 
 
 def test_critical_rate_is_that_of_the_ntk():
-    """2n/λ_max(K⁽²⁾) for the squared error; the Hessian of the loss for another."""
+    """2n/λ_max(K⁽²⁾) for the squared error; by the Hessian of the loss for others."""
     network = make_network(6, 2)
     k = np.asarray(nth.kernels(network, SCALAR, order=2)[2][:4])
     expected = 2 * 4 / np.linalg.eigvalsh(k).max()
@@ -194,9 +196,9 @@ def test_critical_rate_is_that_of_the_ntk():
     )
     pair = make_network(6, 2, outputs=2)
     f, k = list(nth.kernels(pair, LABELS, order=2))
-    share = np.asarray(jax.nn.softmax(f[:3]))
+    fraction = np.asarray(jax.nn.softmax(f[:3]))
     hessian = np.zeros((3, 2, 3, 2))
-    for i, p in enumerate(share):
+    for i, p in enumerate(fraction):
         hessian[i, :, i, :] = (np.diag(p) - np.outer(p, p)) / 3
     product = np.asarray(k[:3]).reshape(6, 6) @ hessian.reshape(6, 6)
     expected = 2 / np.linalg.eigvals(product).real.max()
@@ -214,14 +216,14 @@ def test_critical_rate_is_that_of_the_ntk():
         {"momentum": 0.6, "weight_decay": 0.5},
     ],
 )
-def test_training_grows_beyond_the_critical_rate_and_not_below(options):
-    """A linear network is its own linearization: just below it settles, above not."""
+def test_training_diverges_above_the_critical_rate_only(options):
+    """For a linear network: training converges just below, and diverges just above."""
     network = eqx.nn.Linear(3, "scalar", use_bias=False, key=KEY)
     optimizer = decayed_sgd(1.0, **options)
     critical = nth.max_learning_rate(network, SCALAR, optimizer)
     ends = []
-    for share in (0.99, 1.01):
-        optimizer = decayed_sgd(share * critical, **options)
+    for fraction in (0.99, 1.01):
+        optimizer = decayed_sgd(fraction * critical, **options)
         outputs = nth.train(network, SCALAR, [2000, 2001], optimizer).train
         ends.append(float(jnp.max(jnp.abs(jnp.diff(outputs, axis=0)))))
     assert ends[0] < 1e-3
@@ -234,8 +236,8 @@ def decayed_sgd(rate, weight_decay=0.0, **options):
     )
 
 
-def test_many_points_take_no_kernel():
-    """Lanczos on 300 points, in either precision, to what float32 holds."""
+def test_lanczos_agrees_with_the_full_kernel():
+    """The Lanczos method on 300 points, in both precisions."""
     x = np.random.default_rng(0).normal(size=(300, 3))
     problem = nth.Problem(x, np.ones(300))
     network = make_network(5, 1)
@@ -243,19 +245,19 @@ def test_many_points_take_no_kernel():
         problem.x_train
     )
     expected = 600 / np.linalg.eigvalsh(np.asarray(j @ j.T)).max()
-    ours = nth.max_learning_rate(network, problem)
-    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+    result = nth.max_learning_rate(network, problem)
+    np.testing.assert_allclose(result, expected, rtol=1e-9)
     small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (network, problem))
-    found = nth.max_learning_rate(*small)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    actual = nth.max_learning_rate(*small)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 # ---------------------------------------------------------------- the catapult map
 
 
 @pytest.mark.parametrize(
-    ("share", "phase", "target"),
+    ("fraction", "phase", "target"),
     [
         (0.5, "lazy", 0.0),
         (1.4, "catapult", 0.0),
@@ -263,7 +265,7 @@ def test_many_points_take_no_kernel():
         (2.5, "divergent", 0.0),
     ],
 )
-def test_catapult_map_is_the_network(share, phase, target):
+def test_catapult_map_equals_the_trained_network(fraction, phase, target):
     width = 64
     network = make_network(width, 1, 1, activation="linear")
     problem = nth.Problem(jnp.ones((1, 1)), jnp.full((1,), target))
@@ -271,24 +273,24 @@ def test_catapult_map_is_the_network(share, phase, target):
     critical = nth.max_learning_rate(network, problem)
     np.testing.assert_allclose(critical, 2 / ntk, rtol=1e-12)
     steps = 6 if phase == "divergent" else 60
-    found = nth.catapult(f, ntk, share * critical, width, steps, target=target)
-    assert found.phase == phase
-    optimizer = optax.sgd(share * critical)
+    result = nth.catapult(f, ntk, fraction * critical, width, steps, target=target)
+    assert result.phase == phase
+    optimizer = optax.sgd(fraction * critical)
     truth = nth.train(network, problem, steps, optimizer)
-    np.testing.assert_allclose(found.outputs, truth.train[:, 0], rtol=1e-8, atol=1e-8)
-    np.testing.assert_allclose(found.loss, truth.loss, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(result.outputs, truth.train[:, 0], rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(result.loss, truth.loss, rtol=1e-8, atol=1e-8)
     trained = eqx.combine(truth.state, network)
     np.testing.assert_allclose(
-        found.ntk[-1], nth.kernels(trained, problem, order=2)[2].ravel()[0], rtol=1e-8
+        result.ntk[-1], nth.kernels(trained, problem, order=2)[2].ravel()[0], rtol=1e-8
     )
     if phase == "catapult":
-        assert np.max(found.loss) > 2 * found.loss[0]
-        assert found.loss[-1] < 1e-6
-        assert found.ntk[-1] < critical * ntk / (share * critical)  # λ ≤ 2/η
+        assert np.max(result.loss) > 2 * result.loss[0]
+        assert result.loss[-1] < 1e-6
+        assert result.ntk[-1] < critical * ntk / (fraction * critical)  # λ ≤ 2/η
 
 
-def test_catapult_at_infinite_time_and_width():
-    """Divergence beyond 4/λ; at infinite width the NTK stays, and f is a power."""
+def test_catapult_limits():
+    """Divergence beyond 4/λ; at infinite width the NTK is constant, f a power."""
     beyond = nth.catapult(1.0, 1.0, 4.5, 100, 200)
     assert beyond.phase == "divergent"
     assert not np.isfinite(beyond.outputs[-1])
@@ -296,14 +298,14 @@ def test_catapult_at_infinite_time_and_width():
     np.testing.assert_allclose(wide.outputs, (-0.5) ** np.arange(11), rtol=1e-9)
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- bad arguments
 
 PLAIN = optax.sgd(0.1)
 SMALL = make_network(3, 1)
 
 
 @pytest.mark.parametrize(
-    ("words", "call"),
+    ("message", "call"),
     [
         ("batch_size and key go together", lambda: descend(3, batch_size=2)),
         ("batch_size and key go together", lambda: descend(3, key=KEY)),
@@ -383,9 +385,9 @@ SMALL = make_network(3, 1)
         ),
     ],
 )
-def test_what_is_refused(words, call, monkeypatch):
+def test_bad_arguments_are_named(message, call, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=re.escape(words)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         call()
 
 

@@ -1,4 +1,4 @@
-"""Learning rates M in functions of parts of the kernels and of the linearized network:
+"""Learning rates M in contractions, projections, layer kernels and linearized networks:
 each agrees with rates of 1 in the parameters δ of θ = θ₀ + √M δ."""
 
 from functools import partial
@@ -17,8 +17,8 @@ RATES = {"first": 0.25, "last": 4.0}
 
 
 def with_rates() -> tuple[Any, Any, Any]:
-    """A network with a learning rate for each layer, those rates, and the same network
-    in δ, θ = θ₀ + √M δ, whose rates are 1."""
+    """A network, a learning rate for each layer, and the network as a function of δ,
+    θ = θ₀ + √M δ, with rates of 1."""
     params = {
         "first": jax.random.normal(jax.random.key(1), (5, 3)),
         "last": jax.random.normal(jax.random.key(2), (5,)),
@@ -37,38 +37,40 @@ def with_rates() -> tuple[Any, Any, Any]:
     return network, rates, other
 
 
-def same(one: Any, other: Any) -> None:
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+def assert_close(actual: Any, expected: Any) -> None:
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
-def test_rates_in_contractions_and_projections(order):
+def test_contractions_and_projections_agree_in_delta(order):
     network, rates, other = with_rates()
     problem = make_problem(3, 2)
     vectors = [jnp.arange(1.0, 4.0)] * (order - 1)
     modes = jnp.asarray([[1.0, 0.5, -1.0], [0.2, -1.0, 0.3]])
-    for function, what in ((nth.contract, vectors), (nth.project, modes)):
+    for function, argument in ((nth.contract, vectors), (nth.project, modes)):
         call = partial(function, problem=problem, order=order)
         name = "vectors" if function is nth.contract else "modes"
-        found = call(network, learning_rates=rates, **{name: what})
-        expected = call(other, **{name: what})
-        same(getattr(found, "tensors", found), getattr(expected, "tensors", expected))
+        actual = call(network, learning_rates=rates, **{name: argument})
+        expected = call(other, **{name: argument})
+        assert_close(
+            getattr(actual, "tensors", actual), getattr(expected, "tensors", expected)
+        )
 
 
-def test_rates_in_layer_kernels_and_laziness():
+def test_layer_kernels_and_laziness_agree_in_delta():
     network, rates, other = with_rates()
     problem = make_problem(3, 2)
     parts = nth.layer_kernels(network, problem, learning_rates=rates)
-    same(list(parts.values()), list(nth.layer_kernels(other, problem).values()))
+    assert_close(list(parts.values()), list(nth.layer_kernels(other, problem).values()))
     whole = nth.kernels(network, problem, order=2, learning_rates=rates)[2]
-    same(sum(parts.values()), whole)
+    assert_close(sum(parts.values()), whole)
     lazy = nth.theory.laziness(network, problem, learning_rates=rates)
     np.testing.assert_allclose(lazy, nth.theory.laziness(other, problem), rtol=1e-6)
 
 
-def test_rates_in_displacement_and_taylorized_flow():
+def test_displacement_and_taylorized_flow_agree_in_delta():
     network, rates, other = with_rates()
     problem = make_problem(3, 2)
     ts = [0.5, 3.0]
@@ -77,9 +79,9 @@ def test_rates_in_displacement_and_taylorized_flow():
     roots = eqx.tree_at(
         lambda n: n.params, network, {k: v**0.5 for k, v in RATES.items()}
     )
-    same(moved, jax.tree.map(jnp.multiply, roots.params, deltas.params))
+    assert_close(moved, jax.tree.map(jnp.multiply, roots.params, deltas.params))
     for degree in (1, 2):
         flow = nth.TaylorizedFlow(network, problem, degree=degree, learning_rates=rates)
         expected = nth.TaylorizedFlow(other, problem, degree=degree)
-        ours, theirs = (nth.integrate(d, ts).test for d in (flow, expected))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+        actual, reference = (nth.integrate(d, ts).test for d in (flow, expected))
+        np.testing.assert_allclose(actual, reference, rtol=1e-6)

@@ -56,7 +56,7 @@ def test_restarts_keep_the_error_below_the_tolerance(truth, solutions):
     assert len(solutions[2].restarts) > len(solutions[3].restarts) > 0
 
 
-def test_state_and_save_fn_hold_what_is_expanded_around(solutions):
+def test_state_and_save_fn_include_the_expansion_point(solutions):
     hierarchy = nth.MatrixFreeHierarchy(NETWORK, PROBLEM, order=3)
     saved = solve(
         3, save_fn=lambda t, state, args: hierarchy.predict(state, PROBLEM.x_train)
@@ -67,7 +67,7 @@ def test_state_and_save_fn_hold_what_is_expanded_around(solutions):
     np.testing.assert_allclose(predicted, solutions[3].test[-1], atol=1e-12)
 
 
-def test_an_interrupted_solve_continues(solutions, tmp_path, monkeypatch):
+def test_an_interrupted_solve_resumes_exactly(solutions, tmp_path, monkeypatch):
     from nth._internal import checkpoint
 
     file = tmp_path / "run.npz"
@@ -114,7 +114,7 @@ def test_without_restart_the_solve_ends(method):
     assert np.all(np.isnan(ended.loss[~within]))
 
 
-def test_bad_options():
+def test_bad_options_are_named():
     with pytest.raises(ValueError, match=r"restart needs until_error"):
         solve(3, until_error=None)
     with pytest.raises(ValueError, match=r"until_error must be above 0; got 0"):

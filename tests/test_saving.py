@@ -41,7 +41,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {"pickle": pickled, "copy": copy.deepc
 
 @pytest.fixture(scope="module")
 def solution() -> nth.Solution:
-    """That of the matrix-free hierarchy, whose state has the structure of networks."""
+    """A solution of the matrix-free hierarchy, whose state contains networks."""
     dynamics = nth.MatrixFreeHierarchy(make_network(3, 1), make_problem(), order=2)
     return nth.integrate(
         dynamics, TS, save_fn=lambda t, state, args: dynamics.outputs(state)
@@ -50,7 +50,7 @@ def solution() -> nth.Solution:
 
 @pytest.fixture(scope="module")
 def results(solution: nth.Solution) -> dict[str, Any]:
-    """An object of each public class of results."""
+    """One object of each public class of results."""
     network, problem = make_network(3, 1), make_problem()
     kernels = nth.kernels(network, problem, order=4)
     infinite = nth.infinite.kernels(problem.x, depth=1)
@@ -78,47 +78,47 @@ def networks() -> dict[str, nth.MLP]:
     return {name: make_network(3, 1, activation=name) for name in ACTIVATIONS}
 
 
-def assert_equal(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    leaves, tree = jax.tree.flatten(one)
-    again, tree_again = jax.tree.flatten(other)
-    assert tree == tree_again
-    for a, b in zip(leaves, again, strict=True):
+def assert_equal(actual: Any, expected: Any) -> None:
+    assert type(actual) is type(expected)
+    leaves, tree = jax.tree.flatten(actual)
+    expected_leaves, expected_tree = jax.tree.flatten(expected)
+    assert tree == expected_tree
+    for a, b in zip(leaves, expected_leaves, strict=True):
         if eqx.is_array(a):
             assert type(a) is type(b)
             assert (a.dtype, a.shape) == (b.dtype, b.shape)
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("method", COPIES)
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_networks_are_copied(name: str, how: str) -> None:
+def test_networks_are_copied(name: str, method: str) -> None:
     network = networks()[name]
-    same = COPIES[how](network)
+    same = COPIES[method](network)
     assert_equal(network, same)
     assert same.activation == network.activation
     assert hash(same.activation) == hash(network.activation)
     assert fingerprint(same) == fingerprint(network)
 
 
-@pytest.mark.parametrize("how", COPIES)
-def test_results_are_copied(how: str, results: dict[str, Any]) -> None:
+@pytest.mark.parametrize("method", COPIES)
+def test_results_are_copied(method: str, results: dict[str, Any]) -> None:
     for value in results.values():
-        assert_equal(value, COPIES[how](value))
-    same = COPIES[how](results["Solution"])
+        assert_equal(value, COPIES[method](value))
+    same = COPIES[method](results["Solution"])
     assert same.result == RESULTS.successful
-    assert str(COPIES[how](results["Comparison"])) == str(results["Comparison"])
+    assert str(COPIES[method](results["Comparison"])) == str(results["Comparison"])
 
 
 @pytest.mark.parametrize("loss", LOSSES[:3])
 def test_problems_are_copied(loss: nth.AbstractLoss) -> None:
     outputs = 2 if isinstance(loss, nth.SoftmaxCrossEntropy) else None
     problem = make_problem(outputs=outputs, loss=loss)
-    for how in COPIES.values():
-        assert_equal(problem, how(problem))
+    for method in COPIES.values():
+        assert_equal(problem, method(problem))
 
 
-def test_a_copy_is_not_compiled_again() -> None:
+def test_copies_share_compiled_functions() -> None:
     traced = []
 
     @eqx.filter_jit
@@ -128,13 +128,13 @@ def test_a_copy_is_not_compiled_again() -> None:
 
     for name in ("tanh", "softplus"):
         network = networks()[name]
-        for one in (network, pickled(network), copy.deepcopy(network)):
-            outputs(one, jnp.ones(3))
+        for same in (network, pickled(network), copy.deepcopy(network)):
+            outputs(same, jnp.ones(3))
     assert len(traced) == 2
 
 
-def test_the_functions_with_names_are_known_by_them() -> None:
-    """A network made with `jax.nn.relu` is that made with "relu", and pickles."""
+def test_functions_with_names_are_replaced_by_named_activations() -> None:
+    """A network with `jax.nn.relu` equals one with "relu", and can be pickled."""
     for name, function in (("relu", jax.nn.relu), ("tanh", jnp.tanh)):
         network = make_network(3, 1, activation=function)
         assert network.activation is networks()[name].activation
@@ -142,26 +142,26 @@ def test_the_functions_with_names_are_known_by_them() -> None:
     assert make_network(3, 1, activation=jnp.cos).activation is jnp.cos
 
 
-def test_an_activation_computes_what_its_function_does() -> None:
+def test_named_activations_have_the_jaxpr_of_their_functions() -> None:
     for name, function in (("relu", jax.nn.relu), ("erf", jax.scipy.special.erf)):
         named = str(jax.make_jaxpr(ACTIVATIONS[name])(jnp.ones(3)))
         assert named == str(jax.make_jaxpr(function)(jnp.ones(3)))
 
 
 def in_another_process(values: dict[str, Any]) -> dict[str, Any]:
-    """What a child process does: fingerprints, activations, and all sent back."""
-    prints = {name: fingerprint(value) for name, value in values.items()}
+    """Run in a child process: fingerprints, activations, and the values themselves."""
+    fingerprints = {name: fingerprint(value) for name, value in values.items()}
     x = jnp.linspace(-1, 1, 3)
     known = {
         name: np.asarray(value.activation(x))
         for name, value in values.items()
         if isinstance(value, nth.MLP)
     }
-    return {"values": values, "fingerprints": prints, "activations": known}
+    return {"values": values, "fingerprints": fingerprints, "activations": known}
 
 
-def test_another_process(results: dict[str, Any]) -> None:
-    """Started afresh, by spawn."""
+def test_objects_are_equal_in_another_process(results: dict[str, Any]) -> None:
+    """A process started by spawn."""
     values = {**results, **networks()}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -175,12 +175,12 @@ def test_another_process(results: dict[str, Any]) -> None:
         np.testing.assert_array_equal(outputs, values[name].activation(x))
 
 
-@pytest.mark.parametrize("how", COPIES)
-def test_checkpoints_of_a_copy_are_accepted(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", COPIES)
+def test_checkpoints_of_a_copy_are_accepted(method: str, tmp_path: Path) -> None:
     file = tmp_path / "run.npz"
     network, problem = make_network(3, 1, activation="relu"), make_problem()
     solved = nth.gradient_flow(network, problem, TS, checkpoint=file)
-    same, same_problem = COPIES[how]((network, problem))
+    same, same_problem = COPIES[method]((network, problem))
     before = file.read_bytes()
     again = nth.gradient_flow(same, same_problem, TS, checkpoint=file)
     assert file.read_bytes() == before
@@ -188,7 +188,7 @@ def test_checkpoints_of_a_copy_are_accepted(how: str, tmp_path: Path) -> None:
 
 
 def test_copies_with_jitted_functions_have_one_fingerprint() -> None:
-    """A copy of a jitted function is another object, and prints without its name."""
+    """A copy of a jitted function is another object, printed without a name."""
     for function in (jax.nn.silu, jax.jit(lambda z: z)):
         network = make_network(3, 1, activation=function)
         assert fingerprint(copy.deepcopy(network)) == fingerprint(network)
@@ -199,7 +199,7 @@ def test_copies_with_jitted_functions_have_one_fingerprint() -> None:
 # Files of solutions
 
 
-def test_a_solution_comes_back(solution: nth.Solution, tmp_path: Path) -> None:
+def test_solutions_round_trip(solution: nth.Solution, tmp_path: Path) -> None:
     solution.save(tmp_path / "solution.npz")
     state = nth.MatrixFreeHierarchy(
         make_network(3, 1, seed=5), make_problem(), order=2
@@ -213,30 +213,30 @@ def test_a_solution_comes_back(solution: nth.Solution, tmp_path: Path) -> None:
     assert_equal(eqx.tree_at(lambda s: s.state, flat, solution.state), solution)
 
 
-def other(solution: nth.Solution, **fields: Any) -> nth.Solution:
+def replaced(solution: nth.Solution, **fields: Any) -> nth.Solution:
     given = {name: getattr(solution, name) for name in vars(solution)}
     return nth.Solution(**{**given, **fields})
 
 
 @pytest.mark.parametrize("code", range(len(RESULTS)))
-def test_every_result_comes_back(
+def test_every_result_round_trips(
     code: int, solution: nth.Solution, tmp_path: Path
 ) -> None:
     tree = jax.tree.structure(RESULTS.successful)
     result = jax.tree.unflatten(tree, [jnp.asarray(code, np.int32)])
-    other(solution, result=result).save(tmp_path / "solution.npz")
+    replaced(solution, result=result).save(tmp_path / "solution.npz")
     again = nth.Solution.load(tmp_path / "solution.npz")
     assert again.result == result
     assert RESULTS[again.result] == RESULTS[result]
 
 
 def test_results_are_saved_by_name(solution: nth.Solution, tmp_path: Path) -> None:
-    """A release of nth that numbers them differently changes nothing."""
+    """So that files do not depend on the numbering of a release."""
     assert len(NAMES) == len(RESULTS)
     file = tmp_path / "solution.npz"
-    other(solution, result=RESULTS.diverged).save(file)
-    with np.load(file) as found:
-        about = json.loads(found["leaf_0"].tobytes())
+    replaced(solution, result=RESULTS.diverged).save(file)
+    with np.load(file) as stored:
+        about = json.loads(stored["leaf_0"].tobytes())
     about["results"] = {"77": "diverged"}
     words = np.frombuffer(json.dumps(about).encode(), np.uint8)
     tampered(file, leaf_0=words, leaf_1=np.asarray(77, np.int32))
@@ -248,25 +248,25 @@ def test_results_are_saved_by_name(solution: nth.Solution, tmp_path: Path) -> No
         nth.Solution.load(file)
 
 
-def test_states_and_saved_of_any_structure(
+def test_states_and_saved_values_of_any_structure_round_trip(
     solution: nth.Solution, tmp_path: Path
 ) -> None:
     file = tmp_path / "solution.npz"
     one, two = jnp.arange(3.0), jnp.ones((3, 2), ml_dtypes.bfloat16)
-    other(solution, state=one, saved={"b": [one, None], "a": two}).save(file)
+    replaced(solution, state=one, saved={"b": [one, None], "a": two}).save(file)
     again = nth.Solution.load(file, saved_like={"b": [one, None], "a": two})
     assert_equal(again.state, one)
     assert_equal(again.saved, {"b": [one, None], "a": two})
     flat = nth.Solution.load(file)
     assert_equal(flat.saved, (two, one))
-    other(solution, state=(), saved=None).save(file)
+    replaced(solution, state=(), saved=None).save(file)
     assert nth.Solution.load(file).saved is None
 
 
-def test_solutions_of_several_networks(
+def test_stacked_solutions_round_trip(
     solution: nth.Solution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stacked, as `jax.vmap` makes them, with an axis more than annotated."""
+    """Stacked, as by `jax.vmap`, with one axis more than annotated."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), solution)
     stacked.save(tmp_path / "solution.npz")
@@ -278,10 +278,12 @@ def solution_state(solution: nth.Solution) -> Any:
     return jax.eval_shape(lambda: solution.state)
 
 
-def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -> None:
+def test_structures_that_do_not_match_are_refused(
+    solution: nth.Solution, tmp_path: Path
+) -> None:
     file = tmp_path / "solution.npz"
     one, two = jnp.zeros(3), jnp.zeros((2, 3))
-    other(solution, state={"a": one, "b": two}).save(file)
+    replaced(solution, state={"a": one, "b": two}).save(file)
     shape = r"shape \(2, 3\) and dtype float64"
     wrong = {
         rf"For \['b'\] the file has {shape} and the structure has nothing": {"a": one},
@@ -308,7 +310,9 @@ def test_a_structure_that_does_not_fit(solution: nth.Solution, tmp_path: Path) -
         nth.Solution.load(file, saved_like=(jnp.zeros(3),))
 
 
-def test_files_that_are_no_solution(solution: nth.Solution, tmp_path: Path) -> None:
+def test_files_without_a_solution_are_refused(
+    solution: nth.Solution, tmp_path: Path
+) -> None:
     file = tmp_path / "solution.npz"
     with pytest.raises(ValueError, match=r"path: there is no file .*solution\.npz"):
         nth.Solution.load(file)
@@ -326,7 +330,7 @@ def test_files_that_are_no_solution(solution: nth.Solution, tmp_path: Path) -> N
             nth.Solution.load(file)
 
 
-def test_a_solution_is_not_rounded(solution: nth.Solution, tmp_path: Path) -> None:
+def test_float64_solutions_need_x64(solution: nth.Solution, tmp_path: Path) -> None:
     solution.save(tmp_path / "solution.npz")
     with (
         jax.enable_x64(False),
@@ -335,7 +339,9 @@ def test_a_solution_is_not_rounded(solution: nth.Solution, tmp_path: Path) -> No
         nth.Solution.load(tmp_path / "solution.npz")
 
 
-def test_not_under_jit(solution: nth.Solution, tmp_path: Path) -> None:
+def test_saving_and_loading_are_refused_under_jit(
+    solution: nth.Solution, tmp_path: Path
+) -> None:
     file = tmp_path / "solution.npz"
     with pytest.raises(ValueError, match=r"cannot be saved under jax\.jit"):
         eqx.filter_jit(lambda solution: solution.save(file))(solution)
@@ -344,5 +350,5 @@ def test_not_under_jit(solution: nth.Solution, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be saved under jax\.jit"):
         eqx.filter_jit(lambda kernels: kernels.save(file, network, problem))(kernels)
     with pytest.raises(ValueError, match=r"cannot be loaded under jax\.jit"):
-        eqx.filter_jit(lambda one: nth.Kernels.load(file, one, problem))(network)
+        eqx.filter_jit(lambda net: nth.Kernels.load(file, net, problem))(network)
     assert not file.exists()

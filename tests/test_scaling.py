@@ -1,4 +1,4 @@
-"""Sweeps over widths, and exponents with their intervals."""
+"""Sweeps over widths, and exponents with confidence intervals."""
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,24 @@ def noisy(width, key):
     return {"law": 3.0 * width**-1.5 * jnp.exp(0.1 * jax.random.normal(key))}
 
 
-def test_a_sweep_is_what_a_loop_gives():
-    found = scaling.sweep(noisy, WIDTHS, 5, key=KEY, batch_size=2)
-    assert found.widths == WIDTHS
-    assert found.values["law"].shape == (4, 5)
+def test_a_sweep_equals_a_loop():
+    result = scaling.sweep(noisy, WIDTHS, 5, key=KEY, batch_size=2)
+    assert result.widths == WIDTHS
+    assert result.values["law"].shape == (4, 5)
     for i, width in enumerate(WIDTHS):
         keys = [jax.random.fold_in(jax.random.fold_in(KEY, width), k) for k in range(5)]
         expected = [float(noisy(width, key)["law"]) for key in keys]
-        np.testing.assert_allclose(found.values["law"][i], expected, rtol=1e-12)
+        np.testing.assert_allclose(result.values["law"][i], expected, rtol=1e-12)
 
 
-def test_a_sweep_goes_on_from_its_file(tmp_path):
+def test_a_sweep_resumes_from_its_file(tmp_path):
     path = tmp_path / "sweep.npz"
-    left = [5]
+    remaining = [5]
 
     def failing(width, key):
         def count(value):
-            left[0] -= 1
-            if left[0] < 0:
+            remaining[0] -= 1
+            if remaining[0] < 0:
                 raise KeyboardInterrupt
             return value
 
@@ -44,16 +44,16 @@ def test_a_sweep_goes_on_from_its_file(tmp_path):
 
     with pytest.raises(Exception, match="KeyboardInterrupt"):
         scaling.sweep(failing, WIDTHS, 2, key=KEY, batch_size=1, path=path)
-    left[0] = 3  # of eight, the first five are in the file
-    found = scaling.sweep(failing, WIDTHS, 2, key=KEY, batch_size=1, path=path)
-    assert left[0] == 0
+    remaining[0] = 3  # of eight batches, the first five are in the file
+    result = scaling.sweep(failing, WIDTHS, 2, key=KEY, batch_size=1, path=path)
+    assert remaining[0] == 0
     whole = scaling.sweep(noisy, WIDTHS, 2, key=KEY)
-    np.testing.assert_allclose(found.values["law"], whole.values["law"], rtol=1e-12)
+    np.testing.assert_allclose(result.values["law"], whole.values["law"], rtol=1e-12)
     with pytest.raises(ValueError, match="belongs to another sweep"):
         scaling.sweep(noisy, WIDTHS, 2, key=KEY, batch_size=1, path=path)
 
 
-def test_an_exact_law_and_its_prefactor():
+def test_an_exact_law_has_its_exponent_and_prefactor():
     law = scaling.fit(WIDTHS, 3 * np.asarray(WIDTHS, float) ** -1.5)
     assert law.slope == pytest.approx(-1.5)
     assert law.prefactor == pytest.approx(3)
@@ -62,36 +62,36 @@ def test_an_exact_law_and_its_prefactor():
 
 
 @pytest.mark.parametrize("reduced", [True, False])
-def test_coverage_of_confidence_intervals(reduced):
-    """80% intervals of 200 experiments, by Student and by bootstrap."""
+def test_confidence_intervals_have_their_coverage(reduced):
+    """80% intervals of 200 experiments, by Student's t and by bootstrap."""
     rng = np.random.default_rng(0)
     widths = np.asarray(WIDTHS, float)
-    held = 0
+    covered = 0
     for _ in range(200):
         draws = (rng.exponential(size=(4, 100))) * widths[:, None] ** -1.0
         values = np.abs(draws).mean(axis=1) if reduced else draws
         low, high = scaling.fit(WIDTHS, values, confidence=0.8).interval
-        held += low < -1 < high
-    assert 0.7 < held / 200 < 0.9
+        covered += low < -1 < high
+    assert 0.7 < covered / 200 < 0.9
 
 
-def test_the_variance_of_the_ntk_falls_as_one_over_the_width():
-    """One hidden layer is a sum of independent neurons: exactly −1."""
+def test_the_variance_of_the_ntk_scales_as_one_over_the_width():
+    """With one hidden layer the NTK is a mean over independent neurons: exactly −1."""
     problem = nth.Problem(make_problem().x_train[:1], np.ones(1))
 
     def measure(width, key):
         network = nth.MLP(3, width, 1, key=key)
         return nth.kernels(network, problem, order=2, progress=False)[2][0, 0]
 
-    found = scaling.sweep(measure, (4, 16, 64), 2000, key=KEY, batch_size=1000)
-    law = scaling.fit(found.widths, found.values, statistic=np.var)
+    result = scaling.sweep(measure, (4, 16, 64), 2000, key=KEY, batch_size=1000)
+    law = scaling.fit(result.widths, result.values, statistic=np.var)
     assert law.interval[0] < -1 < law.interval[1]
     assert law.interval[1] - law.interval[0] < 0.15
-    mean = scaling.fit(found.widths, found.values)
+    mean = scaling.fit(result.widths, result.values)
     assert abs(mean.slope) < 0.02
 
 
-def test_bad_input_is_told():
+def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="widths must be distinct"):
         scaling.sweep(noisy, (4, 4), 2, key=KEY)
     with pytest.raises(ValueError, match="measure must return floating scalars"):

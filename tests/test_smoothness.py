@@ -1,4 +1,4 @@
-"""Which functions have kinks: found from the values of their derivatives."""
+"""Detection of kinks from values of derivatives."""
 
 import equinox as eqx
 import jax
@@ -19,12 +19,12 @@ def kinked(network: eqx.Module) -> bool:
 
 
 @pytest.mark.parametrize("activation", ["relu", jax.nn.leaky_relu, jnp.abs])
-def test_activations_with_kinks(activation):
+def test_activations_with_kinks_are_detected(activation):
     assert kinked(make_network(activation=activation))
 
 
 @pytest.mark.parametrize("activation", ["softplus", "tanh", jax.nn.mish])
-def test_smooth_activations_that_use_a_maximum(activation):
+def test_smooth_activations_that_use_a_maximum_have_no_kinks(activation):
     assert not kinked(make_network(activation=activation))
 
 
@@ -32,7 +32,7 @@ def test_attention_is_smooth():
     assert not kinked(Shared(3, jax.random.key(0)))
 
 
-def test_a_stiff_smooth_network_gets_a_stabilized_solver():
+def test_a_stiff_smooth_network_takes_rock4():
     network, problem = make_network(activation="softplus"), make_problem()
     flow = nth.gradient_flow(network, problem, [0.0, 2e3])
     assert flow.stats["solver"] == "ROCK4"

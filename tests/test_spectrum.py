@@ -1,4 +1,4 @@
-"""Parts, features, eigenvalues and times of the NTK."""
+"""Layers, last-layer features, eigenvalues and time scales of the NTK."""
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ import nth
     [make_network(5, 2, use_bias=True), Shared(3, jax.random.key(0))],
     ids=["chain", "any network"],
 )
-def test_parts_are_gradients_by_one_array_and_sum_to_the_ntk(network, problem):
+def test_layer_kernels_are_products_of_gradients_and_sum_to_the_ntk(network, problem):
     parts = nth.layer_kernels(network, problem)
     ntk = nth.kernels(network, problem, order=2)[2]
     np.testing.assert_allclose(sum(parts.values()), ntk, rtol=1e-11)
@@ -32,47 +32,47 @@ def test_parts_are_gradients_by_one_array_and_sum_to_the_ntk(network, problem):
 
 
 @pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
-def test_nngp_is_the_covariance_over_fresh_last_layers(parameterization, problem):
+def test_nngp_is_the_covariance_over_redrawn_last_layers(parameterization, problem):
     scales = {"sigma_a": 1.5, "sigma_b": 0.7}
     options = {"parameterization": parameterization, "use_bias": True, **scales}
     network = make_network(8, 2, **options)
 
     def outputs(key):
-        fresh = nth.MLP(3, 8, 2, key=key, **options)
+        redrawn = nth.MLP(3, 8, 2, key=key, **options)
         last = eqx.tree_at(
             lambda net: (net.weights[-1], net.biases[-1]),
             network,
-            (fresh.weights[-1], jax.tree.leaves(fresh.biases)[-1]),
+            (redrawn.weights[-1], jax.tree.leaves(redrawn.biases)[-1]),
         )
         return jax.vmap(last)(problem.x)
 
     draws = jax.jit(jax.vmap(outputs))(jax.random.split(jax.random.key(1), 20_000))
     expected = np.cov(np.asarray(draws), rowvar=False)[:, : problem.n_train]
-    found = nth.nngp(network, problem, **scales)
-    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.05)
+    actual = nth.nngp(network, problem, **scales)
+    np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.05)
     with pytest.raises(ValueError, match="an affine last layer"):
         nth.nngp(Shared(3, jax.random.key(0)), problem)
 
 
-def test_modes_relax_in_their_time_scales():
+def test_modes_decay_with_their_time_scales():
     problem = make_problem(3, 1, outputs=2)
     network = make_network(8, 1, outputs=2)
     kernels = nth.kernels(network, problem, order=2)
-    found = nth.spectrum(kernels)
-    t = float(found.time_scales[1])
+    actual = nth.spectrum(kernels)
+    t = float(actual.time_scales[1])
     solution = nth.integrate(nth.DenseHierarchy(kernels, problem), [0.0, t])
     along = np.einsum(
-        "snc,tnc->ts", found.modes, solution.train - problem.y_train[None]
+        "snc,tnc->ts", actual.modes, solution.train - problem.y_train[None]
     )
     rates = np.log(np.abs(along[0] / along[1])) / t
-    np.testing.assert_allclose(rates, 1 / found.time_scales, rtol=1e-5)
-    np.testing.assert_allclose(found.eigenvalues, 3 * rates, rtol=1e-5)
+    np.testing.assert_allclose(rates, 1 / actual.time_scales, rtol=1e-5)
+    np.testing.assert_allclose(actual.eigenvalues, 3 * rates, rtol=1e-5)
 
 
-def test_a_zero_eigenvalue_takes_for_ever():
-    problem = nth.Problem(jnp.ones((2, 3)), jnp.ones(2))  # one point, twice
-    found = nth.spectrum(nth.kernels(make_network(), problem, order=2))
-    assert found.time_scales[1] == jnp.inf
+def test_a_zero_eigenvalue_has_an_infinite_time_scale():
+    problem = nth.Problem(jnp.ones((2, 3)), jnp.ones(2))  # a repeated point
+    actual = nth.spectrum(nth.kernels(make_network(), problem, order=2))
+    assert actual.time_scales[1] == jnp.inf
     rows = nth.kernels(make_network(), problem, order=2, rows=[0])
     with pytest.raises(ValueError, match=r"formed with rows=\.\.\."):
         nth.spectrum(rows)

@@ -1,4 +1,4 @@
-"""Solvers for stiff solves of the dense hierarchy."""
+"""Solvers for stiff solves of the dense hierarchy: linear algebra, order, stability."""
 
 import math
 
@@ -27,10 +27,10 @@ COUPLED = (
 )
 
 
-def hierarchy(case, order, dtype=jnp.float64, width=16, twice=False):
+def hierarchy(case, order, dtype=jnp.float64, width=16, repeated=False):
     loss, y, out_size = case
     x = jax.random.normal(jax.random.key(1), (6, 3)).astype(dtype)
-    x = x.at[1].set(x[0]) if twice else x
+    x = x.at[1].set(x[0]) if repeated else x
     y = y.astype(dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y
     network = nth.MLP(
         3, width, 2, activation="tanh", out_size=out_size, key=jax.random.key(0)
@@ -75,13 +75,13 @@ def fixed(dynamics, solver, steps, end=2.0, ts=None):
 def test_structured_solve_is_that_of_the_jacobian(case, order):
     dynamics = hierarchy(case, order)
     state = dynamics.initial_state()
-    y, back = ravel_pytree(state)
+    y, unravel = ravel_pytree(state)
 
     def field(y):
-        return ravel_pytree(dynamics.vector_field(jnp.zeros(()), back(y), None))[0]
+        return ravel_pytree(dynamics.vector_field(jnp.zeros(()), unravel(y), None))[0]
 
     a = jnp.asarray(0.7)
-    b = back(jax.random.normal(jax.random.key(2), y.shape))
+    b = unravel(jax.random.normal(jax.random.key(2), y.shape))
     newton = NewtonMatrix(dynamics, state, a)
     v = jax.random.normal(jax.random.key(3), newton.slope.shape)
     flat = flatten(dynamics, b)
@@ -96,10 +96,10 @@ def test_structured_solve_is_that_of_the_jacobian(case, order):
 def test_structured_solve_at_order_5():
     dynamics = hierarchy(SQUARED, 5, width=8)
     state = dynamics.initial_state()
-    y, back = ravel_pytree(state)
+    y, unravel = ravel_pytree(state)
 
     def field(y):
-        return ravel_pytree(dynamics.vector_field(jnp.zeros(()), back(y), None))[0]
+        return ravel_pytree(dynamics.vector_field(jnp.zeros(()), unravel(y), None))[0]
 
     newton = NewtonMatrix(dynamics, state, jnp.asarray(0.3))
     b = flatten(dynamics, state)
@@ -110,7 +110,7 @@ def test_structured_solve_at_order_5():
 
 
 def test_rodas5p_is_l_stable():
-    """On dy/dt = λy the stability function is below 1 and goes to 0 for −λh → ∞."""
+    """The stability function is at most 1 for Re λ ≤ 0 and tends to 0 as −λh → ∞."""
 
     def growth(z):
         u = []
@@ -148,8 +148,8 @@ def test_rosenbrock_converges_with_order_5_and_4_between_steps(case, order):
 @pytest.mark.parametrize("order", [3, 4])
 @pytest.mark.parametrize("points", [1, 2, 3])
 def test_exponential_converges_with_its_order(order, points):
-    """Fixed steps after a start of order 1: order min(points + 1, 3) in the end, since
-    the first step has a local error of order 3."""
+    """Fixed steps after a start of order 1 give order min(points + 1, 3), since the
+    first step has a local error of order 3."""
     dynamics = hierarchy(SQUARED, order, width=64)
     solver = DenseExponential(dynamics, points)
     exact = fixed(dynamics, diffrax.Dopri8(), 400)
@@ -159,7 +159,7 @@ def test_exponential_converges_with_its_order(order, points):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_level_2_is_the_closed_form(solver):
-    dynamics = hierarchy(SQUARED, 2, twice=True)
+    dynamics = hierarchy(SQUARED, 2, repeated=True)
     ts = jnp.array([0.5, 1e2, 1e4, 1e6])
     exact = nth.closed_form(nth.Kernels(dynamics.levels), dynamics.problem, ts)
     solution = nth.integrate(dynamics, ts, solver=solver(dynamics))
@@ -167,7 +167,7 @@ def test_level_2_is_the_closed_form(solver):
     np.testing.assert_allclose(solution.test, exact.test, atol=2e-7)
     evaluations = solver.evaluations_per_step * solution.stats["num_steps"]
     assert evaluations < 1000
-    if solver is DenseExponential:  # in any step
+    if solver is DenseExponential:  # exact for any step
         np.testing.assert_allclose(solution.train, exact.train, atol=1e-10)
         assert evaluations < 20
 
@@ -179,23 +179,23 @@ def test_agrees_with_an_explicit_method(case, order, solver):
     dynamics = hierarchy(case, order, width=64)
     ts = jnp.array([0.3, 0.9, 4.1, 9.7])
     exact = outputs(dynamics, ts, diffrax.Tsit5(), 1e-10)
-    found = outputs(dynamics, ts, solver(dynamics))
-    np.testing.assert_allclose(found, exact, atol=5e-7)
+    actual = outputs(dynamics, ts, solver(dynamics))
+    np.testing.assert_allclose(actual, exact, atol=5e-7)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_float32(solver):
+def test_float32_agrees_with_float64(solver):
     dynamics = hierarchy(SQUARED, 3, jnp.float32, width=64)
     ts = jnp.array([0.3, 4.1, 9.7, 50.0])
     double = hierarchy(SQUARED, 3, width=64)
     exact = outputs(double, ts, DenseRosenbrock(double), 1e-9)
-    found = outputs(dynamics, ts.astype(jnp.float32), solver(dynamics))
-    np.testing.assert_allclose(found, exact, atol=1e-4)
+    actual = outputs(dynamics, ts.astype(jnp.float32), solver(dynamics))
+    np.testing.assert_allclose(actual, exact, atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_derivative_and_vmap_of_a_solve(solver):
-    base = hierarchy(SQUARED, 3, width=64, twice=True)
+def test_derivatives_and_batches_agree_with_tsit5_and_single_solves(solver):
+    base = hierarchy(SQUARED, 3, width=64, repeated=True)
 
     def value(scale, solver, tolerance):
         levels = tuple(scale * k for k in base.levels)
@@ -203,16 +203,16 @@ def test_derivative_and_vmap_of_a_solve(solver):
         return jnp.sum(outputs(dynamics, [1.0, 9.0], solver(dynamics), tolerance))
 
     scale = jnp.asarray(0.9)
-    found = jax.jit(jax.grad(lambda s: value(s, solver, 1e-8)))(scale)
+    actual = jax.jit(jax.grad(lambda s: value(s, solver, 1e-8)))(scale)
     exact = jax.grad(lambda s: value(s, lambda _: diffrax.Tsit5(), 1e-10))(scale)
-    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    np.testing.assert_allclose(actual, exact, rtol=1e-5)
     scales = jnp.array([0.5, 1.0])
     mapped = jax.vmap(lambda s: value(s, solver, 1e-8))(scales)
     single = [value(s, solver, 1e-8) for s in scales]
     np.testing.assert_allclose(mapped, jnp.stack(single), rtol=1e-10)
 
 
-def test_phi_functions():
+def test_phi_functions_equal_their_integrals():
     z = jnp.array([-1e5, -30.0, -2.1, -1.9, -0.3, 0.0, 1.0])
     theta, weights = np.polynomial.legendre.leggauss(40)
     for k, value in enumerate(phi(z, 7)[1:], start=1):
@@ -235,6 +235,6 @@ def test_double_integral_has_the_derivative_of_its_matrix():
         return double_integral(matrix, rates, modes, t, forcing)
 
     t, h = jnp.asarray(1.3), 1e-5
-    _, found = jax.jvp(integral, (a, t), (d, jnp.asarray(2.0)))
+    _, actual = jax.jvp(integral, (a, t), (d, jnp.asarray(2.0)))
     change = integral(a + h * d, t + 2 * h) - integral(a - h * d, t - 2 * h)
-    np.testing.assert_allclose(found, change / (2 * h), rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(actual, change / (2 * h), rtol=1e-7, atol=1e-8)

@@ -1,5 +1,4 @@
-"""Coefficients in ε against polynomial arithmetic, and one way of forming them
-against the other."""
+"""Coefficients in ε against polynomial arithmetic, and jet against nested jvp."""
 
 from typing import Any
 
@@ -17,13 +16,13 @@ from nth._dynamics.series import SeriesState
 from nth._dynamics.taylor_coefficients import best_coefficients, by_jet, by_jvp
 
 K = 4
-WAYS = pytest.mark.parametrize("way", [by_jet, by_jvp])
+BOTH_METHODS = pytest.mark.parametrize("coefficients", [by_jet, by_jvp])
 KEY = jax.random.key(0)
 X = make_problem(2, 0, 8).x_train
 
 
 class Attention(eqx.Module):
-    """Two tokens of four numbers: self-attention, a residual, a layer norm."""
+    """Self-attention on two tokens of size 4, a residual connection and layer norm."""
 
     attend: eqx.nn.MultiheadAttention
     norm: eqx.nn.LayerNorm
@@ -41,7 +40,7 @@ class Attention(eqx.Module):
 
 
 class Scanned(eqx.Module):
-    """Layers by lax.scan, for which jet has no rule."""
+    """Layers in a lax.scan, for which jet has no rule."""
 
     w: jax.Array
 
@@ -93,7 +92,7 @@ def over(network):
 
 
 def random_steps(params, seed=0):
-    """u_1 … u_K of the size of 0.3."""
+    """u_1 … u_K, of size 0.3."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -102,16 +101,16 @@ def random_steps(params, seed=0):
     return [jax.tree.map(draw, params) for _ in range(K)]
 
 
-def assert_same(ours, expected, atol=1e-12):
-    assert len(ours) == len(expected)
-    for one, other in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-11, atol=atol)
+def assert_same(actual, expected, atol=1e-12):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=atol)
 
 
-@WAYS
+@BOTH_METHODS
 @pytest.mark.parametrize("number", [1, 2, K])
-def test_polynomials_of_polynomials(way, number):
-    """(x³ − 2xy + y²/2)(ε) along two polynomials, as numpy.polynomial has it."""
+def test_polynomials_of_polynomials_are_exact(coefficients, number):
+    """(x³ − 2xy + y²/2)(ε) along two polynomials, against numpy.polynomial."""
     curves = np.random.default_rng(1).normal(size=(2, number + 1))
     x, y = (Polynomial(curve) for curve in curves)
     expected = (x**3 - 2 * x * y + y**2 / 2).coef[: number + 1]
@@ -120,17 +119,17 @@ def test_polynomials_of_polynomials(way, number):
     def function(at):
         return at["x"] ** 3 - 2 * at["x"] * at["y"] + at["y"] ** 2 / 2
 
-    assert_same(way(function, base, steps), expected)
+    assert_same(coefficients(function, base, steps), expected)
 
 
-@WAYS
-def test_the_sine_of_a_line(way):
-    """[sin(a + ε b)]_k = sin(a + kπ/2) bᵏ/k!: no factorial is lost, none is twice."""
+@BOTH_METHODS
+def test_the_sine_of_a_line_has_its_taylor_coefficients(coefficients):
+    """[sin(a + ε b)]_k = sin(a + kπ/2) bᵏ/k!, with each factorial once."""
     a, b = 0.7, -1.3
     steps = [jnp.asarray(b), *[jnp.asarray(0.0)] * (K - 1)]
     factorials = np.cumprod([1, 1, 2, 3, 4])
     expected = [np.sin(a + k * np.pi / 2) * b**k / factorials[k] for k in range(K + 1)]
-    assert_same(way(jnp.sin, jnp.asarray(a), steps), expected)
+    assert_same(coefficients(jnp.sin, jnp.asarray(a), steps), expected)
 
 
 @pytest.mark.parametrize("name", TAYLOR)
@@ -142,25 +141,25 @@ def test_jet_is_taken_and_equals_nested_jvp(name):
     def both(params, steps):
         return by_jet(function, params, steps), by_jvp(function, params, steps)
 
-    deep = name in ("attention", "shared")  # to compile by_jvp, half as long with 3
-    one, other = both(params, random_steps(params)[: K - deep])
-    assert_same(one, other)
-    assert all(np.max(np.abs(k)) > 1e-4 for k in one)  # and it is about something
+    deep = name in ("attention", "shared")  # 3 steps halve the compile time of by_jvp
+    jet, jvp = both(params, random_steps(params)[: K - deep])
+    assert_same(jet, jvp)
+    assert all(np.max(np.abs(k)) > 1e-4 for k in jet)
 
 
-@WAYS
-def test_fewer_steps_are_the_first_coefficients(way):
-    """[f(θ_ε)]_k knows nothing of u_{k+1}."""
+@BOTH_METHODS
+def test_fewer_steps_are_the_first_coefficients(coefficients):
+    """[f(θ_ε)]_k does not depend on u_{k+1}."""
     function, params = over(TAYLOR["shared"])
     steps = random_steps(params)
-    whole = jax.jit(lambda *u: way(function, params, u))(*steps[:3])
-    part = jax.jit(lambda *u: way(function, params, u))(*steps[:2])
+    whole = jax.jit(lambda *u: coefficients(function, params, u))(*steps[:3])
+    part = jax.jit(lambda *u: coefficients(function, params, u))(*steps[:2])
     assert_same(part, whole[:3])
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_nested_jvp_where_jet_does_not_serve(name):
-    """Chosen, and equal to central differences along the curve in ε."""
+def test_nested_jvp_is_used_where_jet_has_no_proved_rule(name):
+    """by_jvp is chosen, and equals central differences along the curve in ε."""
     function, params = over(NESTED[name])
     assert best_coefficients(function, params) is by_jvp
     steps = random_steps(params)[:2]
@@ -184,7 +183,7 @@ def test_nested_jvp_where_jet_does_not_serve(name):
 
 @jax.custom_jvp
 def straight_through(x):
-    """round(x), which is to be differentiated as if it were x."""
+    """round(x), with the derivative of x."""
     return jnp.round(x)
 
 
@@ -192,41 +191,43 @@ straight_through.defjvps(lambda tangent, value, x: tangent)
 
 
 @pytest.mark.parametrize(
-    "quantise",
+    "quantize",
     [straight_through, jax.jit(straight_through), jax.vmap(straight_through)],
     ids=["plain", "jit", "vmap"],
 )
-def test_a_derivative_of_its_own_is_obeyed(quantise):
-    """Along any curve the rule says round(x₀) + (x − x₀)."""
+def test_custom_derivatives_are_respected(quantize):
+    """By the custom rule, the value along any curve is round(x₀) + (x − x₀)."""
     base = {"w": jnp.array([0.4, 1.7, -2.2]), "a": jnp.array([1.0, -0.5, 0.3])}
 
     def function(at):
-        return jnp.vdot(at["a"], jnp.tanh(quantise(at["w"])))
+        return jnp.vdot(at["a"], jnp.tanh(quantize(at["w"])))
 
-    def as_the_rule_says(at):
+    def by_the_custom_rule(at):
         moved = jnp.round(base["w"]) + (at["w"] - base["w"])
         return jnp.vdot(at["a"], jnp.tanh(moved))
 
-    way = best_coefficients(function, base)
+    coefficients = best_coefficients(function, base)
     steps = random_steps(base)
-    ours = way(function, base, steps)
-    assert_same(ours, by_jet(as_the_rule_says, base, steps))
+    actual = coefficients(function, base, steps)
+    assert_same(actual, by_jet(by_the_custom_rule, base, steps))
     value, slope = jax.jvp(function, (base,), (steps[0],))
-    assert_same(ours[:2], [value, slope])
+    assert_same(actual[:2], [value, slope])
     ignored = jnp.vdot(steps[0]["a"], jnp.tanh(jnp.round(base["w"])))
-    assert abs(slope - ignored) > 1e-2  # what the derivative of round itself would give
+    assert abs(slope - ignored) > 1e-2  # the derivative without the custom rule
 
 
-def test_powers_of_what_is_negative():
-    """A square is a square, whether 2 or 2.0 is its exponent."""
+def test_squares_of_negative_numbers():
+    """The exponents 2 and 2.0 give the same coefficients."""
     base = jnp.array([-1.5, -0.2, 2.0])
     steps = random_steps(base)
-    way = best_coefficients(lambda x: x**2.0, base)
-    assert_same(way(lambda x: x**2.0, base, steps), by_jet(jnp.square, base, steps))
+    coefficients = best_coefficients(lambda x: x**2.0, base)
+    assert_same(
+        coefficients(lambda x: x**2.0, base, steps), by_jet(jnp.square, base, steps)
+    )
 
 
-def test_without_jet(monkeypatch):
-    """An experimental module may go: the predictions stay."""
+def test_predictions_are_equal_without_jet(monkeypatch):
+    """Predictions do not depend on the experimental module."""
     problem = nth.Problem(X, jnp.ones(2))
     network = TAYLOR["tanh"]
 
@@ -245,19 +246,19 @@ def test_without_jet(monkeypatch):
         by_jet(jnp.sin, jnp.zeros(()), [jnp.ones(())])
 
 
-@WAYS
-def test_one_coefficient_holds_the_jacobians_of_all(way):
-    """∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}: what one reverse pass rests on."""
+@BOTH_METHODS
+def test_derivatives_of_one_coefficient_are_all_jacobian_coefficients(coefficients):
+    """∂[f(θ_ε)]_k/∂u_j = [J(θ_ε)]_{k−j}, so a single reverse pass suffices."""
     base = {"w": jnp.array([[0.3, -1.0], [0.8, 0.5]]), "a": jnp.array([1.2, -0.7])}
     steps = random_steps(base)[:3]
 
     def f(at):
-        return jnp.tanh(at["w"] @ jnp.tanh(at["w"] @ at["a"]))  # w twice
+        return jnp.tanh(at["w"] @ jnp.tanh(at["w"] @ at["a"]))  # uses w twice
 
     @jax.jit
     def both(base, steps):
         def last(base, steps):
-            return way(f, base, steps)[-1]
+            return coefficients(f, base, steps)[-1]
 
         at_base, at_steps = jax.jacrev(last, argnums=(0, 1))(base, steps)
         return [at_base, *at_steps], by_jacobian(base, steps)

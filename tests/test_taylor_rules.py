@@ -1,9 +1,8 @@
-"""Every primitive that Taylor arithmetic is trusted with, against nested `jvp`.
+"""Every primitive for which Taylor arithmetic is used, against nested `jvp`.
 
-`jax.experimental.jet` has rules that are wrong. It is used for a function only if
-derivatives pass only through the primitives in
-`nth._dynamics.taylor_coefficients.PROVED`; the tests here are the proof for each of
-them, at points that include zeros, negative and large ones.
+`jax.experimental.jet` has wrong rules. It is used for a function only if derivatives
+pass only through the primitives in `nth._dynamics.taylor_coefficients.PROVED`; these
+tests verify each of them, at points that include zero, negative and large numbers.
 """
 
 import jax
@@ -102,19 +101,19 @@ RULES = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_rule_is_exact(rule):
+def test_the_rule_equals_nested_jvp(rule):
     function, x = RULES[rule]
     names, _ = differentiated(jax.make_jaxpr(function)(x).jaxpr)
     assert rule.partition(",")[0] in names
     rng = np.random.default_rng(0)
     steps = [jnp.asarray(0.3 * rng.normal(size=x.shape)) for _ in range(4)]
-    ours, theirs = by_jet(function, x, steps), by_jvp(function, x, steps)
-    eps = float(jnp.finfo(theirs[0].dtype).eps)
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=50 * eps, atol=50 * eps)
+    actual, expected = by_jet(function, x, steps), by_jvp(function, x, steps)
+    eps = float(jnp.finfo(expected[0].dtype).eps)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=50 * eps, atol=50 * eps)
 
 
-def test_each_trusted_primitive_has_a_proof():
+def test_each_proved_primitive_has_a_test():
     assert {rule.partition(",")[0] for rule in RULES} == PROVED
 
 
@@ -129,7 +128,7 @@ def test_each_trusted_primitive_has_a_proof():
     ],
 )
 def test_other_primitives_are_left_to_nested_jvp(activation, name):
-    """Whatever rule jet has for them, now or in a later version."""
+    """Whether or not jet has a rule for them."""
 
     def apply(w, x):
         return jnp.sum(jnp.tanh(activation(w @ x)))
@@ -140,13 +139,13 @@ def test_other_primitives_are_left_to_nested_jvp(activation, name):
     assert best_coefficients(lambda w: apply(w, X[0]), w) is by_jvp
     problem = nth.Problem(X[:3], jnp.ones(3))
     network = nth.from_apply(apply, w)
-    ours = nth.solve(network, problem, [0.0], order=2, method="matrix-free")
+    solution = nth.solve(network, problem, [0.0], order=2, method="matrix-free")
     expected = jax.vmap(lambda x: apply(w, x))(X[:3])
-    np.testing.assert_allclose(ours.train[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(solution.train[0], expected, rtol=1e-12)
 
 
-def test_only_what_is_differentiated_counts():
-    """Integer arithmetic on indices needs no rule, nor do constants."""
+def test_only_differentiated_primitives_count():
+    """Integer arithmetic on indices and constants need no rule."""
 
     def function(w):
         table = jnp.fmod(jnp.arange(6.0), 4.0)

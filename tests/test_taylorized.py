@@ -1,4 +1,4 @@
-"""Taylorized networks: where they are the network, where level 2, and where neither."""
+"""Taylorized networks: where they equal the network or level 2, and their order."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +21,8 @@ def test_degree_1_is_level_2_on_outputs():
 
 
 @pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")  # of a narrow network
-def test_a_polynomial_network_is_its_own_polynomial(problem):
-    """A linear network of two layers is of degree 2 in θ: degree 2 is exact."""
+def test_a_polynomial_network_equals_its_taylorization(problem):
+    """A linear network of two layers has degree 2 in θ, so degree 2 is exact."""
     network = make_network(4, 1, activation="linear")
     quadratic = nth.integrate(nth.TaylorizedFlow(network, problem, degree=2), TS)
     truth = nth.gradient_flow(network, problem, TS)
@@ -35,7 +35,7 @@ def test_a_polynomial_network_is_its_own_polynomial(problem):
 
 
 def test_degree_d_is_exact_to_order_d_and_is_not_level_d_plus_1():
-    """Errors fall as t^{d+1}, as those of level d + 1 do, with another factor."""
+    """Errors are of order t^{d+1}, as those of level d + 1, with another factor."""
     problem, network = make_problem(4, 2), make_network(4, 1)
     ts = np.array([0.0, 0.05, 0.1])
     truth = nth.gradient_flow(network, problem, ts).test
@@ -47,7 +47,7 @@ def test_degree_d_is_exact_to_order_d_and_is_not_level_d_plus_1():
     assert jnp.linalg.norm(taylor[2] - level[2]) > 0.2 * errors[2]
 
 
-def test_compared_beside_the_levels(problem):
+def test_taylorized_networks_are_compared_with_levels(problem):
     network = make_network(4, 1)
     models = {"Taylorized 2": nth.TaylorizedFlow(network, problem, degree=2)}
     comparison = nth.compare(network, problem, TS, [2], models=models, method="dense")
@@ -63,7 +63,7 @@ def test_compared_beside_the_levels(problem):
     assert len(comparison.plot().axes[0].lines) == 3
 
 
-def test_float32():
+def test_float32_is_kept():
     problem = make_problem(3, 1)
     arrays = (problem.x_train, problem.y_train, problem.x_test)
     single = nth.Problem(*(jnp.asarray(a, jnp.float32) for a in arrays))
@@ -74,7 +74,7 @@ def test_float32():
     assert flow.valid_until == jnp.inf
 
 
-def test_errors(problem):
+def test_errors_name_the_argument(problem):
     network = make_network(4, 1)
     with pytest.raises(ValueError, match="degree must be at least 1; got 0"):
         nth.TaylorizedFlow(network, problem, degree=0)

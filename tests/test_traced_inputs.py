@@ -1,7 +1,7 @@
-"""Arguments without a value, under `jax.jit`, `jax.vmap` and `jax.grad`.
+"""Arguments without a concrete value, under `jax.jit`, `jax.vmap` and `jax.grad`.
 
-A function that looks at numbers says that it needs them; what has a derivative has the
-right one, and what has none says so.
+Functions that need concrete values raise an error, derivatives are correct, and a
+missing derivative is an error.
 """
 
 import re
@@ -11,7 +11,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -19,7 +18,8 @@ from conftest import make_network, make_problem
 
 import nth as typed_nth
 
-nth: Any = typed_nth  # wrong types are the point here
+nth: Any = typed_nth  # arguments of wrong types are intended
+pytestmark = pytest.mark.usefixtures("without_type_checks")
 
 KEY = jax.random.key(0)
 PROBLEM = make_problem()
@@ -28,12 +28,6 @@ NTK = np.concatenate([np.eye(4), np.ones((2, 4))])
 KERNELS = typed_nth.Kernels((jnp.ones(6), jnp.asarray(NTK)))
 BOUNDS = typed_nth.theory.bounds(KERNELS, 100)
 VALUES = jnp.array([1.0, 2.0, 3.0])
-
-
-@pytest.fixture(autouse=True)
-def users_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has no type checker between them and our messages."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +85,14 @@ def lipschitz(scale: Any) -> Any:
         ),
     ],
 )
-def test_numbers_that_must_be_concrete(
+def test_values_that_must_be_concrete_are_named(
     argument: str, function: Any, value: Any
 ) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} has no concrete value under"):
         jax.jit(function)(value)
 
 
-def test_numbers_that_must_be_concrete_under_grad_and_vmap() -> None:
+def test_values_that_must_be_concrete_are_named_under_grad_and_vmap() -> None:
     with pytest.raises(ValueError, match=r"^values has no concrete value under"):
         jax.grad(fit)(VALUES)
     with pytest.raises(ValueError, match=r"^catapult has no concrete value under"):
@@ -115,8 +109,8 @@ def test_numbers_that_must_be_concrete_under_grad_and_vmap() -> None:
         ("catapult", lambda: len(phase(0.1))),
     ],
 )
-def test_constants_that_are_computed_with_under_jit(argument: str, function: Any):
-    """JAX traces what is computed from them."""
+def test_computations_with_constants_under_jit_are_named(argument: str, function: Any):
+    """JAX traces the results of these computations."""
     with pytest.raises(ValueError, match=rf"^{argument} has no concrete value under"):
         jax.jit(lambda scale: scale * function())(1.0)
 
@@ -124,7 +118,9 @@ def test_constants_that_are_computed_with_under_jit(argument: str, function: Any
 @pytest.mark.parametrize(
     "use", [lambda c: str(c), lambda c: c.to_xarray(), lambda c: c.plot()]
 )
-def test_comparison_under_jit(comparison: Any, use: Callable[[Any], Any]) -> None:
+def test_tables_and_figures_are_refused_under_jit(
+    comparison: Any, use: Callable[[Any], Any]
+) -> None:
     message = r"^comparison has no concrete value"
     with pytest.raises(ValueError, match=message):
         eqx.filter_jit(use)(comparison)
@@ -133,7 +129,7 @@ def test_comparison_under_jit(comparison: Any, use: Callable[[Any], Any]) -> Non
 
 
 def test_accuracy_under_jit_needs_known_labels(comparison: Any) -> None:
-    """The outputs may be traced: it is then a function like any other."""
+    """The outputs may be traced."""
     with pytest.raises(ValueError, match=r"^comparison has no concrete value"):
         eqx.filter_jit(lambda c: c.accuracy(2))(comparison)
 
@@ -152,7 +148,7 @@ def scaled(scale: Any) -> Any:
 
 
 def closing_over(scale: Any) -> Any:
-    """A network with `scale` in what its function closes over."""
+    """A network whose function closes over `scale`."""
     return nth.from_apply(lambda p, x: scale * jnp.tanh(scale * p @ x), jnp.arange(3.0))
 
 
@@ -161,7 +157,9 @@ def derivative_by_differences(function: Callable[[float], Any]) -> Any:
 
 
 @pytest.mark.parametrize("network", [scaled, closing_over])
-def test_derivative_of_laziness(network: Callable[[Any], Any]) -> None:
+def test_derivative_of_laziness_equals_differences(
+    network: Callable[[Any], Any],
+) -> None:
     def laziness(scale: Any) -> Any:
         return nth.theory.laziness(network(scale), PROBLEM)
 
@@ -170,7 +168,7 @@ def test_derivative_of_laziness(network: Callable[[Any], Any]) -> None:
 
 
 def test_derivative_of_laziness_of_a_linear_network() -> None:
-    """It is zero, and so is its derivative."""
+    """Both are zero."""
     linear = nth.from_apply(lambda p, x: p @ x, jnp.arange(3.0))
     measure = jax.grad(lambda y: nth.theory.laziness(linear, with_targets(y)))
     np.testing.assert_array_equal(measure(PROBLEM.y_train), 0)
@@ -180,18 +178,18 @@ def with_targets(y: Any) -> Any:
     return nth.Problem(PROBLEM.x_train, y)
 
 
-def test_derivative_of_max_learning_rate() -> None:
+def test_max_learning_rate_has_no_derivative() -> None:
     def rate(scale: Any) -> Any:
         return nth.max_learning_rate(closing_over(scale), PROBLEM)
 
     with pytest.raises(ValueError, match="has no derivative, as it is found by iter"):
         jax.grad(rate)(1.0)
-    held = jax.grad(lambda s: rate(jax.lax.stop_gradient(s)) * s)(1.0)
-    np.testing.assert_allclose(held, rate(1.0))
+    constant = jax.grad(lambda s: rate(jax.lax.stop_gradient(s)) * s)(1.0)
+    np.testing.assert_allclose(constant, rate(1.0))
 
 
-def test_derivative_of_discrete_training_that_closes_over_a_value() -> None:
-    """The rate computed for a warning is a constant."""
+def test_derivative_of_discrete_training_with_a_closed_over_value() -> None:
+    """The learning rate that is computed for a warning is a constant."""
 
     def loss(scale: Any) -> Any:
         optimizer = optax.sgd(0.1)
@@ -211,18 +209,18 @@ def infinite(scale: Any) -> Any:
     "derivative",
     [jax.grad(infinite), jax.grad(jax.jit(infinite)), jax.jit(jax.grad(infinite))],
 )
-def test_derivative_of_an_infinite_network_in_its_activation(derivative: Any) -> None:
+def test_infinite_kernels_have_no_derivative_in_the_activation(derivative: Any) -> None:
     with pytest.raises(ValueError, match=r"^activation .* jax.lax.stop_gradient"):
         derivative(1.0)
 
 
-def test_infinite_network_whose_activation_closes_over_a_value() -> None:
-    held = jax.grad(lambda s: infinite(jax.lax.stop_gradient(s)) * s)(1.0)
-    np.testing.assert_allclose(held, infinite(1.0), rtol=1e-10)
-    np.testing.assert_allclose(jax.jit(infinite)(1.0), held, rtol=1e-10)
+def test_infinite_kernels_of_an_activation_with_a_closed_over_value() -> None:
+    constant = jax.grad(lambda s: infinite(jax.lax.stop_gradient(s)) * s)(1.0)
+    np.testing.assert_allclose(constant, infinite(1.0), rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(infinite)(1.0), constant, rtol=1e-10)
 
 
 def test_message_names_the_cure() -> None:
-    words = "compute it outside of them."
-    with pytest.raises(ValueError, match=re.escape(words)):
+    message = "compute it outside of them."
+    with pytest.raises(ValueError, match=re.escape(message)):
         jax.jit(fit)(VALUES)

@@ -1,4 +1,4 @@
-"""jit, vmap over keys, grad through a solve, and float32."""
+"""jit, vmap over keys, grad of a solve, and float32."""
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ TS = np.array([0.5, 2.0])
 
 
 def predict(network, problem):
-    """The tensor form; the other's transforms are in test_matrix_free.py."""
+    """The dense form; test_matrix_free.py has these tests of the matrix-free form."""
     return nth.solve(network, problem, TS, order=3, method="dense")
 
 
@@ -22,29 +22,29 @@ def train(network, problem):
 
 
 def test_jit_and_vmap_over_keys_equal_a_loop(problem):
-    def one(key):
+    def from_key(key):
         network = nth.MLP(3, 4, 1, key=key)
         level, truth = predict(network, problem), train(network, problem)
         return level.test, truth.test, level.valid_until
 
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.jit(jax.vmap(one))(keys)
+    together = jax.jit(jax.vmap(from_key))(keys)
     for i, key in enumerate(keys):
-        for batched, single in zip(together, one(key), strict=True):
+        for batched, single in zip(together, from_key(key), strict=True):
             np.testing.assert_allclose(batched[i], single, atol=1e-8)
 
 
 def test_vmap_over_targets_shares_kernels(problem):
     formed = nth.kernels(make_network(4, 1), problem, order=3)
 
-    def one(y):
+    def with_targets(y):
         other = eqx.tree_at(lambda p: p.y_train, problem, y)
         return nth.integrate(nth.DenseHierarchy(formed, other), TS).test
 
     targets = jnp.stack([problem.y_train, 2 * problem.y_train])
-    together = jax.vmap(one)(targets)
+    together = jax.vmap(with_targets)(targets)
     for batched, y in zip(together, targets, strict=True):
-        np.testing.assert_allclose(batched, one(y), atol=1e-8)
+        np.testing.assert_allclose(batched, with_targets(y), atol=1e-8)
 
 
 @pytest.mark.parametrize("solve", [predict, train])
@@ -68,7 +68,7 @@ def as_float32(tree):
     ("solve", "outputs", "loss"),
     [(train, None, nth.SquaredError()), (predict, 2, nth.SoftmaxCrossEntropy())],
 )
-def test_float32_stays_float32_and_is_close(solve, outputs, loss):
+def test_float32_is_kept_and_agrees_with_float64(solve, outputs, loss):
     problem = make_problem(outputs=outputs, loss=loss)
     network = make_network(4, 1, outputs=outputs)
     solution = solve(as_float32(network), as_float32(problem))
@@ -78,12 +78,12 @@ def test_float32_stays_float32_and_is_close(solve, outputs, loss):
     np.testing.assert_allclose(solution.test, expected.test, atol=2e-4)
 
 
-def test_float32_comparison_prints(problem):
+def test_comparisons_in_float32_have_a_table(problem):
     small = as_float32(make_network(4, 1)), as_float32(problem)
     assert "p = 2" in str(nth.compare(*small, TS, (2,), method="dense"))
 
 
-def test_nan_under_jit_is_said_aloud(problem):
+def test_nan_under_jit_is_an_error(problem):
     @jax.jit
     def solve(x):
         bad = nth.Problem(x, problem.y_train)
@@ -101,18 +101,20 @@ def test_traced_scale_of_the_ntk_parameterization_is_refused():
 
 
 def test_a_batch_of_solves_warns_once_and_compiles_as_one(problem):
-    """vmap alone would repeat the warning, and its call, for each solve."""
+    """Without care vmap would repeat the warning for each solve."""
     network = make_network(3, 1)
     kernels = nth.kernels(network, problem, order=3)
 
-    def one(scale):
-        own = nth.Problem(problem.x_train, scale * problem.y_train, problem.x_test)
-        dynamics = nth.DenseHierarchy(kernels, own)
+    def end_of_window(scale):
+        scaled = nth.Problem(problem.x_train, scale * problem.y_train, problem.x_test)
+        dynamics = nth.DenseHierarchy(kernels, scaled)
         return nth.integrate(dynamics, [50.0], throw=False).valid_until
 
     scales = jnp.linspace(1.0, 30.0, 5)
-    solve = jax.jit(lambda scales: jax.vmap(one)(scales))
-    with pytest.warns(nth.WindowWarning, match="the worst of 5 in this batch") as said:
+    solve = jax.jit(lambda scales: jax.vmap(end_of_window)(scales))
+    with pytest.warns(
+        nth.WindowWarning, match="the worst of 5 in this batch"
+    ) as caught:
         until = jax.block_until_ready(solve(scales))
-    assert len(said) == 1
-    assert f"t = {jnp.min(until):.4g}" in str(said[0].message)
+    assert len(caught) == 1
+    assert f"t = {jnp.min(until):.4g}" in str(caught[0].message)

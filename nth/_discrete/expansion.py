@@ -30,11 +30,15 @@ class AbstractExpansion(eqx.Module):
 
     optimizer: eqx.AbstractVar[TracedOptimizer]
 
+    moves: eqx.AbstractVar[bool]
+    """Whether θ₀ is part of the state: it moves, or the series is expanded again."""
+
     @abc.abstractmethod
     def initial_state(
-        self, params: Params, order: int
+        self, params: Params, order: int, start: Sequence[Array]
     ) -> tuple[SeriesState, OptimizerState]:
-        """θ_ε and the optimizer's state before the first step."""
+        """θ_ε and the optimizer's state before the first step from `params`, where the
+        leaves of the optimizer's state are `start`."""
 
     @abc.abstractmethod
     def step(
@@ -53,22 +57,18 @@ class GradientExpansion(AbstractExpansion):
     """ε weighs the gradients of a linear optimizer."""
 
     optimizer: TracedOptimizer
+    moves: bool = eqx.field(static=True)
 
     def initial_state(
-        self, params: Params, order: int
+        self, params: Params, order: int, start: Sequence[Array]
     ) -> tuple[SeriesState, OptimizerState]:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        moves = self.optimizer.moves_start
         state = [
-            (*[leaf] * moves, *[jnp.zeros_like(leaf)] * (order - 1))
+            (*[leaf] * self.moves, *[jnp.zeros_like(leaf)] * (order - 1))
             if form.varies
             else leaf
-            for leaf, form in zip(
-                self.optimizer.start, self.optimizer.forms, strict=True
-            )
+            for leaf, form in zip(start, self.optimizer.forms, strict=True)
         ]
-        base = params if moves else None
-        return SeriesState(base, (zeros,) * (order - 1)), state
+        return _first(params, order, self.moves), state
 
     def step(
         self,
@@ -103,20 +103,18 @@ class UpdateExpansion(AbstractExpansion):
     """ε weighs the update of any optimizer."""
 
     optimizer: TracedOptimizer
+    moves: bool = eqx.field(static=True)
 
     def initial_state(
-        self, params: Params, order: int
+        self, params: Params, order: int, start: Sequence[Array]
     ) -> tuple[SeriesState, OptimizerState]:
-        zeros = jax.tree.map(jnp.zeros_like, params)
         state = [
             (leaf, *[jnp.zeros_like(leaf)] * (order - 2))
             if form.varies and jnp.issubdtype(leaf.dtype, jnp.inexact)
             else leaf
-            for leaf, form in zip(
-                self.optimizer.start, self.optimizer.forms, strict=True
-            )
+            for leaf, form in zip(start, self.optimizer.forms, strict=True)
         ]
-        return SeriesState(None, (zeros,) * (order - 1)), state
+        return _first(params, order, self.moves), state
 
     def step(
         self,
@@ -126,6 +124,7 @@ class UpdateExpansion(AbstractExpansion):
         series: SeriesState,
         state: OptimizerState,
     ) -> tuple[SeriesState, OptimizerState]:
+        params = params if series.base is None else series.base
         updates, after = self.optimizer(
             _by_leaf(gradients), state, _by_leaf((params, *series.steps[:-1]))
         )
@@ -139,13 +138,20 @@ class UpdateExpansion(AbstractExpansion):
             add_updates(step, [update[k] for update in updates], rates)
             for k, step in enumerate(series.steps)
         )
-        return SeriesState(None, steps), new
+        return SeriesState(series.base, steps), new
 
 
-def expansion_of(optimizer: TracedOptimizer) -> AbstractExpansion:
-    """ε on the gradients where that is exact, else on the update."""
-    kind = GradientExpansion if optimizer.linear else UpdateExpansion
-    return kind(optimizer)
+def expansion_of(optimizer: TracedOptimizer, restart: bool) -> AbstractExpansion:
+    """ε on the gradients where that is exact, else on the update; with θ₀ in the state
+    if the series is to be expanded again (`restart`)."""
+    if optimizer.linear:
+        return GradientExpansion(optimizer, optimizer.moves_start or restart)
+    return UpdateExpansion(optimizer, restart)
+
+
+def _first(params: Params, order: int, moves: bool) -> SeriesState:
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return SeriesState(params if moves else None, (zeros,) * (order - 1))
 
 
 def _by_leaf(terms: Sequence[Params]) -> list[Value]:

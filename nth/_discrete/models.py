@@ -72,6 +72,11 @@ class AbstractTraining(eqx.Module):
         """The state of a solution."""
 
     @abc.abstractmethod
+    def restarts(self, state: Any) -> Float[Array, " most"] | None:
+        """The steps at which a series was expanded again, NaN after the last; `None`
+        if it never is."""
+
+    @abc.abstractmethod
     def report(
         self, requested: int, note: str, first: Any, lost: Any, last: Any
     ) -> None:
@@ -115,6 +120,9 @@ class NetworkTraining(AbstractTraining):
 
     def trained_state(self, state: NetworkState) -> Params:
         return state.params
+
+    def restarts(self, state: NetworkState) -> None:
+        return None
 
     def report(
         self, requested: int, note: str, first: Any, lost: Any, last: Any
@@ -185,8 +193,11 @@ class LevelTraining(AbstractTraining):
     method: str = eqx.field(static=True, default="matrix-free")
 
     def initial_state(self) -> LevelState:
-        start = self.expansion.initial_state(self.dynamics.params, self.dynamics.order)
-        return LevelState(*start)
+        dynamics, expansion = self.dynamics, self.expansion
+        start = expansion.optimizer.start
+        return LevelState(
+            *expansion.initial_state(dynamics.params, dynamics.order, start)
+        )
 
     def step(
         self, state: LevelState, x: Inputs, y: Shaped[Array, "b ..."]
@@ -261,6 +272,9 @@ class LevelTraining(AbstractTraining):
 
     def trained_state(self, state: LevelState) -> SeriesState:
         return state.series
+
+    def restarts(self, state: LevelState) -> None:
+        return None
 
     def report(
         self, requested: int, note: str, first: Any, lost: Any, last: Any

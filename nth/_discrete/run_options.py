@@ -12,13 +12,18 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._integrate.options import check_save_fn
-from .._internal.checkpoint import Checkpoint, file_of_model, fingerprint, is_key
+from .._internal.checkpoint import (
+    Checkpoint,
+    file_of_model,
+    fingerprint,
+    is_key,
+    require_path,
+)
 from .._internal.progress import delayed_bar
 from .._internal.validation import (
     is_traced,
     require_bool,
     require_callable,
-    require_path,
 )
 from .plan import Plan
 

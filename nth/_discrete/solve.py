@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
+from .._integrate.options import check_until_error
 from .._internal.precision import full_precision
-from .._internal.validation import require_order
+from .._internal.validation import is_traced, require_order
 from .._network.base import TrainableNetwork, trainable
 from .._problem.problem import Problem
 from .._solution.solution import Solution
@@ -18,6 +20,7 @@ from .expansion import expansion_of
 from .models import LevelTraining, NetworkTraining
 from .optimizer import TracedOptimizer, traced
 from .plan import Plan, plan
+from .restarts import RestartingTraining
 from .run_options import RunOptions
 from .stability import warn_of_instability
 from .training_loop import run
@@ -39,6 +42,8 @@ def solve_discrete(
     save_fn: Callable[..., PyTree[Array]] | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    until_error: float | None = None,
+    restart: bool = False,
 ) -> Solution:
     """Predict the outputs of `network` trained by an optimizer, at level p.
 
@@ -84,6 +89,13 @@ def solve_discrete(
         is no bar under a transformation of JAX.
     - `checkpoint`: a file to save to every few seconds. An interrupted run that is
         repeated with the same arguments goes on from there.
+    - `until_error`: outputs are NaN from the first requested step where
+        `Solution.error_estimate` exceeds this number, and `result` is `error_reached`.
+    - `restart`: with `until_error`, expand the series again around the parameters
+        reached, with the optimizer's state there, so that the estimates of all parts
+        together stay below `until_error` up to the last step. `Solution.restarts` holds
+        the steps. Each step then also evaluates all points, for the estimate. Not under
+        transformations of JAX.
 
     **Returns:** [`nth.Solution`][], `ts` the requested steps. `state` is that of
     [`nth.MatrixFreeHierarchy`][], whose `predict` takes new points. `valid_until` is
@@ -110,7 +122,20 @@ def solve_discrete(
     planned = plan(steps, own.problem.n_train, batch_size, key, batches)
     program = traced(optimizer, own.params)
     warn_of_instability(own, planned, optimizer, program)
-    return levels_of(own, planned, [order], program, lambda _: options)[order]
+    check_until_error(until_error, restart)
+    if restart and is_traced((own, planned, program), jnp.zeros(())):
+        raise ValueError("restart cannot be used under jax.jit, jax.vmap or jax.grad.")
+    training = level_of(own, order, program, restart)
+    if not restart:
+        return run(training, planned, options, until_error)
+    tolerance = jnp.asarray(until_error, own.dtype)
+    restarting = RestartingTraining(
+        dynamics=training.dynamics,
+        expansion=training.expansion,
+        tolerance=tolerance,
+        number=planned.number,
+    )
+    return run(restarting, planned, options, until_error)
 
 
 @full_precision
@@ -149,13 +174,21 @@ def levels_of(
     options_of: Callable[[int], RunOptions],
 ) -> dict[int, Solution]:
     """The prediction at each of `orders`."""
-    expansion = expansion_of(optimizer)
-    solutions = {}
-    for p in orders:
-        hierarchy = MatrixFreeHierarchy(network, network.problem, order=p)
-        training = LevelTraining(dynamics=hierarchy, expansion=expansion)
-        solutions[p] = run(training, planned, options_of(p))
-    return solutions
+    return {
+        p: run(level_of(network, p, optimizer), planned, options_of(p)) for p in orders
+    }
+
+
+def level_of(
+    network: TrainableNetwork,
+    order: int,
+    optimizer: TracedOptimizer,
+    restart: bool = False,
+) -> LevelTraining:
+    """The level p = `order`; with θ₀ in its state if it is to be expanded again."""
+    hierarchy = MatrixFreeHierarchy(network, network.problem, order=order)
+    expansion = expansion_of(optimizer, restart)
+    return LevelTraining(dynamics=hierarchy, expansion=expansion)
 
 
 def trained_network(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .._custom_types import Scalar
 from .._dynamics.gradient_flow import GradientFlow
 from .._internal.validation import is_traced
-from .._internal.warnings import say, warn
+from .._internal.warnings import call_with_values, warn
 from .._network.base import TrainableNetwork
 from .._problem.inputs import take
 from .curvature import largest_curvature
@@ -137,7 +137,7 @@ def warn_of_instability(
         flow, x, y, _TOLERANCE, _ITERATIONS, jax.lax.stop_gradient
     )
     radius = _largest_radius(single, kappa, planned.number)
-    say(_warn_of_radius, -radius, radius, kappa)
+    call_with_values(_warn_of_radius, -radius, radius, kappa)
 
 
 @eqx.filter_jit

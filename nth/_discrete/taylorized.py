@@ -64,6 +64,9 @@ class TaylorizedTraining(AbstractTraining):
     def trained_state(self, state: NetworkState) -> Params:
         return self._moved(state.params)
 
+    def restarts(self, state: NetworkState) -> None:
+        return None
+
     def report(
         self, requested: int, note: str, first: Any, lost: Any, last: Any
     ) -> None:

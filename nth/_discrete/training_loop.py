@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
 from .._integrate.diagnosis import cause_at_start
-from .._integrate.estimates import Estimate, estimate_of
+from .._integrate.estimates import Estimate, estimate_of, rms_over_points
 from .._integrate.validity import first_inaccurate, warn_of_error
 from .._internal.checkpoint import is_spread
 from .._internal.validation import is_traced
-from .._internal.warnings import say
+from .._internal.warnings import call_with_values
 from .._problem.inputs import take
 from .._solution.results import RESULTS
 from .._solution.solution import Solution
@@ -29,15 +29,23 @@ _INTERVAL = 0.5
 _FIRST_STEPS = 16
 
 
-def run(training: AbstractTraining, plan: Plan, options: RunOptions) -> Solution:
-    """Take the steps of `plan`, and issue warnings about them."""
+def run(
+    training: AbstractTraining,
+    plan: Plan,
+    options: RunOptions,
+    until_error: float | None = None,
+) -> Solution:
+    """Take the steps of `plan`, and issue warnings about them.
+
+    Values are NaN from the first requested step where the estimated error exceeds
+    `until_error`.
+    """
     save = _Save(training, options.checked_save_fn(training))
     start = _start(save, plan)
     # What the network closes over may be traced, and shows in what it computes.
     traced = is_traced((training, plan, save, start), jnp.zeros(()))
-    ran = _judged(
-        save, plan, (_at_once if traced else _watched)(save, plan, start, options)
-    )
+    take_steps = _at_once if traced else _watched
+    ran = _judged(save, plan, take_steps(save, plan, start, options), until_error)
     lost = jnp.any(ran.lost)
     last = jnp.max(jnp.where(ran.lost, 0, plan.steps))
     if not is_traced(lost, last) and bool(lost & (last == 0)):
@@ -56,10 +64,10 @@ def _warn(
     where = jnp.where(
         lost & jnp.isinf(ran.first), last.astype(ran.first.dtype), ran.first
     )
-    say(partial(training.report, int(plan.steps.size)), where, lost, last)
+    call_with_values(partial(training.report, int(plan.steps.size)), where, lost, last)
     steps = plan.steps.astype(ran.first.dtype)
     first = first_inaccurate(steps, ran.estimate.error_share, ran.first)
-    say(partial(warn_of_error, training.dynamics.label, "step "), first)
+    call_with_values(partial(warn_of_error, training.dynamics.label, "step "), first)
 
 
 def _refuse_if_not_finite(training: AbstractTraining) -> None:
@@ -174,21 +182,32 @@ class _Run(NamedTuple):
     left: Bool[Array, ""]
     first: Scalar
     estimate: Estimate
+    inaccurate: Bool[Array, ""]
     state: State
+    restarts: Float[Array, " most"] | None
 
 
 @eqx.filter_jit
-def _judged(save: _Save, plan: Plan, reached: _Reached) -> _Run:
+def _judged(
+    save: _Save, plan: Plan, reached: _Reached, until_error: float | None
+) -> _Run:
     """Where the run diverged, and where a truncation left its window."""
     training, (saved, extra) = save.training, reached.saved
     start = training.observed(training.initial_state())
     lost, left = training.judged(start, saved)
-    lost = jax.lax.cummax(lost.astype(jnp.int32)).astype(bool)
+    lost = _from_first(lost)
+    errors = training.estimated(saved)
+    inaccurate = jnp.zeros_like(lost)
+    if until_error is not None and errors is not None:
+        inaccurate = _from_first(rms_over_points(errors) > until_error)
+    hidden = lost | inaccurate
 
     def kept(values: Array) -> Array:
-        return jnp.where(jnp.expand_dims(lost, range(1, values.ndim)), jnp.nan, values)
+        return jnp.where(
+            jnp.expand_dims(hidden, range(1, values.ndim)), jnp.nan, values
+        )
 
-    outputs, errors = kept(saved.outputs), training.estimated(saved)
+    outputs = kept(saved.outputs)
     errors = None if errors is None else kept(errors)
     first = plan.steps[jnp.argmax(left)].astype(outputs.dtype)
     return _Run(
@@ -198,8 +217,15 @@ def _judged(save: _Save, plan: Plan, reached: _Reached) -> _Run:
         left=jnp.any(left),
         first=jnp.where(jnp.any(left), first, jnp.inf),
         estimate=estimate_of(errors, outputs, start.outputs),
+        inaccurate=jnp.any(inaccurate & ~lost),
         state=training.trained_state(reached.state),
+        restarts=training.restarts(reached.state),
     )
+
+
+def _from_first(flags: Bool[Array, " T"]) -> Bool[Array, " T"]:
+    """Whether a flag is set at a step or before it."""
+    return jax.lax.cummax(flags.astype(jnp.int32)).astype(bool)
 
 
 def _as_solution(
@@ -210,6 +236,10 @@ def _as_solution(
     number = jnp.asarray(plan.number)
     ended = RESULTS.where(ran.left, RESULTS.left_window, RESULTS.successful)
     ended = RESULTS.where(jnp.any(ran.lost), RESULTS.diverged, ended)
+    ended = RESULTS.where(ran.inaccurate, RESULTS.error_reached, ended)
+    restarts = ran.restarts
+    if restarts is not None:
+        restarts = restarts[jnp.isfinite(restarts)]
     return Solution(
         ts=plan.steps,
         train=train,
@@ -225,4 +255,5 @@ def _as_solution(
         label=training.dynamics.label,
         method=training.method,
         saved=ran.extra,
+        restarts=restarts,
     )

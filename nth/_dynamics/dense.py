@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import Scalar
 from .._internal.validation import require_instance, require_order
-from .._kernels.kernels import Kernels, require_ntk
+from .._kernels.kernels import Kernels, require_all_outputs, require_ntk
 from .._network.base import TrainableNetwork, trainable
 from .._problem.inputs import floating_dtype, require_like
 from .._problem.problem import Problem
@@ -64,6 +64,7 @@ class DenseHierarchy(AbstractKernelDynamics):
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
         require_ntk(kernels)
         require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+        require_all_outputs(kernels, "a solve")
         order = require_order("order", kernels.order if order is None else order)
         if order > kernels.order:
             raise ValueError(

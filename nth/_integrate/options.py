@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._custom_types import Scalar, State
+from .._internal.checkpoint import require_path
 from .._internal.validation import (
     is_traced,
     near_match,
@@ -21,7 +22,6 @@ from .._internal.validation import (
     require_instance,
     require_integer,
     require_name,
-    require_path,
     require_positive,
     require_scale,
 )
@@ -64,11 +64,7 @@ def check_options(options: IntegrateOptions) -> None:
                 f"the solve are {', '.join(_CHECKS)}."
             )
         _CHECKS[name](value)
-    if options.get("restart") and options.get("until_error") is None:
-        raise ValueError(
-            "restart needs until_error, the estimated error that may be reached: for "
-            "instance until_error=1e-3."
-        )
+    check_until_error(options.get("until_error"), options.get("restart", False))
     controller = _innermost(options.get("stepsize_controller"))
     adaptive = is_adaptive(controller)
     solver = options.get("solver", "auto")
@@ -152,6 +148,17 @@ def _check_save_fn(save_fn: Any) -> None:
 def _check_until_error(until_error: Any) -> None:
     if until_error is not None:
         require_positive("until_error", until_error)
+
+
+def check_until_error(until_error: Any, restart: Any) -> None:
+    """Raise `ValueError` unless `restart` comes with an error that may be reached."""
+    _check_until_error(until_error)
+    require_bool("restart", restart)
+    if restart and until_error is None:
+        raise ValueError(
+            "restart needs until_error, the estimated error that may be reached: for "
+            "instance until_error=1e-3."
+        )
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {

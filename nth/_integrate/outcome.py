@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from .._dynamics.base import AbstractDynamics
 from .._internal.validation import is_traced
-from .._internal.warnings import say
+from .._internal.warnings import call_with_values
 from .._solution.results import RESULTS
 from .._solution.solution import Solution
 from .diagnosis import cause_at_start
@@ -71,9 +71,9 @@ def report(
 def _warn(solution: Solution, reached: Bool[Array, ""]) -> None:
     """One warning, of the window or else of the estimated error, where it applies."""
     until, last_time = solution.valid_until, solution.stats["last_time"]
-    say(partial(warn_of_window, solution.label), until, reached, last_time)
+    call_with_values(partial(warn_of_window, solution.label), until, reached, last_time)
     first = first_inaccurate(solution.ts, solution.error_share, until)
-    say(partial(warn_of_error, solution.label, "t = "), first)
+    call_with_values(partial(warn_of_error, solution.label, "t = "), first)
 
 
 def _index(result: Any, causes: list[tuple[Any, str]]) -> Array:

@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
-from .._internal.validation import AccuracyWarning
-from .._internal.warnings import warn
+from .._internal.warnings import AccuracyWarning, warn
 
 # A solve stops when its outputs exceed their initial scale by this factor.
 _BLOW_UP = 1e6

@@ -59,7 +59,7 @@ def save_arrays(path: Path, identity: str, leaves: Sequence[np.ndarray]) -> None
     def save(file: BinaryIO) -> None:
         np.savez(file, header=header, digest=_digest(header, leaves), **arrays)
 
-    _replace(Path(os.path.realpath(path)), save)
+    replace_file(Path(os.path.realpath(path)), save)
 
 
 def load_arrays(
@@ -92,7 +92,7 @@ def load_arrays(
             return leaves
 
 
-def _replace(path: Path, save: Callable[[BinaryIO], None]) -> None:
+def replace_file(path: Path, save: Callable[[BinaryIO], None]) -> None:
     """Atomically replace the file `path` by the output of `save`.
 
     Each write has a separate temporary file, created exclusively ("x"), so that writers
@@ -102,7 +102,7 @@ def _replace(path: Path, save: Callable[[BinaryIO], None]) -> None:
     partial = path.with_name(f".{name}.{secrets.token_hex(8)}.partial")
     with contextlib.ExitStack() as undo:
         with open(partial, "xb") as file:
-            # Not before: an existing file would not belong to this write.
+            # Not before opening: an existing file would belong to another write.
             undo.callback(partial.unlink, missing_ok=True)
             save(file)
             file.flush()
@@ -134,12 +134,12 @@ def _refuse_expansion(archive: zipfile.ZipFile) -> None:
 def _text(archive: zipfile.ZipFile, name: str) -> str:
     if archive.getinfo(f"{name}.npy").file_size > _LONGEST_TEXT:
         raise ValueError(f"its {name} is too long")
-    return str(_member(archive, name, lambda found: found.shape == ()))
+    return str(_member(archive, name, lambda spec: spec.shape == ()))
 
 
 def _leaf(archive: zipfile.ZipFile, i: int, spec: ArraySpec) -> np.ndarray:
     stored = ArraySpec(_stored(spec.dtype).name, spec.shape)
-    array = _member(archive, f"leaf_{i}", lambda found: found == stored)
+    array = _member(archive, f"leaf_{i}", lambda actual: actual == stored)
     return array.view(np.dtype(spec.dtype))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from .archive import ArraySpec, bytes_of, load_arrays, save_arrays
-from .validation import is_traced, require_path
+from .validation import is_traced
 
 
 def fingerprint(*parts: Any) -> str:
@@ -34,9 +35,9 @@ def fingerprint(*parts: Any) -> str:
 
 
 def _without_addresses(text: str) -> str:
-    """`text` without the parts that differ between copies of a function and processes.
+    """`text` without addresses and names of jitted functions.
 
-    These are addresses, and the names of jitted functions.
+    These differ between copies of a function, and between processes.
     """
     text = re.sub(r"<PjitFunction of .*? at 0x[0-9a-f]+>>", "<PjitFunction>", text)
     return re.sub(r" at 0x[0-9a-f]+", "", text)
@@ -61,7 +62,7 @@ def on_host(tree: PyTree) -> PyTree:
 
 
 def is_spread(tree: PyTree) -> bool:
-    """Whether a part of any array belongs to another process."""
+    """Whether another process holds a part of any array."""
     leaves = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     return not all(leaf.is_fully_addressable for leaf in leaves)
 
@@ -77,8 +78,8 @@ def file_of_model(path: str | os.PathLike[str] | None, model: str) -> Path | Non
 class Checkpoint:
     """One file, and the identity that its content must have.
 
-    `argument` is the name of the path in messages, and `foreign` says in them what a
-    file with another identity is.
+    In messages `argument` is the name of the path, and `foreign` describes a file with
+    another identity.
     """
 
     def __init__(
@@ -102,15 +103,15 @@ class Checkpoint:
         """
         leaves, tree = jax.tree.flatten(like)
         expected = [ArraySpec.of(leaf) for leaf in leaves]
-        found = self.read_leaves(lambda specs: specs == expected)
-        return None if found is None else jax.tree.unflatten(tree, found)
+        read = self.read_leaves(lambda specs: specs == expected)
+        return None if read is None else jax.tree.unflatten(tree, read)
 
     def read_leaves(
         self, fits: Callable[[list[ArraySpec]], bool]
     ) -> list[np.ndarray] | None:
         """The arrays in the file, if `fits` accepts the header."""
         try:
-            found = load_arrays(self.path, self.identity, fits)
+            leaves = load_arrays(self.path, self.identity, fits)
         except FileNotFoundError:
             return None
         except (PermissionError, MemoryError) as error:
@@ -119,18 +120,18 @@ class Checkpoint:
             ) from None
         except Exception as error:  # damage can raise any exception
             raise self.damaged(str(error)) from None
-        if found is None:
+        if leaves is None:
             raise ValueError(
-                f"{self.argument}: {self.path} {self.foreign}. It was left as it is: "
+                f"{self.argument}: {self.path} {self.foreign}. It was not changed: "
                 "give another path, or move it away."
             )
-        return found
+        return leaves
 
     def damaged(self, reason: str) -> ValueError:
         """The error for a file whose content cannot be used."""
         return ValueError(
             f"{self.argument}: {self.path} is damaged, or is not a file that this "
-            f"version of nth wrote ({reason}). It was left as it is: give another "
+            f"version of nth wrote ({reason}). It was not changed: give another "
             "path, or move it away."
         )
 
@@ -149,3 +150,31 @@ class Checkpoint:
                 f"{self.argument}: {self.path} cannot be written: {error}. Free "
                 "space there, or give another path; an earlier file is unchanged."
             ) from None
+
+
+def require_path(argument: str, value: Any) -> Path:
+    """`value` as the path of a regular file, or of one that can be created."""
+    try:
+        path = Path(value)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be the path of a file, a str or an os.PathLike; got "
+            f"{value!r}."
+        ) from None
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise ValueError(f"{argument}: there is no folder {folder}.") from None
+        return path
+    except (OSError, ValueError) as error:  # a NUL character is a ValueError
+        raise ValueError(
+            f"{argument} must be the path of a file; got {value!r}: {error}."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"{argument} must be the path of a regular file; {path} is a folder, a "
+            "device or a pipe."
+        )
+    return path

@@ -48,7 +48,13 @@ def require_covariance(argument: str, matrix: Array, cure: str) -> None:
     A tracer is not checked. `cure` is a sentence.
     """
     require_symmetric(argument, matrix, cure)
-    if not is_traced(matrix):
+    if is_traced(matrix):
+        return
+    # A Cholesky factor of the matrix, shifted by no more than the tolerance, shows that
+    # no eigenvalue is below it, in a fraction of the time of the eigenvalues.
+    shift = _tolerance(matrix) * float(jnp.max(jnp.diagonal(matrix)))
+    shifted = (matrix + matrix.T) / 2 + shift * jnp.eye(len(matrix), dtype=matrix.dtype)
+    if not bool(jnp.all(jnp.isfinite(jnp.linalg.cholesky(shifted)))):
         values = jnp.linalg.eigvalsh((matrix + matrix.T) / 2)
         require_nonnegative(argument, values, cure)
 

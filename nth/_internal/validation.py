@@ -3,10 +3,7 @@
 import difflib
 import math
 import operator
-import os
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -19,21 +16,9 @@ from jaxtyping import Array, Bool, Float
 
 Name = TypeVar("Name", bound=str)
 
-# The highest level, degree or number of derivatives: compile time grows exponentially
-# where an operation has no rule in Taylor arithmetic, and more has no known use.
+# The highest level, degree or number of derivatives. Compile time grows exponentially
+# where an operation has no rule in Taylor arithmetic, and no use of more is known.
 MOST_ORDER = 12
-
-
-class WindowWarning(UserWarning):
-    """A prediction was requested past the window in which its truncation is valid."""
-
-
-class AccuracyWarning(WindowWarning):
-    """The estimated error of a prediction passed half of the change that it predicts.
-
-    Issued once for a solve, at the first requested time where
-    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
-    """
 
 
 def is_traced(*trees: Any) -> bool:
@@ -57,16 +42,16 @@ def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
     """`array`; raises an error unless all of `ok` holds, at run time if traced."""
     if is_traced(ok):
         return eqx.error_if(array, ~ok, message)
-    if not bool(jnp.all(ok)):  # one number, which every process of several can read
+    if not bool(jnp.all(ok)):  # a scalar, which each of several processes holds
         raise ValueError(message)
     return array
 
 
 def as_array(argument: str, value: Any) -> Array:
-    """`value` as an array of real numbers that the conversion does not change.
+    """`value` as an array of real numbers.
 
-    With `jax_enable_x64` off JAX stores 32 bits: floats are rounded to float32, but
-    numbers that do not fit are refused, and arrays that would become all 0.
+    Without `jax_enable_x64` JAX stores 32 bits: floats are rounded to float32. Numbers
+    that do not fit, and arrays that would become all 0, raise `ValueError`.
     """
     if np.ma.isMaskedArray(value):
         raise ValueError(
@@ -99,7 +84,7 @@ def as_array(argument: str, value: Any) -> Array:
 
 
 def _refuse_unfit(argument: str, array: np.ndarray) -> None:
-    """Raise `ValueError` if JAX would store a number of `array` as another one."""
+    """Raise `ValueError` if a number does not fit the dtype that JAX stores."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if dtype == array.dtype or array.size == 0:
         return
@@ -110,7 +95,7 @@ def _refuse_unfit(argument: str, array: np.ndarray) -> None:
         with np.errstate(over="ignore", under="ignore"):
             stored = array.astype(dtype)
         unfit = np.isfinite(array) & ~np.isfinite(stored)
-        if not np.any(stored):  # a number that is small beside others may round to 0
+        if not np.any(stored):  # a small number among larger ones may round to 0
             unfit = array != 0
     if np.any(unfit):
         raise ValueError(
@@ -224,9 +209,9 @@ def require_times(
 
 
 def require_integer(
-    argument: str, value: Any, least: int, most: int | None = None, why: str = ""
+    argument: str, value: Any, least: int, most: int | None = None, reason: str = ""
 ) -> int:
-    """`value` as an `int` from `least` to `most`; `why` is the reason for `most`."""
+    """`value` as an `int` from `least` to `most`; `reason` is the reason for `most`."""
     require_concrete(argument, value, "this function")
     try:
         if isinstance(value, bool | np.bool_):
@@ -239,15 +224,15 @@ def require_integer(
     if number < least:
         raise ValueError(f"{argument} must be at least {least}; got {number}.")
     if most is not None and number > most:
-        reason = f", {why}" if why else ""
-        raise ValueError(f"{argument} must be at most {most}{reason}; got {number}.")
+        suffix = f", {reason}" if reason else ""
+        raise ValueError(f"{argument} must be at most {most}{suffix}; got {number}.")
     return number
 
 
 def require_order(argument: str, value: Any, least: int = 2) -> int:
     """`value` as a level, degree or order from `least` to `MOST_ORDER`."""
-    why = "as the time to compile grows exponentially with it"
-    return require_integer(argument, value, least, MOST_ORDER, why)
+    reason = "as the time to compile grows exponentially with it"
+    return require_integer(argument, value, least, MOST_ORDER, reason)
 
 
 def require_scale(argument: str, value: Any) -> Any:
@@ -298,31 +283,3 @@ def near_match(value: Any, known: Iterable[str]) -> str:
     """A sentence with the similar name in `known`, or an empty string."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
-
-
-def require_path(argument: str, value: Any) -> Path:
-    """`value` as the path of a regular file, or of one that can be created."""
-    try:
-        path = Path(value)
-    except TypeError:
-        raise ValueError(
-            f"{argument} must be the path of a file, a str or an os.PathLike; got "
-            f"{value!r}."
-        ) from None
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        folder = Path(os.path.realpath(path)).parent
-        if not folder.is_dir():
-            raise ValueError(f"{argument}: there is no folder {folder}.") from None
-        return path
-    except (OSError, ValueError) as error:  # a NUL character is a ValueError
-        raise ValueError(
-            f"{argument} must be the path of a file; got {value!r}: {error}."
-        ) from None
-    if not stat.S_ISREG(mode):
-        raise ValueError(
-            f"{argument} must be the path of a regular file; {path} is a folder, a "
-            "device or a pipe."
-        )
-    return path

@@ -12,7 +12,19 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
-from .validation import WindowWarning, is_traced
+from .validation import is_traced
+
+
+class WindowWarning(UserWarning):
+    """A prediction was requested past the window in which its truncation is valid."""
+
+
+class AccuracyWarning(WindowWarning):
+    """The estimated error of a prediction passed half of the change that it predicts.
+
+    Issued once for a solve, at the first requested time where
+    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
+    """
 
 
 def warn(message: str, category: type[Warning] = WindowWarning) -> None:
@@ -20,23 +32,23 @@ def warn(message: str, category: type[Warning] = WindowWarning) -> None:
     warnings.warn(message, category, stacklevel=_frames_inside() + 1)
 
 
-def say(words: Callable[..., None], *found: Array) -> None:
-    """Call `words(note, *found)` once the numbers `found` are known.
+def call_with_values(function: Callable[..., None], *values: Array) -> None:
+    """Call `function(note, *values)`, at run time if `values` are traced.
 
     Under `jax.vmap` there is one call for the whole batch, for the member with the
-    smallest first number; `note` states the batch size.
+    smallest first value; `note` states the batch size.
     """
-    if is_traced(found):
-        _call_back(partial(_say_worst, words), *jax.lax.stop_gradient(found))
+    if is_traced(values):
+        _call_back(partial(_call_for_worst, function), *jax.lax.stop_gradient(values))
     else:
-        words("", *found)
+        function("", *values)
 
 
-def _say_worst(words: Callable[..., None], *found: Any) -> None:
-    first = np.ravel(found[0])
+def _call_for_worst(function: Callable[..., None], *values: Any) -> None:
+    first = np.ravel(values[0])
     worst = int(np.argmin(first))
     note = f" It is the worst of {first.size} in this batch." if first.size > 1 else ""
-    words(note, *(np.ravel(number)[worst] for number in found))
+    function(note, *(np.ravel(value)[worst] for value in values))
 
 
 def _call_back(function: Callable[..., None], *values: Array) -> None:

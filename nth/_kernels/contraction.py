@@ -1,6 +1,6 @@
-"""Kernels summed against vectors in some of their slots, without being formed.
+"""Kernels contracted with vectors in some of their slots, without being formed.
 
-A slot summed against v is one derivative along J(θ)ᵀv, however many slots it runs over.
+Contraction with v is one derivative along J(θ)ᵀv, for any number of slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ from .._network.finiteness import require_finite_result
 from .._network.memory import require_memory
 from .._problem.inputs import count
 from .._problem.problem import Problem
-from .assembly import (
+from .assembly import closed_form
+from .costs import (
     closed_columns_at_once,
-    closed_form,
     directions_at_once,
     held_bytes,
     split_block,
@@ -51,7 +51,7 @@ def contract(
         K⁽ʳ⁾[a, v, w, …] = Σ K⁽ʳ⁾[a, b, c, …] v[b] w[c] …
 
     With a vector in each slot it costs about 2^r gradients, in time linear in n. The
-    order of the slots matters from the third on.
+    order of the slots matters from the third slot on.
 
     **Arguments:**
 
@@ -62,7 +62,7 @@ def contract(
 
     **Returns:** shape `(m, *out)`, followed by `(n, *out)` for each slot that stays.
 
-    Memory beside the result stays near 256 MiB.
+    Memory in addition to the result stays near 256 MiB.
 
     **Raises:** `ValueError` for a bad order, vectors that do not fit, or a result that
     would not fit in memory.
@@ -104,7 +104,7 @@ def checked_slots(
     array = require_finite(argument, as_array(argument, value), "replace them.")
     if array.shape != expected:
         raise ValueError(
-            f"{argument}: got shape {array.shape}, and the training slots ask for "
+            f"{argument}: got shape {array.shape}, and the training slots require "
             f"{expected}."
         )
     return array.astype(output.dtype)
@@ -125,7 +125,7 @@ def _require_memory(points: Points, vectors: Sequence[Array | None]) -> None:
 
 
 def _leading(vectors: Sequence[Array | None]) -> int:
-    """How many slots stay before the first that is summed."""
+    """The number of slots that stay before the first that is summed."""
     return next((k for k, v in enumerate(vectors) if v is not None), len(vectors))
 
 
@@ -146,9 +146,9 @@ def _contracted(
 def _by_columns(
     points: Points, vectors: Sequence[Array | None], leading: int, free: int
 ) -> Float[Array, "rows ..."]:
-    """From a kernel in closed form, in blocks of the last slot before the first sum."""
+    """The contraction of a kernel in closed form, in blocks of its last slot."""
     rest, n_slots = vectors[leading:], points.n_slots
-    # Each derivative of a block holds as much once more.
+    # Each derivative doubles the memory of a block.
     size = max(1, closed_columns_at_once(points, leading + 1) >> len(rest))
 
     def columns(start: Array | int, size: int) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from .._custom_types import Inputs, Params
 from .._network.flat_program import FlatProgram, flat_program, value_of
@@ -19,6 +19,14 @@ from .._network.memory import activation_bytes
 from .._network.weight_uses import WeightUse, weight_uses
 from .._problem.inputs import take
 from .evaluation import Points
+from .gradient_products import (
+    PRODUCTS,
+    Factors,
+    Gradients,
+    Lookups,
+    Pairing,
+    Product,
+)
 
 # Time of an elementwise operation on a number of the kernel, in multiplications of a
 # product of matrices.
@@ -28,45 +36,16 @@ _ELEMENTWISE = 8
 _SHORT = 512
 
 
-class Factors(eqx.Module):
-    """Gradients by one parameter at some points, for each output of the network."""
-
-    data: Float[Array, "*points groups positions fan_in"]
-    deltas: Float[Array, "*points out groups positions fan_out"]
-
-
-class Lookups(eqx.Module):
-    """Gradients by a table of `n_rows` rows, of which each point looks up some."""
-
-    rows: Int[Array, "*points positions"]
-    deltas: Float[Array, "*points out positions fan_out"]
-    n_rows: int = eqx.field(static=True)
-
-
-class Gradients(eqx.Module):
-    """Gradients of outputs at some points by all parameters.
-
-    `whole` are those that are not factored: those of short vectors, such as biases,
-    side by side in the first array, then the others.
-    """
-
-    whole: tuple[Float[Array, "*points out params"], ...]
-    factors: tuple[Factors, ...]
-    lookups: tuple[Lookups, ...]
-
-    def __len__(self) -> int:
-        return len(self.whole[0])
-
-
 class GradientFunction:
     """x ↦ gradients at one point, read once from the jaxpr of a network.
 
-    `columns` is the number of points in the second slot of the kernel, by which it is
-    decided which gradients stay factored.
+    `columns` is the number of points in the second slot of the kernel, and `pairing`
+    the pairs of outputs in it, by which it is decided which gradients stay factored.
     """
 
-    def __init__(self, points: Points, columns: int):
+    def __init__(self, points: Points, columns: int, pairing: Pairing = "full"):
         self.out_size = points.output.size
+        self.pairing: Pairing = pairing
         leaves, structure = jax.tree.flatten(points.params)
 
         def outputs(leaves: list[Array], x: Any) -> Float[Array, " out"]:
@@ -84,11 +63,19 @@ class GradientFunction:
         self.dtype = points.output.dtype
         self.shapes = [leaf.shape for leaf in leaves]
         self.stay_factored = [
-            _pairs_are_cheaper(use, self.out_size, columns) for use in self.uses
+            _pairs_are_cheaper(use, self.out_size, columns, pairing)
+            for use in self.uses
         ]
 
-    def __call__(self, params: Params, x: Any) -> Gradients:
-        """Gradients at the point `x`, without the axis of points."""
+    def __call__(
+        self, params: Params, x: Any, units: Float[Array, "out outputs"] | None = None
+    ) -> Gradients:
+        """Gradients at the point `x`, without the axis of points.
+
+        They are those of all outputs, or of the combinations in the rows of `units`.
+        """
+        if units is None:
+            units = jnp.eye(self.out_size, dtype=self.dtype)
         leaves: list[Array] = jax.tree.leaves(params)
 
         def outputs(taps: list[Array], free: list[Array]) -> Any:
@@ -112,8 +99,8 @@ class GradientFunction:
         taps = [jnp.zeros(self.program.shape(use.output), dtype) for use in self.uses]
         free = [leaves[i] for i in self.others]
         _, pull, (data, scales) = jax.vjp(outputs, taps, free, has_aux=True)
-        to_deltas, by_free = jax.vmap(pull)(jnp.eye(self.out_size, dtype=dtype))
-        whole = [gradient.reshape(self.out_size, -1) for gradient in by_free]
+        to_deltas, by_free = jax.vmap(pull)(units)
+        whole = [gradient.reshape(len(units), -1) for gradient in by_free]
         factors, lookups = [], []
         for use, stays, x_part, delta, scale in zip(
             self.uses, self.stay_factored, data, to_deltas, scales, strict=True
@@ -125,12 +112,17 @@ class GradientFunction:
                 lookups.append(Lookups(x_part, delta[:, 0], use.sizes[2]))
             else:
                 factors.append(Factors(x_part, delta))
-        none = jnp.zeros((self.out_size, 0), dtype)
+        none = jnp.zeros((len(units), 0), dtype)
         return Gradients(_gathered([none, *whole]), tuple(factors), tuple(lookups))
 
-    def over(self, params: Params, xs: Inputs) -> Gradients:
+    def over(
+        self,
+        params: Params,
+        xs: Inputs,
+        units: Float[Array, "out outputs"] | None = None,
+    ) -> Gradients:
         """Gradients at each point of `xs`."""
-        return jax.vmap(functools.partial(self, params))(xs)
+        return jax.vmap(functools.partial(self, params, units=units))(xs)
 
     def times_rates(self, gradients: Gradients, rates: Params | None) -> Gradients:
         """M times `gradients`."""
@@ -168,8 +160,15 @@ class GradientFunction:
             times(gradients.lookups, kept[True]),
         )
 
-    def bytes_per_point(self, points: Points) -> int:
-        """Bytes of the gradients at one point, and of what reverse mode stores."""
+    @property
+    def products(self) -> Product:
+        """Inner products of gradients, for the pairs of outputs of `pairing`."""
+        return PRODUCTS[self.pairing]
+
+    def bytes_per_point(self, points: Points, outputs: int | None = None) -> int:
+        """Bytes of the gradients of `outputs` outputs, all if left out, at one point,
+        and of what reverse mode stores."""
+        size = self.out_size if outputs is None else outputs
         itemsize = points.output.dtype.itemsize
         activations = activation_bytes(
             points.apply, points.params, take(points.x_train, 0)
@@ -177,35 +176,44 @@ class GradientFunction:
         numbers, formed = 0, points.n_params
         for use, stays in zip(self.uses, self.stay_factored, strict=True):
             groups, positions, fan_in, fan_out = use.sizes
-            numbers += groups * positions * (fan_in + self.out_size * fan_out)
+            numbers += groups * positions * (fan_in + size * fan_out)
             formed -= groups * fan_in * fan_out * stays
         # The cotangents of each output take as much as the activations.
-        numbers += self.out_size * formed
-        return (1 + self.out_size) * activations + numbers * itemsize
+        numbers += size * formed
+        return (1 + size) * activations + numbers * itemsize
 
-    def bytes_per_pair(self, points: Points) -> int:
+    def bytes_per_pair(self, points: Points, outputs: int | None = None) -> int:
         """Bytes that products of factors hold for each pair of points."""
+        size = self.out_size if outputs is None else outputs
         pairs = [
             use.sizes[0] * use.sizes[1] ** 2
             for use, stays in zip(self.uses, self.stay_factored, strict=True)
             if stays
         ]
-        numbers = 2 * max(pairs, default=0) * self.out_size**2
+        numbers = 2 * max(pairs, default=0) * _sums(size, self.pairing)
         return numbers * points.output.dtype.itemsize
 
 
-def _pairs_are_cheaper(use: WeightUse, out_size: int, columns: int) -> bool:
+def _sums(outputs: int, pairing: Pairing) -> int:
+    """How many sums over positions there are for each pair of points."""
+    return {"full": outputs**2, "diagonal": outputs, "trace": 1}[pairing]
+
+
+def _pairs_are_cheaper(
+    use: WeightUse, out_size: int, columns: int, pairing: Pairing
+) -> bool:
     """Whether products of factors take less time than gradients and their products.
 
     Counted in multiplications for each pair of points.
     """
     groups, positions, fan_in, fan_out = use.sizes
-    sums = 0 if use.is_lookup else fan_in
-    inner = out_size**2 * (fan_out + _ELEMENTWISE) + sums
+    products = out_size**2 if pairing == "full" else out_size
+    same = 0 if use.is_lookup else fan_in
+    inner = products * fan_out + _sums(out_size, pairing) * _ELEMENTWISE + same
     pairs = groups * positions**2 * inner
     size = groups * fan_in * fan_out
     formed = out_size * size * (1 if use.is_lookup else positions) / columns
-    return pairs < out_size**2 * size + formed
+    return pairs < products * size + formed
 
 
 def _gathered(parts: list[Array]) -> tuple[Array, ...]:
@@ -225,40 +233,3 @@ def _formed(use: WeightUse, data: Array, deltas: Array) -> Float[Array, "out par
         gradient = jnp.einsum("cgpo,gpk->gcok", deltas, data)
         gradient = jnp.moveaxis(gradient, 0, 1)
     return gradient.reshape(out_size, -1)
-
-
-def products(rows: Gradients, columns: Gradients) -> Float[Array, "rows columns"]:
-    """Inner products over parameters, with slots in row order of `(points, out)`."""
-    out_size = rows.whole[0].shape[1]
-    slots = (len(rows) * out_size, len(columns) * out_size)
-    total = jnp.zeros(slots, rows.whole[0].dtype)
-    for row, column in zip(rows.whole, columns.whole, strict=True):
-        if row.shape[2]:
-            product = jnp.tensordot(row, column, axes=(2, 2))
-            total = total + product.reshape(slots)
-    for row, column in zip(rows.factors, columns.factors, strict=True):
-        total = total + _of_factors(row, column).reshape(slots)
-    for row, column in zip(rows.lookups, columns.lookups, strict=True):
-        total = total + _of_lookups(row, column).reshape(slots)
-    return total
-
-
-def _of_factors(a: Factors, b: Factors) -> Float[Array, "a out b out"]:
-    """Σ over groups and positions p, q of (δ_ap · δ_bq)(x_ap · x_bq)."""
-    x = jnp.einsum("agpk,bgqk->gapbq", a.data, b.data)
-    d = jnp.einsum("acgpo,bdgqo->gacpbdq", a.deltas, b.deltas)
-    return _summed(d, x[:, :, None, :, :, None])
-
-
-def _of_lookups(a: Lookups, b: Lookups) -> Float[Array, "a out b out"]:
-    """Σ over positions p, q that look up the same row of δ_ap · δ_bq."""
-    rows = a.rows[:, :, None, None]
-    same = (rows == b.rows[None, None]) & (rows < a.n_rows)
-    d = jnp.einsum("acpo,bdqo->acpbdq", a.deltas, b.deltas)
-    return _summed(d[None], same.astype(d.dtype)[None, :, None, :, :, None])
-
-
-def _summed(d: Array, x: Array) -> Float[Array, "a out b out"]:
-    if d.shape[0] == d.shape[3] == d.shape[6] == 1:
-        return (d * x)[0, :, :, 0, :, :, 0]
-    return jnp.sum(d * x, axis=(0, 3, 6))

@@ -1,13 +1,13 @@
-"""The operator D, which makes each kernel from the one before.
+"""The operator D, which maps each kernel to the next.
 
 For T a function of θ and β a training slot (a point, and one of its outputs),
 
     (D T)(θ)[…, β] = ⟨∇T(θ)[…], M ∇f_β(θ)⟩,      K⁽¹⁾ = f,   K⁽ʳ⁺¹⁾ = D K⁽ʳ⁾,
 
-with M the learning rate of each parameter, 1 unless it is given.
+with M the diagonal matrix of learning rates, 1 by default.
 
-It is a derivative of T along ∇f_β, so one `jvp`; and since ∇f_β is itself a function of
-θ, a further D differentiates it too. The kernel side's autodiff lives here alone.
+It is a derivative of T along M ∇f_β, one `jvp`. Since ∇f_β is itself a function of θ, a
+further D differentiates it too.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from .._network.base import OutputFunction
 from .._network.learning_rates import by_rates
 from .._problem.inputs import take
 
-# What a ValueError says of a network that has no forward-mode derivative.
+# The message for a network that has no forward-mode derivative.
 _NO_FORWARD_MODE = (
     "network has no forward-mode derivative, which {purpose} takes: {error} Define "
     "its function with jax.custom_jvp in place of jax.custom_vjp; in a diffrax solve "
@@ -50,9 +50,9 @@ def require_forward_mode(
     names = primitives(jax.make_jaxpr(outputs)(params))
     if not any(name.startswith("custom_vjp") for name in names):
         return
-    try:  # twice, since JAX finds fault with one derivative when it is compiled alone
+    try:  # second derivatives: a first one fails only when it is compiled
         jax.eval_shape(lambda p: jax.jvp(slope, (p,), (p,)), params)
-    except Exception as error:  # what a network can raise has no end
+    except Exception as error:  # a network may raise anything
         message = str(error).strip().partition("\n")[0]
         raise ValueError(
             _NO_FORWARD_MODE.format(purpose=purpose, error=message)
@@ -62,7 +62,7 @@ def require_forward_mode(
 def slot_gradient(
     apply: OutputFunction, x_train: Inputs, rates: Params | None = None
 ) -> SlotGradient:
-    """(θ, β) ↦ M ∇f_β(θ), the slots counted in row order of `(n, *out)`."""
+    """(θ, β) ↦ M ∇f_β(θ), with slots numbered in row order of `(n, *out)`."""
 
     def gradient(params: Params, slot: Int[Array, ""]) -> Params:
         def f_slot(params: Params) -> Float[Array, ""]:
@@ -89,7 +89,7 @@ def along_jacobian(
     vector: Float[Array, "n *out"],
     rates: Params | None = None,
 ) -> TensorFunction:
-    """D T with its new slot summed against a vector v: the derivative along M Jᵀv."""
+    """D T with its new slot contracted with a vector v: the derivative along M Jᵀv."""
 
     def summed(params: Params) -> Float[Array, ""]:
         return jnp.vdot(vector, apply.over(params, x_train))
@@ -104,7 +104,7 @@ def along_jacobian(
 def lift(
     tensor: TensorFunction, gradient: SlotGradient, n_slots: int, block: int
 ) -> TensorFunction:
-    """D T, its new slot on the right, computed `block` slots at a time."""
+    """D T, with the new slot as its last axis, computed `block` slots at a time."""
 
     def lifted(params: Params) -> Float[Array, "..."]:
         slots = jnp.arange(n_slots)

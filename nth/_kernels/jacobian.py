@@ -1,7 +1,7 @@
 """K⁽²⁾ = J M Jᵀ of any network, from gradients by reverse mode alone."""
 
-import functools
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,8 @@ from .._custom_types import Inputs, Params
 from .._network.base import OutputFunction
 from .._problem.inputs import count, take
 from .evaluation import Points
-from .factored_gradients import GradientFunction, Gradients, products
+from .factored_gradients import GradientFunction
+from .gradient_products import Gradients, Product
 
 # Bytes that the gradients held at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -49,52 +50,67 @@ class JacobianProducts(eqx.Module):
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows columns"]:
-        number = size // points.output.size
         gradients = GradientFunction(points, points.n_train)
-        whole = number == points.n_train
-        indices = start // points.output.size + jnp.arange(number)
-        x = points.x_train if whole else take(points.x_train, indices)
-        columns = gradients.over(points.params, x)
-        rated = gradients.times_rates(columns, points.rates)
-        x, above = points.x, None
-        if whole and points.with_train:  # the columns are rows, too
-            above, x = self._symmetric(columns, rated), points.x_extra
-        if count(x) == 0:
-            assert above is not None
-            return above
-
-        def rows(x: Inputs) -> Float[Array, "rows columns"]:
-            return products(gradients.over(points.params, x), rated)
-
-        below = _by_rows(rows, x, self.rows)
-        return below if above is None else jnp.concatenate([above, below])
-
-    def _symmetric(
-        self, rows: Gradients, columns: Gradients
-    ) -> Float[Array, "columns columns"]:
-        """A product that equals its transpose: the tiles above its diagonal."""
-        n, size = len(rows), rows.whole[0].shape[1]
-        tiles = min(_MOST_TILES, n, max(1, n * size // _TILE))
-        tile = -(-n // tiles)
-        if tile > self.rows:  # the factors of a tile's pairs take too much
-            return _by_rows(lambda one: products(one, columns), rows, self.rows)
-        if tile >= n:
-            return products(rows, columns)
-        total = jnp.zeros((n * size, n * size), rows.whole[0].dtype)
-        for start in range(0, n, tile):
-            below = products(
-                take(rows, slice(start, None)),
-                take(columns, slice(start, start + tile)),
-            )
-            corner = (start * size, start * size)
-            total = jax.lax.dynamic_update_slice(total, below, corner)
-            total = jax.lax.dynamic_update_slice(total, below.T, corner)
-        return total
+        number = size // points.output.size
+        first = start // points.output.size
+        at = partial(gradients.over, points.params)
+        return jacobian_block(points, gradients, at, first, number, self.rows)
 
 
-def _by_rows(
-    block: Callable[[Any], Float[Array, "rows columns"]], xs: Any, size: int
-) -> Float[Array, "rows columns"]:
+def jacobian_block(
+    points: Points,
+    gradients: GradientFunction,
+    at: Callable[[Inputs], Gradients],
+    first: Int[Array, ""],
+    number: int,
+    most: int,
+) -> Float[Array, "rows columns *outputs"]:
+    """Columns of the kernel, of `number` points from the `first` on.
+
+    `at` gives the gradients at points, which are held for `most` rows at once.
+    """
+    whole = number == points.n_train
+    indices = first + jnp.arange(number)
+    columns = at(points.x_train if whole else take(points.x_train, indices))
+    rated = gradients.times_rates(columns, points.rates)
+    x, above = points.x, None
+    if whole and points.with_train:  # the columns are rows, too
+        above, x = _symmetric(gradients.products, columns, rated, most), points.x_extra
+    if count(x) == 0:
+        assert above is not None
+        return above
+    below = by_rows(lambda x: gradients.products(at(x), rated), x, most)
+    return below if above is None else jnp.concatenate([above, below])
+
+
+def _symmetric(
+    products: Product, rows: Gradients, columns: Gradients, most: int
+) -> Float[Array, "columns columns *outputs"]:
+    """A product that equals its transpose: the tiles above its diagonal."""
+    n = len(rows)
+    slots = jax.eval_shape(products, rows, columns)
+    tiles = min(_MOST_TILES, n, max(1, slots.shape[0] // _TILE))
+    tile = -(-n // tiles)
+    if tile > most:  # the factors of a tile's pairs take too much
+        return by_rows(lambda one: products(one, columns), rows, most)
+    if tile >= n:
+        return products(rows, columns)
+    total = jnp.zeros(slots.shape, slots.dtype)
+    for start in range(0, n, tile):
+        below = products(
+            take(rows, slice(start, None)),
+            take(columns, slice(start, start + tile)),
+        )
+        corner = (start * slots.shape[0] // n,) * 2 + (0,) * (slots.ndim - 2)
+        total = jax.lax.dynamic_update_slice(total, below, corner)
+        above = jnp.swapaxes(below, 0, 1)
+        total = jax.lax.dynamic_update_slice(total, above, corner)
+    return total
+
+
+def by_rows(
+    block: Callable[[Any], Float[Array, "rows columns *outputs"]], xs: Any, size: int
+) -> Float[Array, "rows columns *outputs"]:
     """The rows that `block` makes of `xs`, of `size` entries at a time."""
     n = count(xs)
     if n <= size:
@@ -102,7 +118,7 @@ def _by_rows(
     one = jax.lax.map(
         lambda x: block(jax.tree.map(lambda leaf: leaf[None], x)), xs, batch_size=size
     )
-    return one.reshape(-1, one.shape[2])
+    return one.reshape(-1, *one.shape[2:])
 
 
 def tangent_maps(
@@ -148,6 +164,6 @@ def push_by_points(
             jacobian(x),
             direction,
         )
-        return functools.reduce(jnp.add, jax.tree.leaves(parts))
+        return reduce(jnp.add, jax.tree.leaves(parts))
 
     return jax.lax.map(push, x).reshape(-1, *apply.output.shape)

@@ -10,22 +10,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._internal.archive import ArraySpec
-from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.checkpoint import Checkpoint, fingerprint, require_path
 from .._internal.precision import full_precision
 from .._internal.validation import (
     is_traced,
     require_bool,
     require_integer,
+    require_name,
     require_order,
-    require_path,
 )
 from .._network.base import trainable
 from .._network.finiteness import require_finite_kernels
 from .._network.memory import require_memory
 from .._problem.inputs import count, take
 from .._problem.problem import Problem
-from .assembly import form, held_bytes
+from .assembly import form
+from .costs import held_bytes
 from .evaluation import Points, points_of
+from .gradient_products import PAIRINGS, Pairing
 
 
 class Kernels(eqx.Module):
@@ -40,21 +42,25 @@ class Kernels(eqx.Module):
     complete: bool = eqx.field(static=True, default=True)
     """Whether the first slot runs over all m points, as solves require; `False` if
     `rows` were given."""
+    outputs: str = eqx.field(static=True, default="full")
+    """The pairs of outputs in K⁽²⁾: `"full"` for all of them, `"diagonal"` for each
+    output with itself, `"trace"` for the mean of these. Solves require `"full"`."""
 
     def __check_init__(self):
         require_bool("complete", self.complete)
-        shapes = _shapes_of(self.tensors, self.complete)
+        outputs = require_name("outputs", self.outputs, PAIRINGS)
+        shapes = _shapes_of(self.tensors, self.complete, outputs)
         if shapes is None or [kernel.shape for kernel in self.tensors] != shapes:
             raise ValueError(
                 "tensors must be K(1), K(2) and so on, floating arrays of shape "
-                "(m, *out), (m, *out, n, *out) and so on, with 0 < n <= m, as "
-                "nth.kernels returns them; got "
+                f"(m, *out), {_SECOND[outputs]}, with 0 < n <= m, as nth.kernels "
+                "returns them; got "
                 f"{jax.tree.map(lambda k: getattr(k, 'shape', k), self.tensors)!r}."
             )
 
     @property
     def order(self) -> int:
-        """The highest r held."""
+        """The highest r available."""
         return len(self.tensors)
 
     @property
@@ -82,14 +88,14 @@ class Kernels(eqx.Module):
         filter_spec: PyTree = eqx.is_inexact_array,
         learning_rates: PyTree = None,
     ) -> None:
-        """Write the kernels to a file, whole or not at all, with what made them.
+        """Atomically write the kernels to a file, with the identity of the network.
 
         **Arguments:** `path`, a file in a folder that exists; `network`, `problem`,
         `filter_spec` and `learning_rates` as the kernels were formed with, whose digest
-        goes into the file (targets and loss do not count).
+        is stored in the file (targets and loss do not matter).
 
-        **Raises:** `ValueError` if the kernels are visibly of another network or of
-        other points, or if the file cannot be written.
+        **Raises:** `ValueError` if the kernels do not match the network's outputs at
+        the points, or if the file cannot be written.
         """
         require_path("path", path)
         if is_traced(self, network, problem):
@@ -97,7 +103,7 @@ class Kernels(eqx.Module):
         points = points_of(trainable(network, problem, filter_spec, learning_rates))
         outputs = points.apply.over(points.params, points.x)
         specs = [ArraySpec.of(tensor) for tensor in self.tensors]
-        own = self.complete and _fit(specs, points)
+        own = self.complete and _fit(specs, points) == self.outputs
         if not own or not bool(jnp.allclose(outputs, self[1], rtol=1e-4, atol=1e-4)):
             raise ValueError(
                 "kernels are not of this network at all points of this problem: save "
@@ -128,13 +134,25 @@ class Kernels(eqx.Module):
             raise ValueError("kernels cannot be loaded under jax.jit.")
         points = points_of(trainable(network, problem, filter_spec, learning_rates))
         file = _file(path, points)
-        tensors = file.read_leaves(lambda specs: _fit(specs, points))
+        tensors = file.read_leaves(lambda specs: _fit(specs, points) is not None)
         if tensors is None:
             raise ValueError(f"path: there is no file {file.path}.")
-        return cls(tuple(map(jnp.asarray, tensors)))
+        outputs = _fit([ArraySpec.of(tensor) for tensor in tensors], points)
+        assert outputs is not None
+        return cls(tuple(map(jnp.asarray, tensors)), outputs=outputs)
 
 
-def _shapes_of(tensors: Any, complete: bool) -> list[tuple[int, ...]] | None:
+# The shapes of kernels from the second on, as messages give them.
+_SECOND = {
+    "full": "(m, *out, n, *out) and so on",
+    "diagonal": "(m, n, *out)",
+    "trace": "(m, n)",
+}
+
+
+def _shapes_of(
+    tensors: Any, complete: bool, outputs: Pairing
+) -> list[tuple[int, ...]] | None:
     """The shapes that `tensors` must have by that of the first two."""
     arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
     if not arrays or not tensors or tensors[0].ndim == 0:
@@ -142,6 +160,11 @@ def _shapes_of(tensors: Any, complete: bool) -> list[tuple[int, ...]] | None:
     if not all(jnp.issubdtype(k.dtype, jnp.floating) and k.size for k in tensors):
         return None
     first = tensors[0].shape
+    if outputs != "full":
+        n = tensors[1].shape[1] if len(tensors) == 2 and tensors[1].ndim > 1 else 0
+        if n == 0 or (complete and n > first[0]):
+            return None
+        return [first, (first[0], n, *first[1:] * (outputs == "diagonal"))]
     later = tensors[1].shape[len(first) :] if len(tensors) > 1 else first
     if len(later) != len(first) or later[1:] != first[1:]:
         return None
@@ -159,18 +182,36 @@ def require_ntk(kernels: Kernels) -> None:
         )
 
 
-def _fit(specs: list[ArraySpec], points: Points) -> bool:
-    """Whether those are arrays of K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
+def require_all_outputs(kernels: Kernels, purpose: str) -> None:
+    """Raise `ValueError` unless `kernels` hold all pairs of outputs, as `purpose`, the
+    subject of a sentence, requires."""
+    if kernels.outputs != "full":
+        raise ValueError(
+            f'kernels were formed with outputs="{kernels.outputs}", and {purpose} '
+            'takes all pairs of outputs: form them again with outputs="full". (A '
+            'solve needs no kernels with nth.solve(..., method="matrix-free").)'
+        )
+
+
+def _fit(specs: list[ArraySpec], points: Points) -> Pairing | None:
+    """The pairs of outputs of which those are K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
     output, slot = points.output, (points.n_train, *points.output.shape)
     rows = (count(points.x), *output.shape)
     most = 64  # dimensions of an array in NumPy
-    return 0 < len(specs) <= most and all(
-        spec == (output.dtype.name, rows + slot * r) for r, spec in enumerate(specs)
-    )
+    shapes = {"full": [rows + slot * r for r in range(min(len(specs), most))]}
+    if output.shape:
+        pair = (rows[0], slot[0])
+        shapes |= {"diagonal": [rows, pair + slot[1:]], "trace": [rows, pair]}
+    for outputs in PAIRINGS:
+        if specs and specs == [
+            ArraySpec(output.dtype.name, shape) for shape in shapes.get(outputs, [])
+        ]:
+            return outputs
+    return None
 
 
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
-    # A lambda is known by what it computes: its name says nothing.
+    # A lambda is identified by what it computes, since its name is not unique.
     traced = eqx.filter_make_jaxpr(points.apply)(points.params, take(points.x_train, 0))
     return Checkpoint(
         path,
@@ -189,6 +230,7 @@ def kernels(
     filter_spec: PyTree = eqx.is_inexact_array,
     learning_rates: PyTree = None,
     rows: ArrayLike | Sequence[int] | None = None,
+    outputs: str = "full",
     block_size: int | None = None,
     progress: bool = True,
 ) -> Kernels:
@@ -204,12 +246,19 @@ def kernels(
     - `network`: an `eqx.Module` of one input, [`nth.MLP`][] or [`nth.from_apply`][].
     - `problem`: the points, m = n + q.
     - `order`: the highest r, from 2 to 12.
-    - `filter_spec`: what trains, as for `equinox.partition`; the rest is frozen.
+    - `filter_spec`: which leaves are trained, as for `equinox.partition`; the others
+        are frozen.
     - `learning_rates`: a number, or a pytree prefix of numbers and arrays over the
         network: the rate of each parameter, 1 if left out. With M their diagonal
         matrix, K⁽²⁾ = J M Jᵀ and D is the derivative along M ∇f_β.
     - `rows`: the points of the first slot, as indices into the m points of
         `problem.x`; all of them if left out. Kernels of some rows cannot be solved.
+    - `outputs`: the pairs of outputs in K⁽²⁾, for a network with several and `order=2`.
+        `"full"` for all of them; `"diagonal"` for K⁽²⁾[a, c, b, c], the kernel of each
+        output c, of shape `(m, n, *out)`; `"trace"` for the mean of these over the C
+        outputs, of shape `(m, n)`. The last two take a C-th of the time, or less, and
+        of the memory, and cannot be solved. A network with one output of shape `()`
+        has one kernel, which is full.
     - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
         kernels themselves grows in proportion; if left out, it stays near 256 MiB.
     - `progress`: whether to show a bar once the work has lasted for 5 seconds.
@@ -220,27 +269,48 @@ def kernels(
     kernels that would not fit in memory; that is found before anything is allocated.
     """
     order = require_order("order", order)
+    pairing = require_name("outputs", outputs, PAIRINGS)
+    if pairing != "full" and order > 2:
+        raise ValueError(
+            f'outputs="{pairing}" is a part of K(2), and order is {order}: give '
+            'order=2, or outputs="full".'
+        )
     points = points_of(trainable(network, problem, filter_spec, learning_rates), rows)
-    _refuse_if_too_large(points, order)
+    if not points.output.shape:
+        pairing = "full"
+    _refuse_if_too_large(points, order, pairing)
     require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
-    tensors = form(points, order, block_size, progress)
+    tensors = form(points, order, block_size, progress, pairing)
     n_train = points.n_train if points.with_train else count(points.x)
     at = (points.apply, points.params, points.x, n_train)
     require_finite_kernels(tensors, *at, points.rates)
-    return Kernels(tensors, rows is None)
+    return Kernels(tensors, rows is None, pairing)
 
 
-def _refuse_if_too_large(points: Points, order: int) -> None:
+def _refuse_if_too_large(points: Points, order: int, outputs: Pairing) -> None:
     rows, n_slots = points.n_rows, points.n_slots
-    formed = kernel_bytes(rows, n_slots, order, points.output.dtype.itemsize)
+    itemsize = points.output.dtype.itemsize
+    if outputs == "full":
+        formed = kernel_bytes(rows, n_slots, order, itemsize)
+        size = f"{rows} x {n_slots} slots"
+    else:  # with the copy that reorders the diagonal
+        copies = 2 * points.output.size if outputs == "diagonal" else 1
+        entries = rows * n_slots // points.output.size**2
+        formed = (rows + copies * entries) * itemsize
+        size = f'pairs of points, with outputs="{outputs}"'
+    parts = "rows=..., nth.contract and nth.project"
+    if outputs == "full" and points.output.shape:
+        parts = f'outputs="trace", {parts}'
+    if order == 2:
+        parts = f"nth.save_ntk, which writes K(2) to a file, {parts}"
     require_memory(
         "order",
-        f"forming kernels up to r = {order} on {rows} x {n_slots} slots",
+        f"forming kernels up to r = {order} on {size}",
         formed + held_bytes(points, order),
-        "Use fewer training points, a lower order or float32. Parts of a kernel are "
-        "rows=..., nth.contract and nth.project; a solve needs no kernels with "
+        f"Use fewer training points, a lower order or float32. Parts of a kernel are "
+        f"{parts}; a solve needs no kernels with "
         'nth.solve(..., method="matrix-free").',
     )
 

@@ -20,14 +20,14 @@ Part: TypeAlias = Any
 
 
 class At(NamedTuple):
-    """The values of one layer at each of a set of slots."""
+    """The values of one layer at each of a set of slots; B = ∂f/∂σ(z)."""
 
     inputs: Float[Array, "slots fan_in"]  # x
-    deltas: Float[Array, "slots fan_out"]  # λ = ∂f/∂z = σ′ B,  B = ∂f/∂σ(z)
+    deltas: Float[Array, "slots fan_out"]  # λ = ∂f/∂z = σ′ B
     slope: Part  # slots fan_out: σ′
-    bend: Part  # slots fan_out: σ″
-    bend_load: Part  # slots fan_out: σ″ B
-    third_load: Part  # slots fan_out: σ‴ B
+    curvature: Part  # slots fan_out: σ″
+    curvature_cotangent: Part  # slots fan_out: σ″ B
+    third_cotangent: Part  # slots fan_out: σ‴ B
 
 
 class Change(NamedTuple):
@@ -36,7 +36,7 @@ class Change(NamedTuple):
     inputs: Part  # rows slots fan_in: ẋ
     z: Part  # rows slots fan_out: ż
     deltas: Part  # rows slots fan_out: λ̇
-    bent: Part  # rows slots fan_out: σ″ Ḃ + σ‴ B ż / 3
+    third_order: Part  # rows slots fan_out: σ″ Ḃ + σ‴ B ż / 3
 
 
 Slots = Sequence[At]
@@ -76,26 +76,35 @@ def _affine(layer: Layer, inputs: Float[Array, "points fan_in"]) -> Array:
 def at_slots(
     layers: Sequence[Layer], x: Shaped[Array, "points *in"], size: int
 ) -> Slots:
-    """The layers at every slot of `x`, for a network with `size` outputs per point."""
+    """The layers at each slot of `x`, for a network with `size` outputs per point."""
 
     def of_slots(array: Float[Array, "points k"]) -> Float[Array, "slots k"]:
         return array if size == 1 else jnp.repeat(array, size, axis=0)
 
-    there = []
+    forward_values = []
     for layer, inputs in zip(layers, forward(layers, x), strict=True):
         values = derivatives(layer.activation, _affine(layer, inputs))
-        there.append([of_slots(array) for array in (inputs, *values[1:])])
-    load = jnp.tile(jnp.eye(size, dtype=layers[0].weight.dtype), (len(x), 1))
-    found = []
-    for layer, (inputs, *values) in zip(layers[::-1], there[::-1], strict=True):
+        forward_values.append([of_slots(array) for array in (inputs, *values[1:])])
+    cotangent = jnp.tile(jnp.eye(size, dtype=layers[0].weight.dtype), (len(x), 1))
+    layer_values = []
+    for layer, (inputs, *values) in zip(
+        layers[::-1], forward_values[::-1], strict=True
+    ):
         if layer.activation is None:
-            found.append(At(inputs, load, None, None, None, None))
+            layer_values.append(At(inputs, cotangent, None, None, None, None))
         else:
-            slope, bend, third = values
-            at = At(inputs, slope * load, slope, bend, bend * load, third * load)
-            found.append(at)
-        load = found[-1].deltas @ layer.weight
-    return found[::-1]
+            slope, curvature, third = values
+            at = At(
+                inputs,
+                slope * cotangent,
+                slope,
+                curvature,
+                curvature * cotangent,
+                third * cotangent,
+            )
+            layer_values.append(at)
+        cotangent = layer_values[-1].deltas @ layer.weight
+    return layer_values[::-1]
 
 
 def pairs(
@@ -107,8 +116,8 @@ def pairs(
 
 
 def changes(layers: Sequence[Layer], rows: Slots, along: Slots) -> Changes:
-    """ẋ and λ̇ of `rows` along ∇f_c, c in `along`, whose part for W is s λ_c x_cᵀ."""
-    there: list[tuple[Part, Part]] = []
+    """ẋ and λ̇ of `rows` along ∇f_c for c in `along`; its part for W is s λ_c x_cᵀ."""
+    forward_changes: list[tuple[Part, Part]] = []
     moved: Part = None
     products = [pairs(*each) for each in zip(layers, rows, along, strict=True)]
     for layer, row, c, (_, q) in zip(layers, rows, along, products, strict=True):
@@ -117,20 +126,21 @@ def changes(layers: Sequence[Layer], rows: Slots, along: Slots) -> Changes:
             z = q[:, :, None] * c.deltas[None]
             z = z if inputs is None else z + inputs @ layer.weight.T
             moved = row.slope[:, None] * z
-        there.append((inputs, z))
-    found: list[Change] = []
-    load: Part = None
+        forward_changes.append((inputs, z))
+    layer_changes: list[Change] = []
+    change: Part = None  # Ḃ
     for layer, row, c, (p, _), (inputs, z) in zip(
-        *(part[::-1] for part in (layers, rows, along, products, there)), strict=True
+        *(part[::-1] for part in (layers, rows, along, products, forward_changes)),
+        strict=True,
     ):
-        deltas, bent = load, None
+        deltas, third_order = change, None
         if z is not None:
-            deltas = row.bend_load[:, None] * z
-            bent = row.third_load[:, None] * z / 3
-            if load is not None:
-                deltas = deltas + row.slope[:, None] * load
-                bent = bent + row.bend[:, None] * load
-        found.append(Change(inputs, z, deltas, bent))
-        load = layer.weight_rate * p[:, :, None] * c.inputs[None]
-        load = load if deltas is None else load + deltas @ layer.weight
-    return found[::-1]
+            deltas = row.curvature_cotangent[:, None] * z
+            third_order = row.third_cotangent[:, None] * z / 3
+            if change is not None:
+                deltas = deltas + row.slope[:, None] * change
+                third_order = third_order + row.curvature[:, None] * change
+        layer_changes.append(Change(inputs, z, deltas, third_order))
+        change = layer.weight_rate * p[:, :, None] * c.inputs[None]
+        change = change if deltas is None else change + deltas @ layer.weight
+    return layer_changes[::-1]

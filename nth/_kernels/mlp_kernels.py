@@ -5,19 +5,20 @@ For a layer z = W x + b let x_a be its inputs for slot a, and λ_a = ∂f_a/∂z
 
     K⁽²⁾[a, b] = Σ_layers P[a, b] Q[a, b].
 
-Write ẋ_ac, λ̇_ac for the change of x_a and λ_a along ∇f_c: one pass forth and back for
-each pair of slots, in which ∇f_c enters as two vectors. With v_ac = H_a ∇f_c, the
-change of ∇f_a along ∇f_c, of which every layer's part has rank two,
+Let ẋ_ac, λ̇_ac be the derivatives of x_a and λ_a along ∇f_c: one forward and one
+backward pass for each pair of slots, in which ∇f_c enters as two vectors. With
+v_ac = H_a ∇f_c, the derivative of ∇f_a along ∇f_c, whose part for each layer has rank
+two,
 
     K⁽³⁾[a, b, c]    = v_ac·∇f_b + ∇f_a·v_bc,
     K⁽⁴⁾[a, b, c, d] = v_ac·v_bd + v_ad·v_bc + v_ab·v_cd + v_ba·v_cd
                        + T_a[b, c, d] + T_b[a, c, d],
 
-T_a being the third derivative of f_a along three such gradients. By the 2n+1 theorem
-for stationary functionals it needs no change of second order, so K⁽⁴⁾ costs no pass
-beyond those of K⁽³⁾: it is products of what is there.
+where T_a is the third derivative of f_a along three such gradients. By the 2n+1 theorem
+for stationary functionals it needs no second derivatives of x and λ, so K⁽⁴⁾ needs no
+passes beyond those of K⁽³⁾, only products of their results.
 
-With n slots and layers of width w: 4 n² w² operations a layer for the passes, 8 n³ w
+With n slots and layers of width w: 4 n² w² operations per layer for the passes, 8 n³ w
 for K⁽³⁾ and 12 n⁴ w for K⁽⁴⁾ with two hidden layers.
 """
 
@@ -35,10 +36,10 @@ from .mlp_derivatives import Change, Changes, Slots, at_slots, changes, pairs
 
 
 class Chain(eqx.Module):
-    """A chain of layers at the points of a problem, and what K⁽⁴⁾ is made of.
+    """A chain of layers at the points of a problem, with the derivatives for K⁽⁴⁾.
 
     The first slot of a kernel runs over the training slots, if `with_train`, and over
-    `extra` ones, none of which is ever a direction of the flow.
+    `extra` ones, along whose gradients nothing is trained.
     """
 
     layers: tuple[Layer, ...]
@@ -49,20 +50,20 @@ class Chain(eqx.Module):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many training and extra slots there are."""
+        """The numbers of training and extra slots."""
         return len(self.train[0].inputs), len(self.extra[0].inputs)
 
     def with_changes(self) -> "Chain":
-        """With ẋ and λ̇ of training and extra slots, and of training slots along extra
-        ones: 2 n (n + 2q) w numbers a layer."""
+        """The chain with ẋ and λ̇ of training and extra slots, and of training slots
+        along extra ones: 2 n (n + 2q) w numbers per layer."""
         pairs = (
             (self.train, self.train),
             (self.extra, self.train),
             (self.train, self.extra),
         )
-        found = tuple(changes(self.layers, *pair) for pair in pairs)
+        moved = tuple(changes(self.layers, *pair) for pair in pairs)
         return eqx.tree_at(
-            lambda chain: chain.changes, self, found, is_leaf=lambda leaf: leaf is None
+            lambda chain: chain.changes, self, moved, is_leaf=lambda leaf: leaf is None
         )
 
 
@@ -73,7 +74,7 @@ def chain_at(
     size: int,
     with_train: bool,
 ) -> Chain:
-    """A chain at training points and others, with `size` outputs a point."""
+    """A chain at training and extra points, with `size` outputs per point."""
     train, extra = (at_slots(layers, x, size) for x in (x_train, x_extra))
     return Chain(layers, train, extra, with_train)
 
@@ -81,7 +82,7 @@ def chain_at(
 def _onto_gradients(
     layers: Sequence[Layer], rows: Slots, changes: Changes, others: Slots
 ) -> Float[Array, "rows slots others"]:
-    """v_ac·∇f_b for a of `rows`, c the changes' direction, b of `others`."""
+    """v_ac·∇f_b for a in `rows`, c the direction of `changes`, b in `others`."""
     total = jnp.zeros((), layers[0].weight.dtype)
     for layer, row, change, other in zip(layers, rows, changes, others, strict=True):
         p, q = pairs(layer, row, other)
@@ -96,7 +97,7 @@ def _onto_gradients(
 def _between_changes(
     layers: Sequence[Layer], rows: Slots, first: Changes, others: Slots, second: Changes
 ) -> Float[Array, "rows slots others more"]:
-    """v_xy·v_zd: x of `rows` along y, z of `others` along d."""
+    """v_xy·v_zd, with x in `rows` along y and z in `others` along d."""
     total = jnp.zeros((), layers[0].weight.dtype)
     for layer, x, xy, z, zd in zip(layers, rows, first, others, second, strict=True):
         p, q = (pair[:, None, :, None] for pair in pairs(layer, x, z))
@@ -121,7 +122,7 @@ def _across(x: Float[Array, "x w"], zd: Float[Array, "z d w"]) -> Array:
 
 
 class _Along(NamedTuple):
-    """Some slots, and how some rows change along their gradients."""
+    """Slots, and the derivatives of some rows along their gradients."""
 
     slots: Slots
     changes: Changes
@@ -130,7 +131,7 @@ class _Along(NamedTuple):
 def _third_derivatives(
     layers: Sequence[Layer], b: _Along, c: _Along, d: _Along
 ) -> Float[Array, "rows b c d"]:
-    """T_a[b, c, d]: what Σ λ·(W σ(z) − z) has of third order in first changes."""
+    """T_a[b, c, d]: the third-order terms of Σ λ·(W σ(z) − z) in first derivatives."""
     total = jnp.zeros((), layers[0].weight.dtype)
     for i, layer in enumerate(layers):
         at = [each.slots[i] for each in (b, c, d)]
@@ -163,18 +164,18 @@ def _of_neurons(
 ) -> Float[Array, "rows b c d"]:
     """Over neurons, Σ σ‴ B ż_b ż_c ż_d + σ″ (Ḃ_b ż_c ż_d + Ḃ_c ż_b ż_d + Ḃ_d ż_b ż_c)
 
-    = Σ e_b ż_c ż_d + e_c ż_b ż_d + e_d ż_b ż_c for e = `bent`: half of it, and the
-    half with b and c exchanged.
+    = Σ e_b ż_c ż_d + e_c ż_b ż_d + e_d ż_b ż_c with e = `third_order`: a half, and the
+    same with b and c exchanged.
     """
 
     def half(first: Change, second: Change) -> Float[Array, "rows first second d"]:
         def of_row(row: tuple[Change, Change, Change]) -> Array:
-            one, other, last = row
-            left = one.bent[:, None] * last.z[None]
-            left += 0.5 * one.z[:, None] * last.bent[None]
-            return jnp.einsum("bdw,cw->bcd", left, other.z)
+            b, c, d = row
+            left = b.third_order[:, None] * d.z[None]
+            left += 0.5 * b.z[:, None] * d.third_order[None]
+            return jnp.einsum("bdw,cw->bcd", left, c.z)
 
-        # Row by row, so that what a row takes stays in the cache.
+        # Row by row, so that the intermediate arrays stay in the cache.
         return jax.lax.map(of_row, (first, second, d))
 
     bc = half(b, c)
@@ -217,14 +218,14 @@ def third(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c"]:
 
 
 def third_of(acb: Array, bca: Array) -> Float[Array, "a b c"]:
-    """K⁽³⁾ of v_ac·∇f_b and v_bc·∇f_a, with slots in the order of their names."""
+    """K⁽³⁾ from v_ac·∇f_b and v_bc·∇f_a; the names give the order of their slots."""
     return jnp.swapaxes(acb, 1, 2) + jnp.moveaxis(bca, 2, 0)
 
 
 def fourth_of(
     v: Array, v_bacd: Array, v_bcad: Array, t: Array, t_bacd: Array
 ) -> Float[Array, "a b c d"]:
-    """K⁽⁴⁾ of v_xy·v_zd and T_x[y, z, d]; x, y, z are a, b, c unless a name says."""
+    """K⁽⁴⁾ from v_xy·v_zd and T_x[y, z, d]; x, y, z are a, b, c or as in the name."""
     return (
         jnp.swapaxes(v, 1, 2)
         + v
@@ -236,7 +237,7 @@ def fourth_of(
 
 
 def fourth(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c d"]:
-    """`size` columns of K⁽⁴⁾, of a chain that has its changes."""
+    """`size` columns of K⁽⁴⁾, of a chain `with_changes`."""
     layers, train, extra = chain.layers, chain.train, chain.extra
     assert chain.changes is not None
     tt, et, te = chain.changes

@@ -1,4 +1,4 @@
-"""Analysis of the NTK: contributions of layers, features, eigenvalues, time scales."""
+"""Analysis of the NTK: eigenvalues, time scales, layers and last-layer features."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from .._network.mlp import MLP
 from .._problem.problem import Problem
 from .assembly import form
 from .evaluation import Points, points_of
-from .kernels import Kernels, require_ntk
+from .kernels import Kernels, require_all_outputs, require_ntk
 from .mlp_derivatives import forward
 
 
@@ -43,13 +43,17 @@ class Spectrum(eqx.Module):
 
 @full_precision
 def spectrum(kernels: Kernels) -> Spectrum:
-    """Eigenvalues of the NTK on the training points, and the time scales they set.
+    """Eigenvalues of the NTK on the training points, and their time scales.
 
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
-    eq. 6), so the residual along each eigenvector decays independently.
+    eq. 6), so the residual along each eigenvector decays independently. The spectrum of
+    kernels with `outputs="trace"` is that of the mean of the outputs' kernels, with one
+    slot for each training point, and is the spectrum of each output's residual where
+    all outputs have that kernel and none acts on another, as at infinite width.
 
-    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points or
-    contains NaN, or if the eigenvectors would not fit in memory.
+    **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points,
+    contains NaN or has `outputs="diagonal"`, or if the eigenvectors would not fit in
+    memory.
     """
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     require_ntk(kernels)
@@ -58,9 +62,11 @@ def spectrum(kernels: Kernels) -> Spectrum:
             "kernels were formed with rows=..., and a spectrum takes all training "
             "points: form them again without rows."
         )
+    if kernels.outputs == "diagonal":
+        require_all_outputs(kernels, "a spectrum")
     cure = "form them by nth.kernels, where the network is finite and differentiable."
     (ntk,) = checked_finite("kernels", [kernels[2]], cure)
-    out = kernels.out_shape
+    out = kernels.out_shape if kernels.outputs == "full" else ()
     n = ntk.shape[1 + len(out)]
     slots = n * int(np.prod(out))
     require_memory(
@@ -106,8 +112,8 @@ def layer_kernels(
     )
     parts = {}
     for path, _ in leaves:
-        one = _training_only(points, path)
-        parts[jax.tree_util.keystr(path)] = form(one, 2, None, progress=False)[1]
+        alone = _training_only(points, path)
+        parts[jax.tree_util.keystr(path)] = form(alone, 2, None, progress=False)[1]
     at = (points.apply, points.params, points.x, points.n_train)
     require_finite_result("a part of K(2)", parts, *at)
     return parts
@@ -138,9 +144,9 @@ def nngp(
 
         Σ[a, b] = σ_a² x_a·x_b (+ σ_b²),
 
-    with the first term over fan_in in the parameterizations "ntk" and "standard", and
-    σ_b² if there is a bias. With increasing width it converges to the NNGP kernel (Lee
-    et al. 2018).
+    with the first term divided by fan_in in the parameterizations "ntk" and "standard",
+    and σ_b² if there is a bias. With increasing width it converges to the NNGP kernel
+    (Lee et al. 2018).
 
     **Arguments:**
 
@@ -164,7 +170,7 @@ def nngp(
     features = forward(layers, points.x)[-1]
     fan_in = features.shape[1]
     paper = isinstance(network, MLP) and network.parameterization == "nth"
-    # The power of a Python float raises OverflowError, and its product is infinite.
+    # A product, since an overflowing power of a Python float raises OverflowError.
     weight = sigma_a * sigma_a / (1 if paper else fan_in)
     bias = 0.0 if layers[-1].bias is None else sigma_b * sigma_b
     kernel = weight * (features @ features[: points.n_train].T) + bias

@@ -1,42 +1,34 @@
 """Kernels projected on a few modes, such as the leading eigenvectors of the NTK.
 
 The kernels of q modes e_i are those of the q functions F_i = Σ_β e_i[β] f_β, which have
-only q gradients. Each is a sum over points.
+only q gradients.
 """
 
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations_with_replacement, permutations
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._custom_types import Params
 from .._internal.eigenvalues import leading_modes
 from .._internal.precision import full_precision
 from .._internal.validation import as_array, is_traced, require_integer, require_order
-from .._network.base import OutputFunction, trainable
+from .._network.base import trainable
 from .._network.finiteness import require_finite_result
 from .._network.learning_rates import with_unit_rates
-from .._network.memory import activation_bytes, require_memory, tree_bytes
-from .._problem.inputs import take
+from .._network.memory import require_memory, tree_bytes
 from .._problem.problem import Problem
 from .assembly import form
 from .contraction import checked_slots
 from .evaluation import Points, points_of
 from .hierarchy_operator import along_jacobian, lift, require_forward_mode
-from .mlp_kernels import fourth_of, third_of
+from .mode_functions import ModeFunctions, blocks_of
 
-# Training slots up to which eigenvectors are computed from the full matrix.
+# Maximum training slots for which eigenvectors are computed from the full matrix.
 _DENSE = 4096
-# Bytes that one block of points may take.
-_BLOCK_BYTES = 2**28
-
-Tree = TypeVar("Tree")
 
 
 class Projection(eqx.Module):
@@ -89,12 +81,12 @@ def project(
                            + T_i[j, k, l] + T_j[i, k, l].
 
     Time is linear in n: q gradients for K⁽²⁾, q² for K⁽³⁾ and q³/6 third derivatives
-    for K⁽⁴⁾. Memory is that of some q² copies of the parameters from K⁽³⁾ on.
+    for K⁽⁴⁾. From K⁽³⁾ on memory is about 2q² to 3q² copies of the parameters.
 
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
-        Only the training points count.
+        Only the training points are used.
     - `modes`: q, for the q leading eigenvectors of the NTK on the training points, or
         an array of vectors, shape `(q, n, *out)`. The eigenvectors are computed from
         the full matrix up to n·C = 4,096, beyond by Lanczos' method (SciPy's `eigsh`).
@@ -103,7 +95,7 @@ def project(
     **Returns:** [`nth.Projection`][].
 
     **Raises:** `ValueError` for a bad order, more modes than slots, modes that do not
-    fit, or what would not fit in memory.
+    fit, or derivatives that would not fit in memory.
     """
     order = require_order("order", order)
     own = trainable(network, problem, filter_spec, learning_rates)
@@ -133,8 +125,8 @@ def project(
 def _require_memory(points: Points, modes: Array, order: int) -> None:
     """Raise `ValueError` if derivatives along the modes would not fit in memory."""
     q, itemsize = len(modes), points.output.dtype.itemsize
-    # Of q² derivatives: the sum over blocks of points and one block, and for K⁽⁴⁾ the
-    # copy that a product of matrices makes. Each order beyond doubles them.
+    # Copies of q² derivatives: the sum over blocks of points, one block, and for K⁽⁴⁾
+    # the copy made by a product of matrices. Each further order doubles them.
     copies = q if order == 2 else 2 * q**2 if order == 3 else 3 * q**2 << (order - 4)
     require_memory(
         "modes",
@@ -182,146 +174,10 @@ def _projected(
     points: Points, modes: Float[Array, "q n *out"], order: int
 ) -> tuple[Float[Array, "..."], ...]:
     params, parameters = with_unit_rates(points.params, points.rates)
-    parts = _Modes(points.apply, parameters, *_blocks(points, modes))
+    parts = ModeFunctions(points.apply, parameters, *blocks_of(points, modes))
     tensors = parts.kernels(params, min(order, 4))
     lifted = parts.fourth
     for _ in range(4, order):
         lifted = lift(lifted, parts.gradient, len(modes), 1)
         tensors.append(lifted(params))
     return tuple(tensors)
-
-
-def _blocks(
-    points: Points, modes: Float[Array, "q n *out"]
-) -> tuple[PyTree[Shaped[Array, "k b ..."]], Float[Array, "k q b *out"]]:
-    """Points and modes in blocks; padding of the last block has weight zero."""
-    n, q = points.n_train, len(modes)
-    one = activation_bytes(points.apply, points.params, take(points.x_train, 0))
-    size = min(n, max(1, _BLOCK_BYTES // (8 * q * one)))
-    count = -(-n // size)
-    size = -(-n // count)
-    spare = count * size - n
-
-    def filled(array: Array, axis: int, mode: str) -> Array:
-        widths = [(0, spare if k == axis else 0) for k in range(array.ndim)]
-        array = jnp.pad(array, widths, mode)
-        shape = (*array.shape[:axis], count, size, *array.shape[axis + 1 :])
-        return jnp.moveaxis(array.reshape(shape), axis, 0)
-
-    x = jax.tree.map(lambda leaf: filled(leaf, 0, "edge"), points.x_train)
-    return x, filled(modes, 1, "constant")
-
-
-class _Modes(eqx.Module):
-    """F_i = Σ_β e_i[β] f_β in blocks of points, and their kernels as functions of θ."""
-
-    apply: OutputFunction
-    parameters: Callable[[Params], Params]
-    """From parameters whose learning rates are 1 to those of the network."""
-
-    x: PyTree[Shaped[Array, "k b ..."]]
-    modes: Float[Array, "k q b *out"]
-
-    def kernels(self, params: Params, order: int) -> list[Float[Array, "..."]]:
-        """K⁽¹⁾ … K⁽ᵖ⁾ along the modes, p = `order` up to 4."""
-        u = self._gradients(params)
-        tensors = [
-            self._summed(lambda functions: functions(params)),
-            _inner(u, u, (1, 1)),
-        ]
-        if order == 2:
-            return tensors
-        v = self._changes(params, u)
-        vu = _inner(v, u, (2, 1)).swapaxes(0, 1)  # i k j
-        tensors.append(third_of(vu, vu))
-        if order > 3:
-            vv = _inner(v, v, (2, 2)).transpose(1, 0, 3, 2)  # i k j l
-            t = self._third_derivatives(params, u)
-            tensors.append(fourth_of(vv, vv, vv, t, t))
-        return tensors
-
-    def fourth(self, params: Params) -> Float[Array, "q q q q"]:
-        return self.kernels(params, 4)[3]
-
-    def gradient(self, params: Params, i: Int[Array, ""]) -> Params:
-        """∇F_i."""
-        return jax.tree.map(lambda leaf: leaf[i], self._gradients(params))
-
-    def _summed(self, quantity: Callable[[Callable[..., Any]], Tree]) -> Tree:
-        """The sum over blocks of a quantity of θ ↦ (F_1, …, F_q)."""
-
-        def of_block(block: Any) -> Tree:
-            x, modes = block
-
-            def functions(params: Params) -> Float[Array, " q"]:
-                outputs = self.apply.over(self.parameters(params), x)
-                return jnp.tensordot(modes, outputs, axes=outputs.ndim)
-
-            return quantity(functions)
-
-        first = take((self.x, self.modes), 0)
-        if len(self.modes) == 1:
-            return of_block(first)
-        shapes = jax.eval_shape(of_block, first)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        def add(total: Tree, block: Any) -> tuple[Tree, None]:
-            return jax.tree.map(jnp.add, total, of_block(block)), None
-
-        return jax.lax.scan(add, zeros, (self.x, self.modes))[0]
-
-    def _gradients(self, params: Params) -> Params:
-        """u_i, stacked."""
-        return self._summed(lambda functions: jax.jacrev(functions)(params))
-
-    def _changes(self, params: Params, u: Params) -> Params:
-        """v_ik, the derivative of u_i along u_k, stacked by k and i."""
-
-        def quantity(functions: Callable[..., Any]) -> Params:
-            def change(u_k: Params) -> Params:
-                return jax.jvp(jax.jacrev(functions), (params,), (u_k,))[1]
-
-            return jax.lax.map(change, u)
-
-        return self._summed(quantity)
-
-    def _third_derivatives(self, params: Params, u: Params) -> Float[Array, "q q q q"]:
-        """T_i[j, k, l], with one derivative for each multiset of three modes."""
-        q = self.modes.shape[1]
-        chosen = np.array(list(combinations_with_replacement(range(q), 3)))
-        place = np.zeros((q, q, q), int)
-        for number, modes in enumerate(chosen):
-            for slots in permutations(modes):
-                place[slots] = number
-
-        def quantity(functions: Callable[..., Any]) -> Float[Array, "choices q"]:
-            def along_three(modes: Int[Array, "3"]) -> Float[Array, " q"]:
-                derivative = functions
-                for m in modes:
-                    direction = jax.tree.map(partial(jnp.take, indices=m, axis=0), u)
-                    derivative = _derivative(derivative, direction)
-                return derivative(params)
-
-            return jax.lax.map(along_three, jnp.asarray(chosen))
-
-        return jnp.moveaxis(self._summed(quantity)[place], 3, 0)
-
-
-def _derivative(
-    function: Callable[[Params], Array], direction: Params
-) -> Callable[[Params], Array]:
-    return lambda params: jax.jvp(function, (params,), (direction,))[1]
-
-
-def _inner(first: Params, second: Params, axes: tuple[int, int]) -> Float[Array, "..."]:
-    """Inner products over parameters of stacks with `axes` leading axes."""
-
-    def of_leaves(a: Array, b: Array) -> Array:
-        a, b = (
-            leaf.reshape(*leaf.shape[:k], -1)
-            for leaf, k in zip((a, b), axes, strict=True)
-        )
-        return jnp.tensordot(a, b, axes=(-1, -1))
-
-    products = jax.tree.leaves(jax.tree.map(of_leaves, first, second))
-    return jax.tree.reduce(jnp.add, products)

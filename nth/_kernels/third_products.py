@@ -20,10 +20,11 @@ from jaxtyping import Array, Float, Int
 from .._custom_types import Inputs, Params
 from .._problem.inputs import count
 from .evaluation import Points
-from .factored_gradients import GradientFunction, Gradients, products
+from .factored_gradients import GradientFunction
+from .gradient_products import Gradients, products
 from .hierarchy_operator import SlotGradient, TensorFunction, slot_gradient
 
-# Bytes that the gradients and their derivatives held at once may take.
+# Maximum bytes of the gradients and their derivatives held at once.
 _BLOCK_BYTES = 2**28
 
 Direction = Params
@@ -31,8 +32,8 @@ Column = Callable[[Direction], Float[Array, "rows slots"]]
 
 
 def slots_at_once(points: Points, r: int) -> int:
-    """How many columns of K⁽³⁾ keep within `_BLOCK_BYTES`, in the derivative of K⁽³⁾
-    that is K⁽ʳ⁾; 0 if none does."""
+    """The number of columns of K⁽³⁾, r − 3 times differentiated, that fit in
+    `_BLOCK_BYTES`; 0 if none does."""
     gradients = GradientFunction(points, points.n_train)
     n_all = points.n_train + count(points.x_extra)
     pairs = n_all * points.n_train * gradients.bytes_per_pair(points)

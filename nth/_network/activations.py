@@ -105,6 +105,8 @@ def elementwise_activation(
     same dtype, and `jax.jvp` differentiates it twice.
     """
     function = as_activation(activation)
+    if is_named(function):
+        return function
     z = jax.ShapeDtypeStruct((3,), dtype)
 
     def second(z: Array) -> tuple[Array, Array]:
@@ -128,10 +130,16 @@ def elementwise_activation(
     return function
 
 
+def is_named(function: Callable[[Array], Array]) -> bool:
+    """Whether it is a function of `ACTIVATIONS`, of which nothing must be checked."""
+    return any(function is known for known in ACTIVATIONS.values())
+
+
 def refuse_derivative(function: Callable[[Array], Array], dtype: DTypeLike) -> None:
     """Raise `ValueError` if `function` closes over a value that is differentiated, now
     or, under `jax.jit`, when the compiled function is differentiated."""
-    _without_derivative(function(jnp.ones(1, dtype)))
+    if not is_named(function):
+        _without_derivative(function(jnp.ones(1, dtype)))
 
 
 _without_derivative = refusing_derivatives(

@@ -207,7 +207,7 @@ def _output_of(
     key = Static((jax.tree.map(_spec, arrays), static))
     try:
         hash(key)
-    except TypeError:  # said better where the leaf is refused
+    except TypeError:  # `OutputFunction` raises an error with the cause
         return _traced_output(params, frozen, take(problem.x_train, 0))
     return _output_of_structure(key)
 

@@ -66,7 +66,7 @@ def refuse_mixed_points(network: Any, problem: Problem) -> None:
         return
     x = take(problem.x, slice(0, 3))
     if count(x) == 1:  # add any second point of the same dtype
-        x = join(x, jax.tree.map(_another, x))
+        x = join(x, jax.tree.map(_different, x))
     try:
         together = network.apply_fn(network.params, x)
     except Exception as error:
@@ -88,7 +88,7 @@ def refuse_mixed_points(network: Any, problem: Problem) -> None:
         )
 
 
-def _another(leaf: Array) -> Array:
+def _different(leaf: Array) -> Array:
     return leaf / 2 if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf
 
 

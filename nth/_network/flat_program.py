@@ -1,7 +1,7 @@
 """A network as a flat list of primitive operations, read from its jaxpr.
 
-Calls of `jax.jit` are inlined, so that every use of a parameter is visible. What other
-primitives contain (`scan`, `cond`, custom derivatives) stays inside of them.
+Calls of `jax.jit` are inlined, so that every use of a parameter is visible. The jaxprs
+of other primitives (`scan`, `cond`, custom derivatives) are not inlined.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ class FlatProgram(NamedTuple):
         inputs: Sequence[Array],
         replace: Callable[[int, Array], Array] = lambda number, value: value,
     ) -> dict[int, Any]:
-        """All values; those that a step computes pass through `replace` first."""
+        """All values; `replace` is applied to each value that a step computes."""
         values = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
         for step in self.steps:
             operands = [value_of(values, atom) for atom in step.inputs]
@@ -79,9 +79,9 @@ def value_of(values: dict[int, Any], atom: Atom) -> Any:
 
 
 def flat_program(function: Callable[..., Any], *arguments: Any) -> FlatProgram:
-    """The operations of `function` at arguments of those shapes, one output.
+    """The operations of `function` at arguments of these shapes.
 
-    Its inputs are the leaves of the arguments.
+    The inputs of the program are the leaves of the arguments.
     """
     closed = jax.make_jaxpr(function)(*arguments)
     reader = _Reader()
@@ -97,7 +97,7 @@ def flat_program(function: Callable[..., Any], *arguments: Any) -> FlatProgram:
 
 
 class _Reader:
-    """Numbers the values of a jaxpr and of those that it calls."""
+    """Numbers the values of a jaxpr and of the jaxprs that it calls."""
 
     def __init__(self):
         self.constants: dict[int, Any] = {}

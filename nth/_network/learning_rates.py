@@ -100,7 +100,7 @@ def as_decay(weight_decay: Any, params: Params) -> Scalar | None:
 
 
 def overflow_by_rates(rates: Params | None, power: int) -> str | None:
-    """A message, if a product of `power` rates nearly overflows."""
+    """The message if a product of `power` rates nearly overflows, otherwise `None`."""
     leaves = jax.tree.leaves(rates)
     if not leaves or is_traced(leaves):
         return None

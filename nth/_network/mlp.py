@@ -152,8 +152,8 @@ class MLP(eqx.Module):
     ):
         in_size = require_integer("in_size", in_size, 1)
         width = require_integer("width", width, 1)
-        why = "as every layer is compiled by itself"
-        depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
+        reason = "as every layer is compiled separately"
+        depth = require_integer("depth", depth, 1, _MOST_LAYERS, reason)
         if out_size != "scalar":
             out_size = require_integer('out_size, if not "scalar",', out_size, 1)
         require_name("parameterization", parameterization, ("nth", "ntk", "standard"))

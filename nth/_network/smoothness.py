@@ -20,22 +20,22 @@ _KINKS = frozenset(
 
 _SAMPLES = 257
 _REFINEMENTS = 2
-# A refinement divides second differences of a smooth function by 65,536 and leaves
-# those at a jump as they are.
+# A refinement divides second differences of a smooth function by 65,536, and does not
+# change those at a jump.
 _SMOOTH = 1e-2
 
 
 def has_primitives_with_kinks(function: Callable[..., Any], *inputs: Any) -> bool:
-    """Whether `function` is made of primitives whose derivative jumps."""
+    """Whether `function` uses primitives whose derivative jumps."""
     return not _KINKS.isdisjoint(primitives(jax.make_jaxpr(function)(*inputs).jaxpr))
 
 
 def has_kinks(function: Callable[[PyTree], Array], params: PyTree) -> bool:
     """Whether the derivative of `function` jumps near `params`.
 
-    Smooth functions use primitives with kinks too (softmax subtracts a maximum), so the
-    derivative is sampled on a line through `params`, with changes as large as they
-    are, and again closely around its largest second difference.
+    Smooth functions may also use primitives with kinks (softmax subtracts a maximum).
+    The derivative is therefore sampled on a line through `params`, with changes of
+    their size, and again closely around its largest second difference.
     """
     if not has_primitives_with_kinks(function, params):
         return False

@@ -1,9 +1,9 @@
 """Parameters that a network uses once, in an operation linear in them.
 
 For z = W x at every position p of an operation let x_p be the inputs and δ_p the
-derivative of an output of the network by z_p. The gradient by W is Σ_p δ_p x_pᵀ, which
-kernels use in this factored form. A parameter that is used twice, or in any other way,
-is in no `WeightUse`, and its gradient is computed as a whole.
+derivative of an output of the network with respect to z_p. The gradient with respect to
+W is Σ_p δ_p x_pᵀ, which kernels use in this factored form. A parameter that is used
+twice, or in any other way, has no `WeightUse`, and its gradient is computed in full.
 """
 
 import math
@@ -19,22 +19,22 @@ from jaxtyping import Array, Float, Int
 
 from .flat_program import Atom, FlatProgram, Step
 
-# Operations that keep every number of their operand, in another place.
+# Operations that permute or negate the entries of their operand.
 _VIEWS = frozenset(
     {"reshape", "transpose", "squeeze", "expand_dims", "copy", "neg", "rev"}
 )
-# Entries of a convolution's window up to which patches are formed by slices.
+# Maximum entries of a convolution's window for which patches are formed by slices.
 _LARGEST_WINDOW = 1024
 
 
 class WeightUse(NamedTuple):
     """The single use of one parameter.
 
-    `data` maps the operand at number `operand` to x, of shape `(groups, positions,
-    fan_in)`, or to the rows looked up, integers of shape `(positions,)`, with
-    `fan_in` itself for none. `deltas` maps the derivative by the operation's output,
-    number `output`, to δ of shape `(groups, positions, fan_out)`. Groups have weights
-    of their own.
+    `data` maps the value with number `operand` to x, of shape `(groups, positions,
+    fan_in)`, or to the indices of the rows looked up, of shape `(positions,)`, with
+    `fan_in` for no row. `deltas` maps the derivative with respect to the operation's
+    output, with number `output`, to δ of shape `(groups, positions, fan_out)`. Groups
+    have separate weights.
     """
 
     leaf: int
@@ -46,7 +46,7 @@ class WeightUse(NamedTuple):
     """Groups, positions, fan_in, fan_out."""
     is_lookup: bool
     factors: tuple[Atom, ...]
-    """Constants of one number by which the parameter is multiplied before its use."""
+    """Scalar constants by which the parameter is multiplied before its use."""
 
 
 class _Weight(NamedTuple):
@@ -57,7 +57,7 @@ class _Weight(NamedTuple):
 
 
 def weight_uses(program: FlatProgram, n_leaves: int) -> list[WeightUse]:
-    """The uses of the first `n_leaves` inputs of a program that have a known form."""
+    """The uses of known form of the first `n_leaves` inputs of a program."""
     consumers = Counter(
         atom
         for atoms in [*(step.inputs for step in program.steps), program.outputs]
@@ -94,7 +94,7 @@ def _is_in(atom: Atom, numbers: Any) -> bool:
 def _view(
     program: FlatProgram, step: Step, position: int, weight: _Weight, varies: list[bool]
 ) -> _Weight | None:
-    """`weight` after a step that moves its entries, or multiplies it by a constant."""
+    """`weight` after a step that permutes its entries or multiplies by a constant."""
     number, output = step.inputs[position], step.outputs[0]
     same_size = math.prod(program.shape(number)) == math.prod(program.shape(output))
     if not same_size or program.dtype(number) != program.dtype(output):
@@ -195,7 +195,7 @@ def _patches(
     space: list[int],
     params: dict[str, Any],
 ) -> Float[Array, "batch channels window ..."]:
-    """The entries of `x` that each output position of a convolution sees."""
+    """The entries of `x` in the window of each output position of a convolution."""
     interior = [dilation - 1 for dilation in params["lhs_dilation"]]
     edges = [(*pad, i) for pad, i in zip(params["padding"], interior, strict=True)]
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])

@@ -29,23 +29,24 @@ _PAIRS_AT_ONCE = 32
 
 
 class Pairs(NamedTuple):
-    """Gaussian variables at points i and j, one entry for each pair of points.
+    """Gaussian variables at points i and j, one entry for each pair of points, or
+    arrays that are broadcast to that.
 
     `versine` is 1 − c/√(ab), to full accuracy; `None` if not needed.
     """
 
-    first: Float[Array, " P"]
-    second: Float[Array, " P"]
-    cross: Float[Array, " P"]
-    versine: Float[Array, " P"] | None
+    first: Float[Array, "..."]
+    second: Float[Array, "..."]
+    cross: Float[Array, "..."]
+    versine: Float[Array, "..."] | None
 
 
 class Moments(NamedTuple):
     """E φ(u)φ(v), its versine, and E φ′(u)φ′(v)."""
 
-    value: Float[Array, " P"]
-    versine: Float[Array, " P"] | None
-    slope: Float[Array, " P"]
+    value: Float[Array, "..."]
+    versine: Float[Array, "..."] | None
+    slope: Float[Array, "..."]
 
 
 def safe_root(x: Array) -> Array:
@@ -89,7 +90,11 @@ def _angle(versine: Array) -> Array:
 
     This is the mean of the slopes in all directions.
     """
-    return 2 * jnp.arcsin(jnp.sqrt(jnp.clip(versine / 2, 0, 1)))
+    return jnp.arctan2(_sine(versine), 1 - versine)
+
+
+def _sine(versine: Array) -> Array:
+    return jnp.sqrt(jnp.maximum(versine * (2 - versine), 0))
 
 
 @_angle.defjvp
@@ -103,8 +108,7 @@ def _angle_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
 @jax.custom_jvp
 def _relu_versine(versine: Array) -> Array:
     """1 − (sin θ + (π − θ) cos θ)/π."""
-    angle = _angle(versine)
-    lune = jnp.sin(angle) - angle * jnp.cos(angle)
+    lune = _sine(versine) - _angle(versine) * (1 - versine)
     return versine - lune / math.pi
 
 

@@ -7,13 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._gaussian_moments import Pairs, Rule, rule_for, safe_root
 
 # Points per side of a tile: few for sums over nodes, so that little work is repeated on
 # the diagonal; for closed forms as many as fit in a processor's cache.
 _TILE, _TILE_OF_SUMS = 128, 4
+# 1 − cos of an angle below which a difference from 1 loses too many digits of it.
+_CLOSE = 1e-2
 # No loop is used up to these limits: pairs of points times layers, and layers.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
@@ -36,15 +38,30 @@ class _Moments(NamedTuple):
     """Moments and NTK of pairs of points after a layer."""
 
     variances: tuple[Float[Array, " r"], Float[Array, " c"]]
-    """Variances of the points on each side; pairs are pairs of their indices."""
+    """Variances of the points on each side."""
 
-    cross: Float[Array, " P"]
-    versine: Float[Array, " P"] | None
-    ntk: Float[Array, " P"]
+    cross: Float[Array, "..."]
+    versine: Float[Array, "..."] | None
+    ntk: Float[Array, "..."]
 
 
 _Sides = tuple[Float[Array, "r d"], Float[Array, "c d"]]
-_Pairs = tuple[np.ndarray, np.ndarray]
+
+
+class _Pairs(NamedTuple):
+    """Pairs of a point of each side: those at two arrays of indices, or all of them.
+
+    `same` is where a pair is one point twice; `None` if none is known to be.
+    """
+
+    indices: tuple[np.ndarray, np.ndarray] | None
+    same: Bool[Array, "r c"] | None
+
+    def of(self, first: Array, second: Array) -> tuple[Array, Array]:
+        """Numbers of the points of both sides, to be broadcast over the pairs."""
+        if self.indices is None:
+            return first[:, None], second[None]
+        return first[self.indices[0]], second[self.indices[1]]
 
 
 def layers_of(
@@ -68,13 +85,14 @@ def recursion(
     x2: Float[Array, "n2 d"] | None,
     layers: LayerMaps,
     activation_and_nodes: tuple[Callable[[Array], Array], int],
+    use_bias: bool,
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
     """Σ and Θ of the last layer, and the error estimate of the integration rule."""
-    rule = rule_for(*activation_and_nodes)
+    rule = _Steps(rule_for(*activation_and_nodes), use_bias)
     sides = (x1, x1 if x2 is None else x2)
     whole = _fits_whole(sides, layers)
     nngp, ntk = (_at_once if whole else _by_tiles)(rule, layers, sides, x2 is None)
-    return nngp, ntk, _largest_change(rule, layers, jnp.concatenate(sides), whole)
+    return nngp, ntk, _largest_change(rule.rule, layers, jnp.concatenate(sides), whole)
 
 
 def _fits_whole(sides: _Sides, layers: LayerMaps) -> bool:
@@ -89,15 +107,28 @@ def _fits_whole(sides: _Sides, layers: LayerMaps) -> bool:
     return fits and depth <= _MOST_UNROLLED
 
 
+class _Steps(NamedTuple):
+    """The moments of an activation, and whether layers have biases."""
+
+    rule: Rule
+    use_bias: bool
+
+
 def _at_once(
-    rule: Rule, layers: LayerMaps, sides: _Sides, symmetric: bool
+    steps: _Steps, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     shape = (len(sides[0]), len(sides[1]))
+    if steps.rule.closed:  # so cheap that each pair and its mirror image cost less
+        same = jnp.eye(shape[0], dtype=bool) if symmetric else None
+        parts = _of_pairs(steps, layers, sides, _Pairs(None, same), unrolled=True)
+        nngp, ntk = ((part + part.T) / 2 if symmetric else part for part in parts)
+        return nngp, ntk
     if symmetric:
         i, j = np.triu_indices(shape[0])
     else:
         i, j = np.indices(shape).reshape(2, -1)
-    values = _of_pairs(rule, layers, sides, (i, j), unrolled=True)
+    pairs = _Pairs((i, j), None)
+    values = _of_pairs(steps, layers, sides, pairs, unrolled=True)
     matrices = [jnp.zeros(shape, v.dtype).at[i, j].set(v) for v in values]
     if symmetric:
         matrices = [
@@ -107,16 +138,17 @@ def _at_once(
 
 
 def _by_tiles(
-    rule: Rule, layers: LayerMaps, sides: _Sides, symmetric: bool
+    steps: _Steps, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Tile by tile, in place: the memory is that of both kernels and one tile."""
-    most = _TILE if rule.closed else _TILE_OF_SUMS
+    closed = steps.rule.closed
+    most = _TILE if closed else _TILE_OF_SUMS
     counts = [-(-len(x) // most) for x in sides]
     shape = [-(-len(x) // count) for x, count in zip(sides, counts, strict=True)]
     tiles = np.indices(counts).reshape(2, -1).T
     if symmetric:
         tiles = tiles[tiles[:, 0] <= tiles[:, 1]]
-    pairs = np.indices(shape).reshape(2, -1)
+    every = np.indices(shape).reshape(2, -1)
 
     def add(kernels: list[Array], tile: Array) -> tuple[list[Array], None]:
         # The last tile of a side overlaps with the previous one.
@@ -128,7 +160,15 @@ def _by_tiles(
             jax.lax.dynamic_slice_in_dim(x, start, size)
             for x, start, size in zip(sides, corner, shape, strict=True)
         )
-        values = _of_pairs(rule, layers, (first, second), (pairs[0], pairs[1]))
+        same = None
+        if symmetric and closed:
+            i, j = (
+                start + jnp.arange(size)
+                for start, size in zip(corner, shape, strict=True)
+            )
+            same = i[:, None] == j[None]
+        pairs = _Pairs(None if closed else (every[0], every[1]), same)
+        values = _of_pairs(steps, layers, (first, second), pairs)
         parts = [part.reshape(shape) for part in values]
         if symmetric:  # rounding depends on the order of a pair
             same = tile[0] == tile[1]
@@ -153,31 +193,37 @@ def _written(
 
 
 def _of_pairs(
-    rule: Rule, layers: LayerMaps, sides: _Sides, pairs: _Pairs, unrolled: bool = False
-) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    steps: _Steps,
+    layers: LayerMaps,
+    sides: _Sides,
+    pairs: _Pairs,
+    unrolled: bool = False,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Σ and Θ of the last layer at pairs with one point from each side."""
-    i, j = pairs
-    cross = (sides[0] @ sides[1].T)[i, j]
+    rule = steps.rule
+    cross = sides[0] @ sides[1].T
+    if pairs.indices is not None:
+        cross = cross[pairs.indices]
     start = _Moments(
         (jnp.sum(sides[0] ** 2, axis=1), jnp.sum(sides[1] ** 2, axis=1)),
         cross,
-        _first_versine(sides, pairs) if rule.by_angle else None,
+        first_versine(sides, pairs.same) if rule.by_angle else None,
         jnp.zeros_like(cross),
     )
 
     def deeper(moments: _Moments, layer: LayerMaps) -> tuple[_Moments, None]:
         variances = moments.variances
         cross, versine, slope = rule.moments(
-            Pairs(variances[0][i], variances[1][j], moments.cross, moments.versine)
+            Pairs(*pairs.of(*variances), moments.cross, moments.versine)
         )
         squares = (rule.square(variances[0]), rule.square(variances[1]))
         activated = _Moments(squares, cross, versine, moments.ntk)
-        return _affine(activated, slope, layer, pairs), None
+        return _affine(activated, slope, layer, pairs, steps.use_bias), None
 
     first, rest = (
         jax.tree.map(lambda part, at=at: part[at], layers) for at in (0, slice(1, None))
     )
-    moments = _affine(start, jnp.zeros_like(cross), first, pairs)
+    moments = _affine(start, jnp.zeros_like(cross), first, pairs, steps.use_bias)
     moments, _ = _layer_by_layer(deeper, moments, rest, unrolled)
     return moments.cross, moments.ntk
 
@@ -199,13 +245,17 @@ def _layer_by_layer(
 
 
 def _affine(
-    moments: _Moments, slope: Float[Array, " P"], layer: LayerMaps, pairs: _Pairs
+    moments: _Moments,
+    slope: Float[Array, "..."],
+    layer: LayerMaps,
+    pairs: _Pairs,
+    use_bias: bool,
 ) -> _Moments:
     """Apply weights and biases."""
     (first, second), cross, versine, ntk = moments
     ntk = layer.weight_rate * cross + layer.bias_rate + layer.weight * slope * ntk
-    if versine is not None:
-        versine = _with_bias(versine, first[pairs[0]], second[pairs[1]], layer)
+    if versine is not None and use_bias:  # weights alone keep angles
+        versine = _with_bias(versine, *pairs.of(first, second), layer)
     variances = (layer.weight * first + layer.bias, layer.weight * second + layer.bias)
     return _Moments(variances, layer.weight * cross + layer.bias, versine, ntk)
 
@@ -224,25 +274,40 @@ def _largest_change(
     return jnp.max(_layer_by_layer(deeper, variance, hidden, whole)[1])
 
 
-def _first_versine(sides: _Sides, pairs: _Pairs) -> Float[Array, " P"]:
-    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero at equal points."""
+def first_versine(
+    sides: _Sides, same: Bool[Array, "r c"] | None
+) -> Float[Array, "r c"]:
+    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero at equal points.
+
+    Expanded into a product of matrices, unless two points are so close that it would
+    lose digits.
+    """
     norms = [safe_root(jnp.sum(x**2, axis=1, keepdims=True)) for x in sides]
-    units = [
+    left, right = (
         x / jnp.where(norm > 0, norm, 1) for x, norm in zip(sides, norms, strict=True)
-    ]
+    )
+    squares = [(norm[:, 0] > 0).astype(norm.dtype) / 2 for norm in norms]
+    versine = squares[0][:, None] + squares[1][None] - left @ right.T
+    if same is not None:
+        versine = jnp.where(same, 1, versine)
 
-    def versine(pair: tuple[Array, Array]) -> Array:
-        return jnp.sum((units[0][pair[0]] - units[1][pair[1]]) ** 2) / 2
+    def exact() -> Array:
+        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            return total + (pair[0][:, None] - pair[1][None]) ** 2 / 2, None
 
-    return jax.lax.map(versine, tuple(map(jnp.asarray, pairs)), batch_size=1024)
+        return jax.lax.scan(add, jnp.zeros_like(versine), (left.T, right.T))[0]
+
+    close = jnp.any(versine < _CLOSE)
+    versine = jax.lax.cond(close, exact, lambda: versine)
+    return versine if same is None else jnp.where(same, 0, versine)
 
 
 def _with_bias(
-    versine: Float[Array, " P"],
-    first: Float[Array, " P"],
-    second: Float[Array, " P"],
+    versine: Float[Array, "..."],
+    first: Float[Array, "..."],
+    second: Float[Array, "..."],
     layer: LayerMaps,
-) -> Float[Array, " P"]:
+) -> Float[Array, "..."]:
     """1 − cos of the angle after weights and bias, as a sum of positive terms.
 
     With p, q the two standard deviations and β that of the bias, it is

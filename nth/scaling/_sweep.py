@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._internal.checkpoint import Checkpoint, fingerprint
+from .._internal.checkpoint import Checkpoint, fingerprint, require_path
 from .._internal.precision import full_precision
 from .._internal.progress import delayed_bar
 from .._internal.validation import (
@@ -19,7 +19,6 @@ from .._internal.validation import (
     require_concrete,
     require_integer,
     require_key,
-    require_path,
 )
 from .._network.memory import require_memory
 from .._problem.inputs import require_like

@@ -163,7 +163,7 @@ class DataCheck(eqx.Module):
     exact: tuple[bool, ...]
     """Whether all sets of r inputs were evaluated."""
 
-    looked_at: tuple[int, ...]
+    num_evaluated: tuple[int, ...]
     """The number of sets of r inputs that were evaluated."""
 
     floor: float
@@ -216,11 +216,11 @@ def check_data(
     top = 2 * require_integer("order", order, 1) + 1
     samples = require_integer("samples", samples, 1, _MOST_SAMPLES)
     rng = np.random.default_rng(require_integer("seed", seed, 0))
-    smallest, exact, looked_at = [], [], []
+    smallest, exact, num_evaluated = [], [], []
     for r in range(1, min(top, n) + 1):
         total = math.comb(n, r)
         exact.append(total <= samples or r > d)
-        looked_at.append(total if exact[-1] else samples)
+        num_evaluated.append(total if exact[-1] else samples)
         sets = combinations(range(n), r) if exact[-1] else _drawn(rng, n, r, samples)
         smallest.append(0.0 if r > d else _smallest(array, sets))
     norms = _norms(array)
@@ -229,7 +229,7 @@ def check_data(
         (float(norms.min()), float(norms.max())),
         np.asarray(smallest, array.dtype),
         tuple(exact),
-        tuple(looked_at),
+        tuple(num_evaluated),
         floor,
     )
 

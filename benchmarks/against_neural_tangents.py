@@ -1,0 +1,257 @@
+"""K⁽²⁾ of small networks, by nth and by the three methods of neural-tangents.
+
+    python benchmarks/against_neural_tangents.py [--small] [--environment FOLDER]
+        [--output FILE]
+
+Neural-tangents 0.6.5 needs JAX 0.4.23 and Python 3.11, so it runs in a virtual
+environment of its own, built in FOLDER unless it is there. Both sides get the same
+parameters and points, compile their functions, and take turns of a few calls each; the
+least time counts. The script checks that the kernels agree, prints the ratios, and
+writes them to FILE as JSON. The baseline `plain` is `jax.vmap` of `jax.jacrev` and one
+product of matrices, on the side of nth.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+
+PACKAGES = (
+    "jax==0.4.23",
+    "jaxlib==0.4.23",
+    "neural-tangents==0.6.5",
+    "tf2jax==0.3.5",
+    "numpy<2",
+    "scipy<1.13",
+)
+METHODS = ("JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES")
+TURNS = 3
+
+
+def convolutional(p, x):
+    """Two convolutions, a mean over positions, and a dense layer."""
+
+    def layer(x, w, b, stride, padding):
+        z = jax.lax.conv_general_dilated(x, w, (stride, stride), padding)
+        return jax.nn.relu(z + b[:, None, None])
+
+    x = layer(x[None], p["w1"], p["b1"], 1, "SAME")
+    x = layer(x, p["w2"], p["b2"], 2, "VALID")
+    return p["w3"] @ x[0].mean((1, 2)) + p["b3"]
+
+
+def attention(p, x):
+    """One block of attention (4 heads) and a dense layer on the mean of 16 tokens."""
+
+    def heads(w):
+        return (x @ w.T).reshape(len(x), 4, -1)
+
+    q, k, v = heads(p["q"]), heads(p["k"]), heads(p["v"])
+    scores = jnp.einsum("she,the->hst", q, k) / q.shape[2] ** 0.5
+    mixed = jnp.einsum("hst,the->she", jax.nn.softmax(scores, axis=-1), v)
+    x = x + mixed.reshape(x.shape) @ p["o"].T
+    x = x + jax.nn.gelu(x @ p["up"].T) @ p["down"].T
+    return p["read"] @ x.mean(0)
+
+
+def dense(p, x):
+    """Three layers of width 512."""
+    return p["w3"] @ jnp.tanh(p["w2"] @ jnp.tanh(p["w1"] @ x))
+
+
+NETWORKS = {
+    "convolutional": (convolutional, (1, 16, 16)),
+    "attention": (attention, (16, 32)),
+    "dense": (dense, (64,)),
+}
+
+
+def shapes(name: str, outputs: int) -> dict[str, tuple[int, ...]]:
+    if name == "convolutional":
+        kernels = {"w1": (16, 1, 3, 3), "w2": (16, 16, 3, 3), "w3": (outputs, 16)}
+        return {**kernels, "b1": (16,), "b2": (16,), "b3": (outputs,)}
+    if name == "attention":
+        square = {part: (32, 32) for part in "qkvo"}
+        return {**square, "up": (128, 32), "down": (32, 128), "read": (outputs, 32)}
+    return {"w1": (512, 64), "w2": (512, 512), "w3": (outputs, 512)}
+
+
+def inputs(case: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Parameters and points, the same on both sides."""
+    rng = np.random.default_rng(0)
+
+    def draw(shape, scale):
+        return jnp.asarray(rng.normal(size=shape) * scale, case["dtype"])
+
+    params = {
+        key: draw(shape, max(1, np.prod(shape[1:])) ** -0.5)
+        for key, shape in shapes(case["network"], case["outputs"]).items()
+    }
+    return params, draw((case["n"], *NETWORKS[case["network"]][1]), 1.0)
+
+
+def timed(function, *arguments) -> tuple[Any, float]:
+    """The value of a compiled function, and its least time."""
+    value, least = jax.block_until_ready(function(*arguments)), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        least = min(least, time.perf_counter() - start)
+    return np.asarray(value), least
+
+
+def of_neural_tangents(case: dict[str, Any]) -> dict[str, Any]:
+    import neural_tangents as nt  # pyright: ignore  # of the other environment
+
+    apply = NETWORKS[case["network"]][0]
+    params, x = inputs(case)
+    results = {}
+    for method in METHODS:
+        ntk = nt.empirical_ntk_fn(
+            jax.vmap(apply, (None, 0)),
+            trace_axes=(),
+            vmap_axes=0,
+            implementation=nt.NtkImplementation[method],
+        )
+        try:
+            function = jax.jit(lambda p, x, ntk=ntk: ntk(x, None, p))
+            value, least = timed(function, params, x)
+        except Exception as error:  # a method that does not know an operation
+            results[method] = {"error": str(error)[:200]}
+            continue
+        results[method] = {"seconds": least}
+        results["kernel"] = np.moveaxis(value, 2, 1)
+    return results
+
+
+def of_nth(case: dict[str, Any]) -> dict[str, Any]:
+    import equinox as eqx
+
+    import nth
+
+    apply, outputs = NETWORKS[case["network"]][0], case["outputs"]
+    params, x = inputs(case)
+
+    def kernel(params, x):
+        network = nth.from_apply(apply, params)
+        problem = nth.Problem(x, jnp.zeros((len(x), outputs), x.dtype))
+        return nth.kernels(network, problem, order=2, progress=False)[2]
+
+    def plain(params, x):
+        leaves = jax.tree.leaves(jax.vmap(jax.jacrev(apply), (None, 0))(params, x))
+        rows = [leaf.reshape(len(x) * outputs, -1) for leaf in leaves]
+        jacobian = jnp.concatenate(rows, axis=1)
+        return jacobian @ jacobian.T
+
+    results: dict[str, Any] = {}
+    value, least = timed(eqx.filter_jit(kernel), params, x)
+    results["nth"], results["kernel"] = {"seconds": least}, value
+    results["nth, eager"] = {"seconds": timed(kernel, params, x)[1]}
+    results["plain"] = {"seconds": timed(jax.jit(plain), params, x)[1]}
+    return results
+
+
+def worker(side: str, case: dict[str, Any], folder: Path) -> None:
+    results = {"nth": of_nth, "nt": of_neural_tangents}[side](case)
+    np.save(folder / f"{side}.npy", results.pop("kernel"))
+    (folder / f"{side}.json").write_text(json.dumps(results))
+
+
+def environment(folder: Path) -> Path:
+    """The Python of the environment of neural-tangents."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        version = "python3.11"
+        subprocess.run([version, "-m", "venv", folder], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", *PACKAGES]
+        subprocess.run(install, check=True)
+    return python
+
+
+def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
+    """The times of both sides, which take turns."""
+    seconds: dict[str, float] = {}
+    errors: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(TURNS):
+            for side, interpreter in (("nt", python), ("nth", sys.executable)):
+                own = [
+                    interpreter,
+                    __file__,
+                    "--worker",
+                    side,
+                    json.dumps(case),
+                    folder,
+                ]
+                subprocess.run(own, check=True)
+                found = json.loads((Path(folder) / f"{side}.json").read_text())
+                for name, result in found.items():
+                    if "error" in result:
+                        errors[name] = result["error"]
+                    else:
+                        least = min(result["seconds"], seconds.get(name, np.inf))
+                        seconds[name] = least
+        ours, theirs = (np.load(Path(folder) / f"{s}.npy") for s in ("nth", "nt"))
+    difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+    tolerance = 1e-10 if case["dtype"] == "float64" else 1e-4
+    if not difference < tolerance:
+        raise SystemExit(f"{case}: kernels differ by {difference:.1e}.")
+    best = min((seconds[m], m) for m in METHODS if m in seconds)
+    return {
+        **case,
+        "seconds": seconds,
+        "errors": errors,
+        "difference": difference,
+        "best of neural-tangents": best[1],
+        "neural-tangents over nth": best[0] / seconds["nth"],
+        "plain over nth": seconds["plain"] / seconds["nth"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--small", action="store_true")
+    default = Path(tempfile.gettempdir()) / "nth-neural-tangents"
+    parser.add_argument("--environment", type=Path, default=default)
+    parser.add_argument("--output", type=Path, default="against_neural_tangents.json")
+    parser.add_argument("--worker", nargs=3)
+    options = parser.parse_args()
+    if options.worker:
+        side, case, folder = options.worker
+        worker(side, json.loads(case), Path(folder))
+        return
+    python = environment(options.environment)
+    sizes = {"convolutional": (64, 128), "attention": (32,), "dense": (128,)}
+    if options.small:
+        sizes = dict.fromkeys(sizes, (8,))
+    results = []
+    for name, numbers in sizes.items():
+        for n in numbers:
+            for outputs in (1, 10):
+                for dtype in ("float64", "float32"):
+                    case = {"network": name, "n": n, "outputs": outputs, "dtype": dtype}
+                    results.append(result := compared(case, python))
+                    print(
+                        f"{name}, n = {n}, {outputs} outputs, {dtype}: nth "
+                        f"{result['seconds']['nth']:.4f} s; neural-tangents "
+                        f"{result['neural-tangents over nth']:.1f} times as long "
+                        f"({result['best of neural-tangents']}), plain "
+                        f"{result['plain over nth']:.1f}; largest relative difference "
+                        f"{result['difference']:.0e}",
+                        flush=True,
+                    )
+                    options.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Operations and memory of forming kernels, and the block sizes that follow."""
+
+from .._network.dense_layers import Layer
+from .._network.memory import activation_bytes, tree_bytes
+from .._problem.inputs import count, take
+from .evaluation import Points
+from .mlp_kernels import Chain, chain_at
+
+# Maximum bytes of the directions processed at once, unless `block_size` is given.
+_BLOCK_BYTES = 2**28
+
+
+def forming_cost(points: Points, order: int) -> int:
+    """Multiplications that K⁽²⁾ … K⁽ᵖ⁾ take, counted twice outside products of
+    matrices.
+
+    For a chain of layers with P parameters and N neurons: 2P for the forward and
+    backward pass of each pair of slots, and about (2, 2, 3)·N for each entry of K⁽²⁾,
+    K⁽³⁾, K⁽⁴⁾, doubled by each further D. For any other network: P for each entry of
+    K⁽²⁾ and 2^r P for each entry of K⁽ʳ⁾ above it.
+    """
+    slots = points.n_slots
+    rows = slots + count(points.x_extra) * points.output.size
+    entries = rows * slots ** (order - 1)
+    layers = points.layers(points.params)
+    if layers is None:
+        return (1 if order == 2 else 2**order) * points.n_params * entries
+    neurons = sum(len(layer.weight) for layer in layers)
+    passes = 2 * points.n_params * (rows * slots if order > 2 else rows)
+    per_entry = (2, 2, 3)[min(order, 4) - 2] * neurons * 2 ** max(0, order - 4)
+    return passes + per_entry * entries
+
+
+def held_bytes(points: Points, order: int) -> int:
+    """Bytes needed in addition to the kernels: the derivatives stored for K⁽⁴⁾."""
+    layers = points.layers(points.params) if order >= 4 else None
+    return 0 if layers is None else 4 * points.n_slots**2 * neuron_bytes(layers)
+
+
+def neuron_bytes(layers: tuple[Layer, ...]) -> int:
+    """Bytes of one number for each neuron."""
+    return sum(layer.weight.shape[0] * layer.weight.dtype.itemsize for layer in layers)
+
+
+def closed_columns_at_once(points: Points, r: int) -> int:
+    """The number of columns of `closed_form` that fit in `_BLOCK_BYTES`."""
+    layers = points.layers(points.params)
+    assert layers is not None
+    x = (points.x_train, points.x_extra)
+    chain = chain_at(layers, *x, points.output.size, points.with_train)
+    return min(points.n_slots, columns_at_once(chain, r))
+
+
+def columns_at_once(chain: Chain, r: int) -> int:
+    """The number of columns of K⁽ʳ⁾ that fit in `_BLOCK_BYTES`."""
+    n_slots, n_extra = chain.counts
+    rows, itemsize = n_slots + n_extra, chain.layers[0].weight.dtype.itemsize
+    neurons = neuron_bytes(chain.layers) // itemsize
+    numbers = {
+        2: 4 * rows,
+        3: 5 * rows * (neurons + n_slots),
+        4: rows * n_slots * (2 * neurons + 10 * n_slots),
+    }
+    return max(1, _BLOCK_BYTES // (numbers[r] * itemsize))
+
+
+def split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
+    """The block size of each later slot, the innermost first."""
+    sizes = []
+    for _ in range(depth):
+        sizes.append(max(1, min(n_slots, block_size)))
+        block_size //= sizes[-1]
+    return tuple(sizes)
+
+
+def directions_at_once(points: Points, order: int) -> int:
+    """The number of directions that fit in `_BLOCK_BYTES`.
+
+    Each has its own parameters and activations, doubled by each further derivative.
+    """
+    apply, params, x = points.apply, points.params, points.x
+    each = tree_bytes(params) + count(x) * activation_bytes(apply, params, take(x, 0))
+    return max(1, _BLOCK_BYTES // (2 ** (order - 1) * each))

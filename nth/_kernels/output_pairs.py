@@ -1,0 +1,113 @@
+"""K⁽²⁾ of each output with itself, or the mean of these, with no full tensor.
+
+Gradients of a few outputs at a time, at as many points as fit: for C outputs the time
+and the memory are a C-th of those of the full tensor.
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .._internal.progress import delayed_bar
+from .._internal.validation import is_traced
+from .evaluation import Points
+from .factored_gradients import GradientFunction
+from .gradient_products import Pairing
+from .jacobian import jacobian_block
+
+# Bytes that the gradients held at once may take, unless `block_size` is given.
+_BLOCK_BYTES = 2**28
+
+
+class _Plan(eqx.Module):
+    """How many outputs, columns and rows are computed at once."""
+
+    pairing: Pairing = eqx.field(static=True)
+    outputs: int = eqx.field(static=True)
+    columns: int = eqx.field(static=True)
+    rows: int = eqx.field(static=True)
+
+
+def _plan(points: Points, pairing: Pairing, block_size: int | None) -> _Plan:
+    """Blocks within `_BLOCK_BYTES`: few outputs at many points, since every block of
+    columns computes the gradients of all rows again."""
+    n, n_outputs = points.n_train, points.output.size
+    gradients = GradientFunction(points, n, pairing)
+    none, each = gradients.bytes_per_point(points, 1), 0
+    if n_outputs > 1:
+        each = gradients.bytes_per_point(points, 2) - none
+        none -= each
+    outputs = max(1, (3 * _BLOCK_BYTES // (4 * n) - none) // max(1, each))
+    outputs = min(n_outputs, outputs, block_size or n_outputs)
+    outputs = -(-n_outputs // -(-n_outputs // outputs))  # of equal size
+    per_point = none + outputs * each
+    columns = max(1, 3 * _BLOCK_BYTES // (4 * per_point))
+    if block_size:
+        columns = max(1, block_size // outputs)
+    columns = min(n, columns)
+    pairs = columns * gradients.bytes_per_pair(points, outputs)
+    rows = max(1, _BLOCK_BYTES // (4 * (per_point + pairs)))
+    return _Plan(pairing, outputs, columns, rows)
+
+
+def output_pairs(
+    points: Points, pairing: Pairing, block_size: int | None, progress: bool
+) -> Float[Array, "rows train *outputs"]:
+    """The diagonal of K⁽²⁾ over pairs of outputs, or its mean."""
+    plan = _plan(points, pairing, block_size)
+    n, n_outputs, shape = points.n_train, points.output.size, points.output.shape
+    padded = -(-n_outputs // plan.outputs) * plan.outputs
+    kept = (padded,) if pairing == "diagonal" else ()
+    out = jnp.zeros((points.n_rows // n_outputs, n, *kept), points.output.dtype)
+    blocks = [
+        (output, start)
+        for output in range(0, n_outputs, plan.outputs)
+        for start in range(0, n, plan.columns)
+    ]
+    if is_traced(points):
+        corners = jnp.asarray(blocks)
+
+        def step(i: Array, out: Array) -> Array:
+            return _add_block((points, plan, corners[i, 0], corners[i, 1]), out)
+
+        if len(blocks) == 1:  # XLA runs convolutions in a loop on one core
+            out = step(jnp.zeros((), int), out)
+        else:
+            out = jax.lax.fori_loop(0, len(blocks), step, out)
+    else:
+        options: Any = {"iterable": blocks, "leave": False, "disable": not progress}
+        for block in delayed_bar(desc="K(2)", **options):
+            output, start = map(jnp.asarray, block)
+            out = _add_block_in_place((points, plan, output, start), out)
+            if progress:
+                out.block_until_ready()
+    if pairing == "trace":
+        return out / n_outputs
+    return out[:, :, :n_outputs].reshape(*out.shape[:2], *shape)
+
+
+def _add_block(
+    inputs: tuple[Points, _Plan, Int[Array, ""], Int[Array, ""]], out: Array
+) -> Array:
+    points, plan, output, start = inputs
+    n, n_outputs = points.n_train, points.output.size
+    gradients = GradientFunction(points, n, plan.pairing)
+    # A row of zeros for each output beyond the last.
+    numbers = output + jnp.arange(plan.outputs)
+    units = numbers[:, None] == jnp.arange(n_outputs)[None]
+    at = partial(gradients.over, points.params, units=units.astype(out.dtype))
+    first = jnp.minimum(start, n - plan.columns)  # the last block overlaps
+    block = jacobian_block(points, gradients, at, first, plan.columns, plan.rows)
+    if plan.pairing == "diagonal":
+        return jax.lax.dynamic_update_slice(out, block, (0, first, output))
+    done = first + jnp.arange(plan.columns) < start
+    block = jnp.where(done[None], 0, block)
+    before = jax.lax.dynamic_slice_in_dim(out, first, plan.columns, axis=1)
+    return jax.lax.dynamic_update_slice(out, before + block, (0, first))
+
+
+_add_block_in_place = eqx.filter_jit(_add_block, donate="all-except-first")
