@@ -46,7 +46,7 @@ def draws(width: int, samples: int) -> tuple[np.ndarray, ...]:
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def statistics(parts: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+def statistics(parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
     """Of each network, what has the statistic as its mean."""
     covariance, f, k2, k3, k4 = parts
     rest, ntk = covariance - covariance.mean(axis=0), k2 - k2.mean(axis=0)

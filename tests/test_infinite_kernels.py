@@ -92,6 +92,7 @@ def test_posterior_of_the_ntk():
     # Without noise it is the end of training.
     quiet = nth.infinite.posterior(KERNELS, PROBLEM, noise=1e-9)
     law = nth.infinite.ensemble(KERNELS, PROBLEM, TS)
+    assert law.covariance is not None
     np.testing.assert_allclose(quiet.mean, law.mean[-1, N:], atol=1e-6)
     final = np.asarray(law.covariance)[-1, N:, N:]
     np.testing.assert_allclose(quiet.covariance, final, atol=1e-6)

@@ -18,6 +18,7 @@ PROBLEM = nth.Problem(X[:N], np.ones(N, np.float32), X[N:])
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "kernels": lambda x: nth.kernels(NETWORK, problem(x), order=3)[3],
+    "infinite width": lambda x: nth.infinite.kernels(x, depth=1, activation="relu").ntk,
     "project": lambda x: nth.project(NETWORK, problem(x), 2, order=3)[3],
     "solve, dense": lambda x: solve(x, "dense"),
     "solve, matrix-free": lambda x: solve(x, "matrix-free"),
