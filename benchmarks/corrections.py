@@ -51,10 +51,8 @@ def statistics(parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
     covariance, f, k2, k3, k4 = parts
     rest, ntk = covariance - covariance.mean(axis=0), k2 - k2.mean(axis=0)
     fluctuation = np.einsum("zab,zcd->zabcd", rest, rest)
-    outputs = sum(
-        fluctuation.transpose(0, *axes)
-        for axes in ((1, 2, 3, 4), (1, 3, 2, 4), (1, 3, 4, 2))
-    )
+    first, second = (fluctuation.transpose(0, *a) for a in ((1, 3, 2, 4), (1, 3, 4, 2)))
+    outputs = fluctuation + first + second
     return {
         "nngp": covariance,
         "ntk": k2,

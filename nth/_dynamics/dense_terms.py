@@ -54,7 +54,7 @@ class Rates(NamedTuple):
     slope: Float[Array, "*k slots"]
     """g."""
 
-    bend: Float[Array, "*k rows"]
+    kernel_motion: Float[Array, "*k rows"]
     """−(K̃⁽²⁾ − K⁽²⁾_0) · g."""
 
 
@@ -89,11 +89,11 @@ def start_of_terms(dynamics: DenseHierarchy) -> Integrals:
 def rates_at(dynamics: DenseHierarchy, state: Levels) -> Rates:
     """g and −(K̃⁽²⁾ − K⁽²⁾_0) · g at a state."""
     slope = dynamics.output_gradient(state[0])
-    bend = jnp.zeros_like(state[0])
+    kernel_motion = jnp.zeros_like(state[0])
     if len(dynamics.levels) > 2:
         moved = dynamics.levels[1] - state[1]
-        bend = jnp.tensordot(moved, slope, axes=slope.ndim)
-    return Rates(slope.ravel(), bend.ravel())
+        kernel_motion = jnp.tensordot(moved, slope, axes=slope.ndim)
+    return Rates(slope.ravel(), kernel_motion.ravel())
 
 
 def terms_over(
@@ -145,7 +145,9 @@ def _over_panel(
         level = [at_nodes for at_nodes, _ in advanced]
         kernels.append(tuple(end for _, end in advanced))
     if p > 2:
-        term_rates.append(rates.bend - sum(term_rates, jnp.zeros_like(rates.bend)))
+        term_rates.append(
+            rates.kernel_motion - sum(term_rates, jnp.zeros_like(rates.kernel_motion))
+        )
     ends = [
         along(term, rate)[1] for term, rate in zip(now.terms, term_rates, strict=True)
     ]

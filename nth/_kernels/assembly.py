@@ -60,8 +60,8 @@ def form(
     if pairing != "full":
         outputs = _outputs_at(points)
         return outputs, output_pairs(points, pairing, block_size, progress)
-    if order == 2 and not is_traced(points) and _takes_a_moment(points):
-        return _second_at_once(points, block_size)
+    if order == 2 and not is_traced(points) and _is_quick(points):
+        return _ntk_in_one_call(points, block_size)
     if order == 2 and not is_traced(points) and points.with_train:
         number = tile_points(points, block_size)
         if number < points.n_train:
@@ -69,14 +69,14 @@ def form(
     return _formed(points, order, block_size, progress)
 
 
-def _takes_a_moment(points: Points) -> bool:
+def _is_quick(points: Points) -> bool:
     """Whether K⁽²⁾ needs no progress bar, by its number of operations."""
     entries = points.n_rows * points.n_slots
     return entries <= _SMALL_KERNEL and entries * points.n_params <= _SHORT_WORK
 
 
 @eqx.filter_jit
-def _second_at_once(
+def _ntk_in_one_call(
     points: Points, block_size: int | None
 ) -> tuple[Float[Array, "rows ..."], ...]:
     """K⁽¹⁾ and K⁽²⁾ by one compiled function, with the least overhead per call."""

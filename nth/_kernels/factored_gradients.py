@@ -1,8 +1,8 @@
-"""Gradients of a network's outputs, in the factored form of each parameter's use.
+"""Gradients of a network's outputs, factored by the use of each parameter.
 
 For a parameter used once, in z = W x at positions p, the gradient Σ_p δ_p x_pᵀ is held
 as x and δ, from one forward pass and one backward pass for each output (Novak,
-Sohl-Dickstein & Schoenholz 2022, section 3). Every other gradient is held as a whole.
+Sohl-Dickstein & Schoenholz 2022, section 3). Every other gradient is stored in full.
 """
 
 import functools
@@ -28,11 +28,11 @@ from .gradient_products import (
     Product,
 )
 
-# Time of an elementwise operation on a number of the kernel, in multiplications of a
-# product of matrices.
+# Time of an elementwise operation on an entry of the kernel, in units of one
+# multiplication within a product of matrices.
 _ELEMENTWISE = 8
-# Parameters of one array up to which its gradients go side by side with others: a
-# product of matrices that is this short takes longer to write than to compute.
+# Gradients of arrays with at most this many parameters are concatenated: a product of
+# matrices this short takes longer to write than to compute.
 _SHORT = 512
 
 
@@ -178,12 +178,12 @@ class GradientFunction:
             groups, positions, fan_in, fan_out = use.sizes
             numbers += groups * positions * (fan_in + size * fan_out)
             formed -= groups * fan_in * fan_out * stays
-        # The cotangents of each output take as much as the activations.
+        # The cotangents of each output take as many bytes as the activations.
         numbers += size * formed
         return (1 + size) * activations + numbers * itemsize
 
     def bytes_per_pair(self, points: Points, outputs: int | None = None) -> int:
-        """Bytes that products of factors hold for each pair of points."""
+        """Bytes of the products of factors for each pair of points."""
         size = self.out_size if outputs is None else outputs
         pairs = [
             use.sizes[0] * use.sizes[1] ** 2
@@ -217,7 +217,7 @@ def _pairs_are_cheaper(
 
 
 def _gathered(parts: list[Array]) -> tuple[Array, ...]:
-    """The short ones of `parts`, of which the first is empty, as one; the others."""
+    """The short arrays of `parts` concatenated, then the others."""
     short = [part for part in parts if part.shape[1] <= _SHORT]
     others = (part for part in parts if part.shape[1] > _SHORT)
     return jnp.concatenate(short, axis=1), *others

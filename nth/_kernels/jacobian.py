@@ -1,4 +1,4 @@
-"""K⁽²⁾ = J M Jᵀ of any network, from gradients by reverse mode alone."""
+"""K⁽²⁾ = J M Jᵀ of any network, from reverse-mode gradients only."""
 
 from collections.abc import Callable
 from functools import partial, reduce
@@ -16,10 +16,10 @@ from .evaluation import Points
 from .factored_gradients import GradientFunction
 from .gradient_products import Gradients, Product
 
-# Bytes that the gradients held at once may take, unless `block_size` is given.
+# Maximum bytes of the gradients held at once, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
-# Rows of a symmetric product that are worth a product of matrices of their own, and the
-# number of such products, each of which is compiled: measured on 2 cores.
+# Minimum rows of a tile of a symmetric product, and the maximum number of tiles, each
+# compiled separately: measured on 2 cores.
 _TILE = 320
 _MOST_TILES = 4
 
@@ -27,11 +27,11 @@ _MOST_TILES = 4
 def jacobian_products(
     points: Points, block_size: int
 ) -> tuple["JacobianProducts", int]:
-    """Columns of K⁽²⁾, and how many of them go together: those of whole points."""
+    """Columns of K⁽²⁾, and the block size, a multiple of the outputs per point."""
     size, n_train = points.output.size, points.n_train
     gradients = GradientFunction(points, n_train)
     per_point = gradients.bytes_per_point(points)
-    # Each block of columns computes the gradients of all rows again: it is larger.
+    # Blocks of columns are larger, since each recomputes the gradients of all rows.
     columns = max(1, block_size // size) if block_size else 0
     columns = min(n_train, columns or max(1, 3 * _BLOCK_BYTES // (4 * per_point)))
     per_row = per_point + columns * gradients.bytes_per_pair(points)
@@ -40,7 +40,7 @@ def jacobian_products(
 
 
 class JacobianProducts(eqx.Module):
-    """Columns of K⁽²⁾ = J M Jᵀ, from gradients alone.
+    """Columns of K⁽²⁾ = J M Jᵀ, from gradients only.
 
     `rows` is the number of points in the first slot whose gradients are held at once.
     """
@@ -74,7 +74,7 @@ def jacobian_block(
     columns = at(points.x_train if whole else take(points.x_train, indices))
     rated = gradients.times_rates(columns, points.rates)
     x, above = points.x, None
-    if whole and points.with_train:  # the columns are rows, too
+    if whole and points.with_train:  # the columns are also rows
         above, x = _symmetric(gradients.products, columns, rated, most), points.x_extra
     if count(x) == 0:
         assert above is not None
@@ -91,7 +91,7 @@ def _symmetric(
     slots = jax.eval_shape(products, rows, columns)
     tiles = min(_MOST_TILES, n, max(1, slots.shape[0] // _TILE))
     tile = -(-n // tiles)
-    if tile > most:  # the factors of a tile's pairs take too much
+    if tile > most:  # a tile's pairs of factors take too much memory
         return by_rows(lambda one: products(one, columns), rows, most)
     if tile >= n:
         return products(rows, columns)
@@ -111,7 +111,7 @@ def _symmetric(
 def by_rows(
     block: Callable[[Any], Float[Array, "rows columns *outputs"]], xs: Any, size: int
 ) -> Float[Array, "rows columns *outputs"]:
-    """The rows that `block` makes of `xs`, of `size` entries at a time."""
+    """The rows that `block` computes from `xs`, `size` entries at a time."""
     n = count(xs)
     if n <= size:
         return block(xs)
@@ -126,7 +126,7 @@ def tangent_maps(
 ) -> tuple[Float[Array, "points *out"], Callable[[Array], Params], Callable[..., Any]]:
     """The outputs, and the products with Jᵀ and with J.
 
-    J is the transpose of reverse mode, since a function may have no forward mode.
+    J transposes reverse mode, since a function may have no forward-mode derivative.
     """
     outputs, pull = jax.vjp(lambda params: apply.over(params, x), params)
     transpose = jax.linear_transpose(pull, outputs)
@@ -138,7 +138,7 @@ def tangent_maps(
 
 
 def jacobian_of(apply: OutputFunction, params: Params) -> Callable[[Any], Params]:
-    """x ↦ ∂f(θ, x)/∂θ, the outputs in one leading axis."""
+    """x ↦ ∂f(θ, x)/∂θ, with the outputs along the leading axis."""
 
     def jacobian(x: Any) -> Params:
         outputs, pull = jax.vjp(lambda params: apply(params, x), params)
@@ -151,10 +151,10 @@ def jacobian_of(apply: OutputFunction, params: Params) -> Callable[[Any], Params
 def push_by_points(
     apply: OutputFunction, params: Params, x: Inputs, direction: Params
 ) -> Float[Array, "points *out"]:
-    """J · `direction`, from the gradients of one point after another.
+    """J · `direction`, from gradients computed one point at a time.
 
-    No forward mode, and no product of a zero with an infinite slope, as at the point
-    x = 0 of a norm, where the gradient itself is finite.
+    It needs no forward mode, and multiplies no zero by an infinite slope, as `jax.jvp`
+    does for a norm at x = 0, where the gradient itself is finite.
     """
     jacobian = jacobian_of(apply, params)
 

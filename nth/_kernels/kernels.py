@@ -153,7 +153,7 @@ _SECOND = {
 def _shapes_of(
     tensors: Any, complete: bool, outputs: Pairing
 ) -> list[tuple[int, ...]] | None:
-    """The shapes that `tensors` must have by that of the first two."""
+    """The shapes that `tensors` must have, given those of the first two."""
     arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
     if not arrays or not tensors or tensors[0].ndim == 0:
         return None
@@ -197,7 +197,7 @@ def _fit(specs: list[ArraySpec], points: Points) -> Pairing | None:
     """The pairs of outputs of which those are K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
     output, slot = points.output, (points.n_train, *points.output.shape)
     rows = (count(points.x), *output.shape)
-    most = 64  # dimensions of an array in NumPy
+    most = 64  # maximum dimensions of a NumPy array
     shapes = {"full": [rows + slot * r for r in range(min(len(specs), most))]}
     if output.shape:
         pair = (rows[0], slot[0])
@@ -259,14 +259,14 @@ def kernels(
         outputs, of shape `(m, n)`. The last two take a C-th of the time, or less, and
         of the memory, and cannot be solved. A network with one output of shape `()`
         has one kernel, which is full.
-    - `block_size`: how many directions ∇f_β to work on at once. Memory beyond the
-        kernels themselves grows in proportion; if left out, it stays near 256 MiB.
-    - `progress`: whether to show a bar once the work has lasted for 5 seconds.
+    - `block_size`: how many directions ∇f_β to process at once. Memory beyond the
+        kernels themselves is proportional to it; by default it stays near 256 MiB.
+    - `progress`: whether to show a progress bar after 5 seconds.
 
     **Returns:** [`nth.Kernels`][], of m·C·(n·C)^{r−1} numbers for r = 1 … order.
 
     **Raises:** `ValueError` for a bad order, a network that does not fit, or
-    kernels that would not fit in memory; that is found before anything is allocated.
+    kernels that would not fit in memory, which is checked before allocation.
     """
     order = require_order("order", order)
     pairing = require_name("outputs", outputs, PAIRINGS)
@@ -278,7 +278,7 @@ def kernels(
     points = points_of(trainable(network, problem, filter_spec, learning_rates), rows)
     if not points.output.shape:
         pairing = "full"
-    _refuse_if_too_large(points, order, pairing)
+    _require_memory(points, order, pairing)
     require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
@@ -289,7 +289,7 @@ def kernels(
     return Kernels(tensors, rows is None, pairing)
 
 
-def _refuse_if_too_large(points: Points, order: int, outputs: Pairing) -> None:
+def _require_memory(points: Points, order: int, outputs: Pairing) -> None:
     rows, n_slots = points.n_rows, points.n_slots
     itemsize = points.output.dtype.itemsize
     if outputs == "full":
@@ -316,5 +316,5 @@ def _refuse_if_too_large(points: Points, order: int, outputs: Pairing) -> None:
 
 
 def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:
-    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, of `rows` slots in the first place, `n_slots` in others."""
+    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, with `rows` first slots and `n_slots` in each later one."""
     return sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize

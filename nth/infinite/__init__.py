@@ -8,19 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from .._analytic.closed_form import require_squared_error
-from .._analytic.decay_integrals import eigendecomposition, relax_with
-from .._internal.eigenvalues import require_covariance
 from .._internal.precision import full_precision
 from .._internal.validation import (
-    as_array,
     require,
     require_bool,
-    require_instance,
     require_integer,
     require_name,
     require_scale,
-    require_times,
 )
 from .._network.activations import (
     ACTIVATIONS,
@@ -29,15 +23,17 @@ from .._network.activations import (
 )
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
-from .._problem.problem import Problem
+from ._ensemble import Ensemble as Ensemble, ensemble as ensemble
 from ._finite_width import Corrections as Corrections, corrections as corrections
-from ._finite_width_law import finite_width_ensemble
-from ._gaussian_moments import safe_root
 from ._infinite_kernels import (
     InfiniteKernels as InfiniteKernels,
     Posterior as Posterior,
     as_kernels as as_kernels,
     posterior as posterior,
+)
+from ._learning_curve import (
+    LearningCurve as LearningCurve,
+    learning_curve as learning_curve,
 )
 from ._points import as_points
 from ._propagation import (
@@ -54,8 +50,6 @@ _MOST_NODES, _WHY_NODES = 10_001, "as the time grows as its square"
 _MAX_CHANGE = 1e-3
 # Every layer costs time, and compiled code cannot be interrupted.
 _MOST_LAYERS = 1000
-# The number of matrices in memory in addition to the result of `ensemble`.
-_SPARE = 8
 
 
 @full_precision
@@ -196,158 +190,3 @@ def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
             f"{x1.shape[1]} and dtype {x1.dtype}: they must be equal."
         )
     return x2
-
-
-class Ensemble(eqx.Module):
-    """Mean and covariance over initializations: see [`nth.infinite.ensemble`][]."""
-
-    ts: Float[Array, " T"]
-    """The requested times; the last may be ∞."""
-
-    mean: Float[Array, "T m *out"]
-    """The mean of the outputs, training points first."""
-
-    covariance: Float[Array, "T rows rows"] | None
-    """The covariance of one output between any two points, or any two test points;
-    `None` if only the variances were requested."""
-
-    variance: Float[Array, "T m"]
-    """The variance of one output at each point."""
-
-    @property
-    def deviation(self) -> Float[Array, "T m"]:
-        """The standard deviation at each point."""
-        return safe_root(self.variance)
-
-
-@full_precision
-def ensemble(
-    kernels: InfiniteKernels | Corrections,
-    problem: Problem,
-    ts: ArrayLike | Sequence[float],
-    *,
-    covariance: str = "all",
-) -> Ensemble:
-    """The distribution of wide networks trained by gradient flow.
-
-    At infinite width each network has f(t) = f₀ − R(t)(f₀ − y) with
-    R(t) = Θ Θ⁻¹(1 − e^{−Θ t/n}) (rows on all points, everything else on training
-    points), where f₀ is Gaussian with the NNGP kernel 𝒦 as its covariance. So f(t) is
-    Gaussian, with
-
-        mean R(t) y,      covariance (1 − R(t)P) 𝒦 (1 − R(t)P)ᵀ,
-
-    where P selects the training points (Lee et al. 2019, eqs. 13 and 14). Components
-    along eigenvectors of Θ of eigenvalue zero do not change.
-
-    With `InfiniteKernels(nngp, ntk=nngp)` and t = ∞ it is the posterior of Bayesian
-    inference, which is also the distribution if only the last layer is trained.
-
-    **Arguments:**
-
-    - `kernels`: `nth.infinite.kernels(problem.x, ...)`, on all points of `problem`, or
-        kernels from elsewhere of shape `(m, m)`; or, for the law at finite width,
-        `nth.infinite.corrections(problem.x, width=..., ...)`.
-    - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
-    - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
-    - `covariance`: `"all"` for the covariance of all m points, `"test"` for that of the
-        test points, or `"variances"` for the variance at each point alone, which takes
-        less time and memory.
-
-    **Returns:** [`nth.infinite.Ensemble`][].
-
-    At finite width the distribution is not Gaussian; its mean and covariance are exact
-    to order 1/width. They are means over initializations of the closed-form correction
-    of [`nth.perturbative`][] (Dyer & Gur-Ari 2020), with the fluctuation of K⁽²⁾ to
-    second order. Where the correction is as large as the limit the width is too small:
-    a variance may then be negative, and its `deviation` 0.
-
-    **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
-    `problem` or contain NaN, or a covariance that would not fit in memory; with
-    corrections also for several outputs, which are not independent at this order, and
-    for t = ∞ with a singular NTK.
-    """
-    cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
-    require_squared_error(problem, "infinite.ensemble", cure)
-    covariance = require_name("covariance", covariance, ("all", "test", "variances"))
-    if isinstance(kernels, Corrections):
-        times, mean, full = finite_width_ensemble(kernels, problem, ts)
-        variance = jnp.diagonal(full, axis1=1, axis2=2)
-        first = 0 if covariance == "all" else problem.n_train
-        part = None if covariance == "variances" else full[:, first:, first:]
-        return Ensemble(times, mean, part, variance)
-    kernels = _checked(kernels, problem)
-    m, dtype = len(kernels.ntk), kernels.ntk.dtype
-    times = require_times(ts, dtype, with_infinity=True)
-    rows = {"all": m, "test": problem.n_test, "variances": 0}[covariance]
-    numbers = len(times) * (rows**2 + m) + m * (_SPARE * m + problem.y_train.size)
-    require_memory(
-        "ts",
-        f"the covariance of {m} points at {len(times)} times",
-        dtype.itemsize * numbers,
-        "Give fewer times, fewer points in problem.x_test, or covariance='variances'.",
-    )
-    mean, variance, full = _law(kernels, problem, times, covariance)
-    return Ensemble(times, mean, full, variance)
-
-
-def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
-    """`kernels` as finite arrays of the shape and dtype that `problem` requires."""
-    example = "nth.infinite.kernels(problem.x, ...)"
-    require_instance("kernels", kernels, InfiniteKernels, example)
-    m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
-    arrays = [as_array("kernels", part) for part in (kernels.nngp, kernels.ntk)]
-    for array in arrays:
-        if array.shape != (m, m):
-            raise ValueError(
-                f"kernels have shape {array.shape} and problem has m = {m} points: "
-                f"form them by {example}."
-            )
-        if array.dtype != dtype:
-            raise ValueError(
-                f"kernels have dtype {array.dtype} and problem has {dtype}: cast one "
-                "of them."
-            )
-    arrays = checked_finite("kernels", arrays, f"form them by {example}.")
-    for name, array in zip(("nngp", "ntk"), arrays, strict=True):
-        require_covariance(f"kernels.{name}", array, f"Form them by {example}.")
-    return InfiniteKernels(*arrays)
-
-
-@eqx.filter_jit
-def _law(
-    kernels: InfiniteKernels,
-    problem: Problem,
-    ts: Float[Array, " T"],
-    covariance: str,
-) -> tuple[
-    Float[Array, "T m *out"],
-    Float[Array, "T m"],
-    Float[Array, "T rows rows"] | None,
-]:
-    n, y = problem.n_train, problem.y_train
-    nngp, ntk = kernels.nngp, kernels.ntk
-    train = ntk[:n, :n]
-    eigen = eigendecomposition(train)
-    identity = jnp.eye(n, dtype=ntk.dtype)
-
-    def at(t: Array) -> tuple[Array, Array, Array | None]:
-        decay, integral = (
-            part[0] for part in relax_with(train, eigen, t[None] / n, identity)
-        )
-        moved = ntk[n:, :n] @ integral
-        # 1 − R(t)P, whose columns beyond the first n are those of the identity.
-        kept = jnp.concatenate([decay, -moved])
-        mean = jnp.concatenate(
-            [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
-        )
-        half = (kept @ nngp[:n]).at[n:].add(nngp[n:])
-        variance = jnp.sum(half[:, :n] * kept, axis=1)
-        variance = variance.at[n:].add(jnp.diagonal(half[n:, n:]))
-        if covariance == "variances":
-            return mean, variance, None
-        first = 0 if covariance == "all" else n
-        full = half[first:, :n] @ kept[first:].T
-        return mean, variance, full.at[:, n - first :].add(half[first:, n:])
-
-    return jax.lax.map(at, ts)
