@@ -141,7 +141,7 @@ def test_other_primitives_are_left_to_nested_jvp(activation, name):
     network = nth.from_apply(apply, w)
     solution = nth.solve(network, problem, [0.0], order=2, method="matrix-free")
     expected = jax.vmap(lambda x: apply(w, x))(X[:3])
-    np.testing.assert_allclose(solution.train[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(solution.train[0], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_only_differentiated_primitives_count():
