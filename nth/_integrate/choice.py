@@ -164,5 +164,5 @@ def network_has_kinks(dynamics: AbstractDynamics) -> bool:
     """Whether the vector field may have kinks in the parameters."""
     if not isinstance(dynamics, AbstractDescent | TaylorizedFlow):
         return False
-    x = take(dynamics.problem.x_train, slice(1))
-    return has_kinks(lambda params: dynamics.apply.over(params, x), dynamics.params)
+    x = take(dynamics.problem.x_train, 0)
+    return has_kinks(dynamics.apply, dynamics.params, x)

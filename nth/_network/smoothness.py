@@ -30,20 +30,22 @@ def has_primitives_with_kinks(function: Callable[..., Any], *inputs: Any) -> boo
     return not _KINKS.isdisjoint(primitives(jax.make_jaxpr(function)(*inputs).jaxpr))
 
 
-def has_kinks(function: Callable[[PyTree], Array], params: PyTree) -> bool:
-    """Whether the derivative of `function` jumps near `params`.
+def has_kinks(function: Callable[..., Array], params: PyTree, *inputs: Any) -> bool:
+    """Whether the derivative of `function(params, *inputs)` in `params` jumps near them.
+
+    A pytree as `function`, such as a network, is compiled once for all of its kind.
 
     Smooth functions may also use primitives with kinks (softmax subtracts a maximum).
     The derivative is therefore sampled on a line through `params`, with changes of
     their size, and again closely around its largest second difference.
     """
-    if not has_primitives_with_kinks(function, params):
+    if not has_primitives_with_kinks(function, params, *inputs):
         return False
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     changes = map(_change, leaves, keys)
     direction = jax.tree.unflatten(structure, list(changes))
-    return bool(_jumps(function, params, direction))
+    return bool(_jumps(function, params, direction, inputs))
 
 
 def _change(leaf: Array, key: Array) -> Array:
@@ -54,11 +56,15 @@ def _change(leaf: Array, key: Array) -> Array:
 
 @eqx.filter_jit
 def _jumps(
-    function: Callable[[PyTree], Array], params: PyTree, direction: PyTree
+    function: Callable[..., Array],
+    params: PyTree,
+    direction: PyTree,
+    inputs: tuple[Any, ...],
 ) -> Array:
     def derivative(s: Array) -> Array:
         def along(s: Array) -> Array:
-            return function(jax.tree.map(lambda p, v: p + s * v, params, direction))
+            moved = jax.tree.map(lambda p, v: p + s * v, params, direction)
+            return function(moved, *inputs)
 
         return jax.jvp(along, (s,), (jnp.ones_like(s),))[1]
 
