@@ -13,7 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._custom_types import Scalar, State
 from .._integrate.diagnosis import cause_at_start
 from .._integrate.estimates import Estimate, estimate_of, rms_over_points
-from .._integrate.validity import first_inaccurate, warn_of_error
+from .._integrate.validity import (
+    first_inaccurate,
+    from_first,
+    warn_of_error,
+    with_nan,
+)
 from .._internal.checkpoint import is_spread
 from .._internal.validation import is_traced
 from .._internal.warnings import call_with_values
@@ -195,24 +200,17 @@ def _judged(
     training, (saved, extra) = save.training, reached.saved
     start = training.observed(training.initial_state())
     lost, left = training.judged(start, saved)
-    lost = _from_first(lost)
+    lost = from_first(lost)
     errors = training.estimated(saved)
     inaccurate = jnp.zeros_like(lost)
     if until_error is not None and errors is not None:
-        inaccurate = _from_first(rms_over_points(errors) > until_error)
-    hidden = lost | inaccurate
-
-    def kept(values: Array) -> Array:
-        return jnp.where(
-            jnp.expand_dims(hidden, range(1, values.ndim)), jnp.nan, values
-        )
-
-    outputs = kept(saved.outputs)
-    errors = None if errors is None else kept(errors)
+        inaccurate = from_first(rms_over_points(errors) > until_error)
+    values = (saved.outputs, errors, extra)
+    outputs, errors, extra = with_nan(values, lost | inaccurate)
     first = plan.steps[jnp.argmax(left)].astype(outputs.dtype)
     return _Run(
         outputs=outputs,
-        extra=jax.tree.map(kept, extra),
+        extra=extra,
         lost=lost,
         left=jnp.any(left),
         first=jnp.where(jnp.any(left), first, jnp.inf),
@@ -221,11 +219,6 @@ def _judged(
         state=training.trained_state(reached.state),
         restarts=training.restarts(reached.state),
     )
-
-
-def _from_first(flags: Bool[Array, " T"]) -> Bool[Array, " T"]:
-    """Whether a flag is set at a step or before it."""
-    return jax.lax.cummax(flags.astype(jnp.int32)).astype(bool)
 
 
 def _as_solution(

@@ -242,7 +242,7 @@ def _as_solution(
         event = RESULTS.max_restarts_reached
     elif until_error is not None:
         event = RESULTS.error_reached
-        piece, over = until(piece, start, until_error)
+        piece, over = until(piece, until_error)
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     left = jnp.isfinite(piece.valid_until)

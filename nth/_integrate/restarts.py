@@ -26,8 +26,9 @@ from .._dynamics.series import SeriesState
 from .._dynamics.truncation import AbstractTruncation
 from .._internal.validation import is_traced
 from .._solution.solution import Solution
-from .estimates import Reached, estimate_of, rms_over_points
+from .estimates import Reached, rms_over_points
 from .segments import Piece
+from .validity import from_first, with_nan
 
 # The most expansions of one solve.
 MOST_RESTARTS = 1000
@@ -235,15 +236,8 @@ def with_restart_times(solution: Solution, piece: Piece) -> Solution:
     )
 
 
-def until(
-    piece: Piece, start: Float[Array, "m *out"], limit: float
-) -> tuple[Piece, Bool[Array, ""]]:
+def until(piece: Piece, limit: float) -> tuple[Piece, Bool[Array, ""]]:
     """The piece with NaN from the first requested time where the estimate exceeds
     `limit`, and whether there is one."""
-    size = estimate_of(piece.saved["errors"], piece.saved["outputs"], start)[0]
-    over = jax.lax.cummax((size > limit).astype(jnp.int32)).astype(bool)
-
-    def kept(leaf: Array) -> Array:
-        return jnp.where(jnp.expand_dims(over, range(1, leaf.ndim)), jnp.nan, leaf)
-
-    return piece._replace(saved=jax.tree.map(kept, piece.saved)), jnp.any(over)
+    over = from_first(rms_over_points(piece.saved["errors"]) > limit)
+    return piece._replace(saved=with_nan(piece.saved, over)), jnp.any(over)

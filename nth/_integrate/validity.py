@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
@@ -47,6 +48,20 @@ def first_rise(ts: Float[Array, " s"], rates: Float[Array, " s"]) -> Scalar:
     share = jnp.where(rises[after], -below / jnp.where(rise > 0, rise, 1), 0)
     first = ts[before] + share * (ts[after] - ts[before])
     return jnp.where(rises[after], first, jnp.inf)
+
+
+def from_first(flags: Bool[Array, " T"]) -> Bool[Array, " T"]:
+    """Whether a flag is set at a time or before it."""
+    return jax.lax.cummax(flags.astype(jnp.int32)).astype(bool)
+
+
+def with_nan(tree: PyTree[Array], lost: Bool[Array, " T"]) -> PyTree[Array]:
+    """`tree` of values at T times, NaN where they are `lost`."""
+
+    def kept(leaf: Array) -> Array:
+        return jnp.where(jnp.expand_dims(lost, range(1, leaf.ndim)), jnp.nan, leaf)
+
+    return jax.tree.map(kept, tree)
 
 
 def blow_up(dynamics: AbstractDynamics) -> Callable[..., Bool[Array, ""]]:

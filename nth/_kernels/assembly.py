@@ -20,7 +20,7 @@ from .._internal.progress import delayed_bar
 from .._internal.validation import is_traced
 from .._network.dense_layers import Layer
 from .costs import columns_at_once, directions_at_once, neuron_bytes, split_block
-from .evaluation import Points
+from .evaluation import Points, layers_at
 from .gradient_products import Pairing
 from .hierarchy_operator import (
     TensorFunction,
@@ -88,7 +88,7 @@ def _formed(
 ) -> tuple[Float[Array, "rows ..."], ...]:
     output = points.output
     rows, n_slots = points.n_rows, points.n_slots
-    layers = _layers_at(points)
+    layers = layers_at(points)
     chains = [] if layers is None else _chains(layers, points)
     if layers is None and order > 2:
         purpose = f"order {order} for a network that is not a chain of dense layers"
@@ -143,11 +143,6 @@ def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]
 
 
 _chain_at = eqx.filter_jit(chain_at)
-
-
-@eqx.filter_jit
-def _layers_at(points: Points) -> tuple[Layer, ...] | None:
-    return points.layers(points.params)
 
 
 @eqx.filter_jit

@@ -72,6 +72,12 @@ class Points(eqx.Module):
         return None if layers is None else rated(layers, self.rates)
 
 
+@eqx.filter_jit
+def layers_at(points: Points) -> tuple[Layer, ...] | None:
+    """The layers at the parameters of `points`."""
+    return points.layers(points.params)
+
+
 def points_of(network: TrainableNetwork, rows: Any = None) -> Points:
     """The network and its points; `rows` are those of the first slot."""
     problem = network.problem

@@ -4,8 +4,7 @@ The tiles below it are transposes, so half of the work suffices, and no more tha
 gradients of two tiles is held besides the kernel, which is in memory or in a file.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,10 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from .._custom_types import Inputs
 from .._internal.progress import delayed_bar
-from .._network.dense_layers import Layer
 from .._network.memory import tree_bytes
 from .._problem.inputs import count, take
-from .evaluation import Points
+from .evaluation import Points, layers_at
 from .factored_gradients import GradientFunction
 from .gradient_products import Gradients
 from .jacobian import by_rows
@@ -85,7 +83,7 @@ class _Held:
 
     def __init__(self, points: Points, number: int):
         self.points, self.number = points, number
-        self.at = _of_gradients if _layers_at(points) is None else _of_layers
+        self.at = _of_gradients if layers_at(points) is None else _of_layers
         self.of_train: dict[int, Any] = {}
         self.of_extra: tuple[int, Any] = (-1, None)
 
@@ -108,11 +106,6 @@ class _Held:
             inputs = (self.points, self.points.x_extra, jnp.asarray(start))
             self.of_extra = (start, self.at(inputs, side))
         return self.of_extra[1]
-
-
-@eqx.filter_jit
-def _layers_at(points: Points) -> tuple[Layer, ...] | None:
-    return points.layers(points.params)
 
 
 Start = tuple[Points, Inputs, Int[Array, ""]]
@@ -160,8 +153,7 @@ def filled(points: Points, number: int, progress: bool) -> Float[Array, "rows ..
     out = jnp.zeros((points.n_rows, points.n_slots), output.dtype)
     for tile in tiles(points, number, progress):
         corner = (jnp.asarray(tile.row), jnp.asarray(tile.column))
-        write = _write_both if tile.mirrored else _write
-        out = write((tile.block, *corner), out)
+        out = _write((tile.block, *corner, tile.mirrored), out)
         if progress:
             out.block_until_ready()
     return _reshaped(out, (-1, *output.shape, points.n_train, *output.shape))
@@ -172,18 +164,10 @@ def _reshaped(out: Array, shape: tuple[int, ...]) -> Array:
     return out.reshape(shape)  # in place, as it is compiled
 
 
-def _written(inputs: tuple[Array, Array, Array], out: Array, mirrored: bool) -> Array:
-    block, row, column = inputs
+@eqx.filter_jit(donate="all-except-first")
+def _write(inputs: tuple[Array, Array, Array, bool], out: Array) -> Array:
+    block, row, column, mirrored = inputs
     out = jax.lax.dynamic_update_slice(out, block, (row, column))
     if mirrored:
         out = jax.lax.dynamic_update_slice(out, block.T, (column, row))
     return out
-
-
-Write = Callable[[tuple[Array, Array, Array], Array], Array]
-_write: Write = eqx.filter_jit(
-    partial(_written, mirrored=False), donate="all-except-first"
-)
-_write_both: Write = eqx.filter_jit(
-    partial(_written, mirrored=True), donate="all-except-first"
-)

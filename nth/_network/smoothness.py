@@ -31,7 +31,7 @@ def has_primitives_with_kinks(function: Callable[..., Any], *inputs: Any) -> boo
 
 
 def has_kinks(function: Callable[..., Array], params: PyTree, *inputs: Any) -> bool:
-    """Whether the derivative of `function(params, *inputs)` in `params` jumps near them.
+    """Whether the derivative of `function(params, *inputs)` jumps near `params`.
 
     A pytree as `function`, such as a network, is compiled once for all of its kind.
 
