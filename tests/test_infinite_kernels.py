@@ -104,7 +104,8 @@ def test_bad_input_and_float32():
             call()
 
     less = jax.tree.map(lambda part: part[:3, :3], KERNELS)
-    refused("kernels have shapes", lambda: nth.infinite.as_kernels(less, PROBLEM))
+    message = rf"kernels have shape \(3, 3\) and problem has m = {len(KERNELS.ntk)}"
+    refused(message, lambda: nth.infinite.as_kernels(less, PROBLEM))
     refused(
         "outputs must have shape",
         lambda: nth.infinite.as_kernels(KERNELS, PROBLEM, outputs=jnp.zeros(3)),

@@ -9,13 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._internal.precision import full_precision
-from .._internal.validation import (
-    require,
-    require_bool,
-    require_integer,
-    require_name,
-    require_scale,
-)
+from .._internal.validation import require, require_integer
 from .._network.activations import (
     ACTIVATIONS,
     elementwise_activation,
@@ -41,7 +35,7 @@ from ._propagation import (
     critical_line as critical_line,
     propagation as propagation,
 )
-from ._recursion import layers_of, recursion
+from ._recursion import checked_sigmas, layers_of, recursion
 
 # A pair of points takes about 2·nodes² activations in each layer.
 _MOST_NODES, _WHY_NODES = 10_001, "as the time grows as its square"
@@ -120,14 +114,8 @@ def kernels(
         raise ValueError(
             f"nodes must be odd, so that every second node can be used; got {nodes}."
         )
-    names = ("nth", "ntk", "standard")
-    require_name("parameterization", parameterization, names)
-    require_bool("use_bias", use_bias)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
-    sigmas = [
-        jnp.asarray(require_scale(name, sigma), left.dtype)
-        for name, sigma in given.items()
-    ]
+    sigmas = checked_sigmas(parameterization, use_bias, given, left.dtype)
     shape = (len(left), len(left if right is None else right))
     require_memory(
         "x1",

@@ -1,7 +1,6 @@
 """The distribution over initializations of wide networks that are trained."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,21 +9,17 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._analytic.closed_form import require_squared_error
 from .._analytic.decay_integrals import eigendecomposition, relax_with
-from .._internal.eigenvalues import require_covariance
 from .._internal.precision import full_precision
 from .._internal.validation import (
-    as_array,
-    require_instance,
     require_name,
     require_times,
 )
-from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
 from ._finite_width import Corrections
 from ._finite_width_law import finite_width_ensemble
 from ._gaussian_moments import safe_root
-from ._infinite_kernels import InfiniteKernels
+from ._infinite_kernels import InfiniteKernels, matching_covariances
 
 # The number of matrices in memory in addition to the result of `ensemble`.
 _SPARE = 8
@@ -108,7 +103,7 @@ def ensemble(
         n = problem.n_train
         part = {"all": full, "test": full[:, n:, n:], "variances": None}[covariance]
         return Ensemble(times, mean, part, variance)
-    kernels = _checked(kernels, problem)
+    kernels = matching_covariances(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
     rows = {"all": m, "test": problem.n_test, "variances": 0}[covariance]
@@ -121,29 +116,6 @@ def ensemble(
     )
     mean, variance, full = _law(kernels, problem, times, covariance)
     return Ensemble(times, mean, full, variance)
-
-
-def _checked(kernels: Any, problem: Problem) -> InfiniteKernels:
-    """`kernels` as finite arrays of the shape and dtype that `problem` requires."""
-    example = "nth.infinite.kernels(problem.x, ...)"
-    require_instance("kernels", kernels, InfiniteKernels, example)
-    m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
-    arrays = [as_array("kernels", part) for part in (kernels.nngp, kernels.ntk)]
-    for array in arrays:
-        if array.shape != (m, m):
-            raise ValueError(
-                f"kernels have shape {array.shape} and problem has m = {m} points: "
-                f"form them by {example}."
-            )
-        if array.dtype != dtype:
-            raise ValueError(
-                f"kernels have dtype {array.dtype} and problem has {dtype}: cast one "
-                "of them."
-            )
-    arrays = checked_finite("kernels", arrays, f"form them by {example}.")
-    for name, array in zip(("nngp", "ntk"), arrays, strict=True):
-        require_covariance(f"kernels.{name}", array, f"Form them by {example}.")
-    return InfiniteKernels(*arrays)
 
 
 @eqx.filter_jit

@@ -10,10 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from .._internal.precision import full_precision
 from .._internal.validation import (
     require,
-    require_bool,
     require_integer,
-    require_name,
-    require_scale,
 )
 from .._network.activations import (
     ACTIVATIONS,
@@ -25,7 +22,7 @@ from .._network.memory import require_memory
 from ._fluctuations import Rates, Statistics, first_layer, next_layer
 from ._joint_moments import joint_moments, pair_moments
 from ._points import as_points
-from ._recursion import LayerMaps, layers_of
+from ._recursion import LayerMaps, checked_sigmas, layers_of
 
 # The time grows as the fourth power of the nodes.
 _MOST_NODES = 129
@@ -137,13 +134,8 @@ def corrections(
     widths = _widths(width, depth)
     why = "as the time grows as its fourth power"
     nodes = require_integer("nodes", nodes, 9, _MOST_NODES, why)
-    require_name("parameterization", parameterization, ("nth", "ntk", "standard"))
-    require_bool("use_bias", use_bias)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
-    sigmas = [
-        jnp.asarray(require_scale(name, sigma), points.dtype)
-        for name, sigma in given.items()
-    ]
+    sigmas = checked_sigmas(parameterization, use_bias, given, points.dtype)
     require_memory(
         "x",
         f"the statistics of {len(points)} points",

@@ -14,7 +14,6 @@ from .._analytic.decay_integrals import (
     end_of_time,
 )
 from .._custom_types import Scalar
-from .._internal.precision import full_precision
 from .._internal.validation import require, require_times
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
@@ -43,7 +42,6 @@ class _Statistics(NamedTuple):
     fourth: Float[Array, "M N N N"]  # E K⁽⁴⁾
 
 
-@full_precision
 def finite_width_ensemble(
     corrections: Corrections, problem: Problem, ts: Any
 ) -> tuple[Array, Array, Array]:

@@ -23,7 +23,7 @@ from .._network.activations import ACTIVATIONS
 Function: TypeAlias = Callable[[Array], Array]
 
 # Nodes lie within this radius, outside of which the Gaussian measure is 3e-18.
-_RADIUS = 9.0
+RADIUS = 9.0
 # The number of pairs evaluated together, each on about 10,000 nodes.
 _PAIRS_AT_ONCE = 32
 
@@ -199,7 +199,7 @@ def _line(nodes: int) -> tuple[np.ndarray, np.ndarray]:
     For a φ that is analytic within s of the real line its error is about
     e^{−2πs/(h√a)}, h the spacing of the nodes (Trefethen & Weideman 2014).
     """
-    x, step = np.linspace(-_RADIUS, _RADIUS, nodes, retstep=True)
+    x, step = np.linspace(-RADIUS, RADIUS, nodes, retstep=True)
     return x, step * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
@@ -232,7 +232,7 @@ def _pair_means(
 ) -> tuple[Float[Array, " P"], ...]:
     """E F(u) G(v) for each (F, G), by nodes of the plane that lie in the radius."""
     x, weights = _line(nodes)
-    inside = x[:, None] ** 2 + x**2 <= _RADIUS**2
+    inside = x[:, None] ** 2 + x**2 <= RADIUS**2
     plane = np.stack(np.broadcast_arrays(x[:, None], x))[:, inside]
     weights = np.outer(weights, weights)[inside]
     plane, weights = (jnp.asarray(part, cross.dtype) for part in (plane, weights))

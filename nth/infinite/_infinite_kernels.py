@@ -1,5 +1,7 @@
 """Kernels of infinite width in functions of finite networks, and with noise."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ def as_kernels(
     **Raises:** `ValueError` for kernels or outputs that do not match `problem`, or that
     would not fit in memory.
     """
-    _, ntk = _matching(kernels, problem)
+    ntk = matching_kernels(kernels, problem).ntk
     m, n = len(ntk), problem.n_train
     start = jnp.zeros(m, ntk.dtype) if outputs is None else as_array("outputs", outputs)
     if start.ndim not in (1, 2) or len(start) != m or start.dtype != ntk.dtype:
@@ -123,10 +125,9 @@ def posterior(kernels: InfiniteKernels, problem: Problem, *, noise: float) -> Po
     """
     require_squared_error(problem, "infinite.posterior")
     variance = require_positive("noise", noise)
-    nngp, ntk = _matching(kernels, problem)
-    for name, kernel in (("nngp", nngp), ("ntk", ntk)):
-        require_covariance(f"kernels.{name}", kernel, f"Form them by {EXAMPLE}.")
-    return Posterior(*_posterior(nngp, ntk, problem, jnp.asarray(variance, ntk.dtype)))
+    checked = matching_covariances(kernels, problem)
+    ridge = jnp.asarray(variance, checked.ntk.dtype)
+    return Posterior(*_posterior(checked.nngp, checked.ntk, problem, ridge))
 
 
 @eqx.filter_jit
@@ -145,18 +146,30 @@ def _posterior(
     return jnp.tensordot(weights, y, 1), nngp[n:, n:] - cross - cross.T + own
 
 
-def _matching(
-    kernels: InfiniteKernels, problem: Problem
-) -> tuple[Float[Array, "m m"], Float[Array, "m m"]]:
-    """Both kernels, which must be on all points of `problem` and in its dtype."""
+def matching_kernels(kernels: Any, problem: Problem) -> InfiniteKernels:
+    """`kernels` as finite arrays on all points of `problem`, and in its dtype."""
     require_instance("kernels", kernels, InfiniteKernels, EXAMPLE)
     require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
-    m = problem.n_train + problem.n_test
-    nngp, ntk = (as_array("kernels", part) for part in (kernels.nngp, kernels.ntk))
-    if nngp.shape != (m, m) or ntk.shape != (m, m):
-        raise ValueError(
-            f"kernels have shapes {nngp.shape} and {ntk.shape}, and problem has m = "
-            f"{m} points: form them by {EXAMPLE}."
-        )
-    nngp, ntk = checked_finite("kernels", (nngp, ntk), f"form them by {EXAMPLE}.")
-    return nngp, ntk
+    m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
+    parts = [as_array("kernels", part) for part in (kernels.nngp, kernels.ntk)]
+    for part in parts:
+        if part.shape != (m, m):
+            raise ValueError(
+                f"kernels have shape {part.shape} and problem has m = {m} points: "
+                f"form them by {EXAMPLE}."
+            )
+        if jnp.issubdtype(dtype, jnp.floating) and part.dtype != dtype:
+            raise ValueError(
+                f"kernels have dtype {part.dtype} and problem has {dtype}: cast one of "
+                "them."
+            )
+    cure = f"form them by {EXAMPLE}."
+    return InfiniteKernels(*checked_finite("kernels", parts, cure))
+
+
+def matching_covariances(kernels: Any, problem: Problem) -> InfiniteKernels:
+    """The same, for kernels that must have no negative eigenvalues."""
+    kernels = matching_kernels(kernels, problem)
+    for name, part in (("nngp", kernels.nngp), ("ntk", kernels.ntk)):
+        require_covariance(f"kernels.{name}", part, f"Form them by {EXAMPLE}.")
+    return kernels

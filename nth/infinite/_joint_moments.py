@@ -6,10 +6,9 @@ k-th point depends on the first k nodes only, so that the sums are taken one aft
 another, from the last.
 """
 
-from collections.abc import Callable
 from functools import partial
 from itertools import combinations_with_replacement, product
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,16 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._network.activations import ACTIVATIONS
-
-Function: TypeAlias = Callable[[Array], Array]
+from ._gaussian_moments import RADIUS, Function
 
 # The number of derivatives, φ among them, in moments of two points and of four.
 _PAIR_ORDERS, _ORDERS = 6, 4
 # Sums over one to four dimensions have these multiples of the number of nodes: few
 # dimensions are cheap.
 _MULTIPLES = {1: 5, 2: 5, 3: 1.5, 4: 1}
-# Outside of this radius the Gaussian measure is 3e-18.
-_LARGEST_RADIUS = 9.0
 
 
 class Line(NamedTuple):
@@ -50,7 +46,7 @@ def _line(activation: Function, nodes: int, dimensions: int, dtype: np.dtype) ->
         x, weights = np.polynomial.hermite_e.hermegauss(5)
     else:
         count = int(_MULTIPLES[dimensions] * nodes)
-        radius = min((4.1 * (count - 1)) ** (1 / 3), _LARGEST_RADIUS)
+        radius = min((4.1 * (count - 1)) ** (1 / 3), RADIUS)
         x = np.linspace(-radius, radius, count)
         weights = np.exp(-(x**2) / 2)
     weights = weights / weights.sum()

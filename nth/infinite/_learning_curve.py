@@ -13,6 +13,7 @@ from .._internal.precision import full_precision
 from .._internal.validation import as_array, require_finite, require_scale
 from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
+from ._bisection import bisect, geometric
 
 # Bisections in the logarithm of κ, over this factor in each direction.
 _BISECTIONS, _RANGE = 100, 1e20
@@ -147,12 +148,8 @@ def _effective_ridge(values: Array, n: Scalar, ridge: Scalar) -> Scalar:
     high = (jnp.sum(values) + ridge) / n
     smallest = jnp.finfo(values.dtype).tiny
 
-    def narrower(_: Array, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-        low, high = ends
-        middle = jnp.sqrt(low) * jnp.sqrt(high)
-        above = jnp.sum(values / (values + middle)) + ridge / middle > n
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+    def above(kappa: Scalar) -> Array:
+        return jnp.sum(values / (values + kappa)) + ridge / kappa > n
 
     low = jnp.maximum(high / _RANGE, smallest)
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, narrower, (low, high))
-    return jnp.sqrt(low) * jnp.sqrt(high)
+    return bisect(above, low, high, _BISECTIONS, geometric)

@@ -12,6 +12,7 @@ from .._custom_types import Scalar
 from .._internal.precision import full_precision
 from .._internal.validation import as_array, require_finite, require_integer
 from .._network.activations import elementwise_activation, refuse_derivative
+from ._bisection import arithmetic, bisect
 from ._gaussian_moments import Function, Pairs, Rule, rule_for
 
 # Sums over one and two dimensions for one point and one pair: more nodes cost little.
@@ -197,16 +198,13 @@ def _at(rule: Rule, weight: Scalar, bias: Scalar) -> tuple[Array, ...]:
     ratio = jnp.where(jnp.isinf(variance), next_variance(q) / q, 1)
     chaotic = (chi / ratio > 1) & (q > 0)
 
-    def narrower(_: Any, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-        low, high = ends
-        middle = (low + high) / 2
-        above = moments(middle)[0] / ratio > middle
-        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+    def above(c: Scalar) -> Array:
+        return moments(c)[0] / ratio > c
 
     # c′ is convex in c ≥ 0: above c below c*, and below c between c* and 1.
     ends = (0 * one, one * (1 - jnp.finfo(q.dtype).eps))
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, narrower, ends)
-    correlation = jnp.where(chaotic, (low + high) / 2, one)
+    fixed = bisect(above, *ends, _BISECTIONS, arithmetic)
+    correlation = jnp.where(chaotic, fixed, one)
     at_fixed = moments(correlation)[1] / ratio
     enough = rule.change(q[None]) < 1e-3
     fields = (chi, slope, correlation, jnp.where(chaotic, at_fixed, chi / ratio))
@@ -219,20 +217,15 @@ def _fixed_variance(next_variance: Callable[[Scalar], Scalar], like: Scalar) -> 
     grows = next_variance(one) > one
     factor = jnp.where(grows, _FACTOR * one, one / _FACTOR)
 
+    def before(q: Scalar) -> Array:
+        return (next_variance(q) > q) == grows
+
     def goes_on(q: Scalar) -> Array:
-        inside = (q < _LARGEST) & (q > _SMALLEST)
-        return inside & ((next_variance(q) > q) == grows)
+        return (q < _LARGEST) & (q > _SMALLEST) & before(q)
 
     end = jax.lax.while_loop(goes_on, lambda q: q * factor, one)
-
-    def narrower(_: Any, ends: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-        near, far = ends
-        middle = (near + far) / 2
-        same = (next_variance(middle) > middle) == grows
-        return jnp.where(same, middle, near), jnp.where(same, far, middle)
-
-    near, far = jax.lax.fori_loop(0, _BISECTIONS, narrower, (end / factor, end))
-    fixed = jnp.where(end >= _LARGEST, jnp.inf, (near + far) / 2)
+    crossing = bisect(before, end / factor, end, _BISECTIONS, arithmetic)
+    fixed = jnp.where(end >= _LARGEST, jnp.inf, crossing)
     fixed = jnp.where(end <= _SMALLEST, 0, fixed)
     # Every variance is a fixed point of ReLU at σ_w² = 2, up to rounding error.
     still = jnp.abs(next_variance(one) - one) <= 8 * jnp.finfo(one.dtype).eps

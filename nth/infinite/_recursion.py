@@ -1,4 +1,4 @@
-"""LayerMaps recursion for the kernels of infinitely wide networks."""
+"""Recursion over layers for the kernels of infinitely wide networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, DTypeLike, Float
 
+from .._internal.validation import require_bool, require_name, require_scale
 from ._gaussian_moments import Pairs, Rule, rule_for, safe_root
 
 # Points per side of a tile: few for sums over nodes, so that little work is repeated on
@@ -62,6 +63,16 @@ class _Pairs(NamedTuple):
         if self.indices is None:
             return first[:, None], second[None]
         return first[self.indices[0]], second[self.indices[1]]
+
+
+def checked_sigmas(
+    parameterization: str, use_bias: bool, given: dict[str, Any], dtype: DTypeLike
+) -> list[Array]:
+    """`sigma_w`, `sigma_a` and `sigma_b`; `ValueError` for an option that is not
+    valid."""
+    require_name("parameterization", parameterization, ("nth", "ntk", "standard"))
+    require_bool("use_bias", use_bias)
+    return [jnp.asarray(require_scale(*item), dtype) for item in given.items()]
 
 
 def layers_of(
