@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ PACKAGES = (
     "numpy<2",
     "scipy<1.13",
 )
+Side = Callable[[dict[str, Any]], dict[str, Any]]  # a case ↦ times and the kernel
 METHODS = ("JACOBIAN_CONTRACTION", "NTK_VECTOR_PRODUCTS", "STRUCTURED_DERIVATIVES")
 TURNS = 3
 
@@ -161,12 +163,6 @@ def of_nth(case: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def worker(side: str, case: dict[str, Any], folder: Path) -> None:
-    results = {"nth": of_nth, "nt": of_neural_tangents}[side](case)
-    np.save(folder / f"{side}.npy", results.pop("kernel"))
-    (folder / f"{side}.json").write_text(json.dumps(results))
-
-
 def environment(folder: Path) -> Path:
     """The Python of the environment of neural-tangents."""
     python = folder / "bin" / "python"
@@ -178,22 +174,26 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
-    """The times of both sides, which take turns."""
+class Turns(NamedTuple):
+    """The results of both sides, which take turns."""
+
+    seconds: dict[str, float]
+    errors: dict[str, str]
+    difference: float
+    """The largest difference of the kernels, in units of the largest entry."""
+
+
+def in_turns(
+    script: str, case: dict[str, Any], python: Path, tolerance: float
+) -> Turns:
+    """Runs of `script` for both sides; their kernels must agree to `tolerance`."""
     seconds: dict[str, float] = {}
     errors: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TURNS):
             for side, interpreter in (("nt", python), ("nth", sys.executable)):
-                own = [
-                    interpreter,
-                    __file__,
-                    "--worker",
-                    side,
-                    json.dumps(case),
-                    folder,
-                ]
-                subprocess.run(own, check=True)
+                task = ["--worker", side, json.dumps(case), folder]
+                subprocess.run([interpreter, script, *task], check=True)
                 found = json.loads((Path(folder) / f"{side}.json").read_text())
                 for name, result in found.items():
                     if "error" in result:
@@ -203,9 +203,15 @@ def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
                         seconds[name] = least
         ours, theirs = (np.load(Path(folder) / f"{s}.npy") for s in ("nth", "nt"))
     difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
-    tolerance = 1e-10 if case["dtype"] == "float64" else 1e-4
     if not difference < tolerance:
         raise SystemExit(f"{case}: kernels differ by {difference:.1e}.")
+    return Turns(seconds, errors, difference)
+
+
+def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
+    """The times of both sides, and their ratios."""
+    tolerance = 1e-10 if case["dtype"] == "float64" else 1e-4
+    seconds, errors, difference = in_turns(__file__, case, python, tolerance)
     best = min((seconds[m], m) for m in METHODS if m in seconds)
     return {
         **case,
@@ -218,17 +224,28 @@ def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def options_of(output: str, sides: dict[str, Side]) -> argparse.Namespace | None:
+    """The options of a script; `None` if it ran as the worker of one of `sides`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")
     default = Path(tempfile.gettempdir()) / "nth-neural-tangents"
     parser.add_argument("--environment", type=Path, default=default)
-    parser.add_argument("--output", type=Path, default="against_neural_tangents.json")
+    parser.add_argument("--output", type=Path, default=output)
     parser.add_argument("--worker", nargs=3)
     options = parser.parse_args()
-    if options.worker:
-        side, case, folder = options.worker
-        worker(side, json.loads(case), Path(folder))
+    if not options.worker:
+        return options
+    side, case, folder = options.worker
+    results = sides[side](json.loads(case))
+    np.save(Path(folder) / f"{side}.npy", np.asarray(results.pop("kernel")))
+    (Path(folder) / f"{side}.json").write_text(json.dumps(results))
+    return None
+
+
+def main() -> None:
+    sides = {"nth": of_nth, "nt": of_neural_tangents}
+    options = options_of("against_neural_tangents.json", sides)
+    if options is None:
         return
     python = environment(options.environment)
     sizes = {"convolutional": (64, 128), "attention": (32,), "dense": (128,)}

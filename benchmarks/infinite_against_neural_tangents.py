@@ -8,18 +8,14 @@ take turns, and the least time counts; for nth that of an eager call is given, t
 script checks that the kernels agree, prints the ratios, and writes them to FILE.
 """
 
-import argparse
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from against_neural_tangents import TURNS, environment, timed
+from against_neural_tangents import environment, in_turns, options_of, timed
 
 DEPTH = 3
 
@@ -39,7 +35,7 @@ def of_neural_tangents(case: dict[str, Any]) -> dict[str, Any]:
     x1, x2 = points(case)
     both = jax.jit(lambda x1, x2: tuple(kernel_fn(x1, x2, get=("nngp", "ntk"))))
     values, least = timed(both, x1, x2)
-    return {"neural-tangents": least, "kernels": values}
+    return {"neural-tangents": {"seconds": least}, "kernel": values}
 
 
 def of_nth(case: dict[str, Any]) -> dict[str, Any]:
@@ -57,45 +53,21 @@ def of_nth(case: dict[str, Any]) -> dict[str, Any]:
 
     x1, x2 = points(case)
     values, least = timed(jax.jit(both), x1, x2)
-    return {"nth": least, "nth, eager": timed(both, x1, x2)[1], "kernels": values}
-
-
-def worker(side: str, case: dict[str, Any], folder: Path) -> None:
-    results = {"nth": of_nth, "nt": of_neural_tangents}[side](case)
-    np.save(folder / f"{side}.npy", np.asarray(results.pop("kernels")))
-    (folder / f"{side}.json").write_text(json.dumps(results))
+    eager = {"seconds": timed(both, x1, x2)[1]}
+    return {"nth": {"seconds": least}, "nth, eager": eager, "kernel": values}
 
 
 def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
-    """The times of both sides, which take turns."""
-    seconds: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(TURNS):
-            for side, interpreter in (("nt", python), ("nth", sys.executable)):
-                task = ["--worker", side, json.dumps(case), folder]
-                subprocess.run([interpreter, __file__, *task], check=True)
-                found = json.loads((Path(folder) / f"{side}.json").read_text())
-                for name, least in found.items():
-                    seconds[name] = min(least, seconds.get(name, np.inf))
-        ours, theirs = (np.load(Path(folder) / f"{s}.npy") for s in ("nth", "nt"))
-    difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
-    if not difference < 1e-6:  # neural-tangents loses half of the digits of an angle
-        raise SystemExit(f"{case}: kernels differ by {difference:.1e}.")
+    """The times of both sides, and their ratio."""
+    # neural-tangents loses half of the digits of an angle.
+    seconds, _, difference = in_turns(__file__, case, python, 1e-6)
     ratio = seconds["neural-tangents"] / seconds["nth"]
     return {**case, "seconds": seconds, "difference": difference, "ratio": ratio}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--small", action="store_true")
-    default = Path(tempfile.gettempdir()) / "nth-neural-tangents"
-    parser.add_argument("--environment", type=Path, default=default)
-    parser.add_argument("--output", type=Path, default="infinite.json")
-    parser.add_argument("--worker", nargs=3)
-    options = parser.parse_args()
-    if options.worker:
-        side, case, folder = options.worker
-        worker(side, json.loads(case), Path(folder))
+    options = options_of("infinite.json", {"nth": of_nth, "nt": of_neural_tangents})
+    if options is None:
         return
     python, results = environment(options.environment), []
     for n in (20,) if options.small else (100, 300, 1000, 2000):

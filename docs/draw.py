@@ -1,4 +1,4 @@
-"""Draw the figures of pages anew: each is drawn by the code blocks of its page.
+"""Redraw the figures of pages: each is drawn by the code blocks of its page.
 
 python docs/draw.py [PAGE ...]    # such as docs/tutorials/digits.md; all by default
 """

@@ -20,7 +20,7 @@ FIGURE = re.compile(r"^!\[(.*)\]\(\.\./figures/(\w+\.png)\)$", re.MULTILINE)
 
 
 def on_pre_build(**_: object) -> None:
-    """Figures of the theory section, drawn anew."""
+    """Redraw the figures of the theory section."""
     SMALL.mkdir(exist_ok=True)
     code = [*ROOT.glob("nth/*.py"), *ROOT.glob("examples/theory/*.py")]
     newest = max(path.stat().st_mtime for path in code)

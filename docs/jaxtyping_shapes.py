@@ -16,7 +16,7 @@ def _expression(node: ast.expr | None, parent: Any, old: Any) -> Any:
 
 
 class JaxtypingShapes(griffe.Extension):
-    """Reads the annotations that hold a shape anew, their strings kept."""
+    """Rereads the annotations that hold a shape, and keeps their strings."""
 
     def on_function_instance(self, *, node: Any, func: Any, **_: Any) -> None:
         arguments = node.args

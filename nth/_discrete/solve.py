@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._dynamics.gradient_flow import GradientFlow
 from .._dynamics.matrix_free import MatrixFreeHierarchy
-from .._integrate.options import check_until_error
+from .._integrate.options import check_until_error, refuse_restart
 from .._internal.precision import full_precision
 from .._internal.validation import is_traced, require_order
 from .._network.base import TrainableNetwork, trainable
@@ -123,8 +123,7 @@ def solve_discrete(
     program = traced(optimizer, own.params)
     warn_of_instability(own, planned, optimizer, program)
     check_until_error(until_error, restart)
-    if restart and is_traced((own, planned, program), jnp.zeros(())):
-        raise ValueError("restart cannot be used under jax.jit, jax.vmap or jax.grad.")
+    refuse_restart(restart, is_traced((own, planned, program), jnp.zeros(())))
     training = level_of(own, order, program, restart)
     if not restart:
         return run(training, planned, options, until_error)

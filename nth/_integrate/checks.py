@@ -16,6 +16,7 @@ from .options import (
     check_options,
     check_save_fn,
     check_step_times,
+    refuse_restart,
 )
 from .piece import saved_values
 from .restarts import require_estimate
@@ -41,11 +42,7 @@ def checked_times(
     if options.get("checkpoint") is not None and traced:
         raise ValueError("checkpoint cannot be used under jax.jit.")
     restart = bool(options.get("restart"))
-    if restart and traced:
-        raise ValueError(
-            "restart cannot be used under jax.jit, jax.vmap or jax.grad, since the "
-            "number of restarts is known at run time only."
-        )
+    refuse_restart(restart, traced)
     if options.get("until_error") is not None:
         require_estimate(dynamics, restart)
     return times

@@ -150,6 +150,15 @@ def _check_until_error(until_error: Any) -> None:
         require_positive("until_error", until_error)
 
 
+def refuse_restart(restart: bool, traced: bool) -> None:
+    """Raise `ValueError` if a solve with restarts is traced."""
+    if restart and traced:
+        raise ValueError(
+            "restart cannot be used under jax.jit, jax.vmap or jax.grad, since the "
+            "number of restarts is known at run time only."
+        )
+
+
 def check_until_error(until_error: Any, restart: Any) -> None:
     """Raise `ValueError` unless `restart` comes with an error that may be reached."""
     _check_until_error(until_error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from ._style import chosen, level_color, log_times, panels, style
+from ._style import LEVELS, chosen, log_times, panels, style
 
 if TYPE_CHECKING:
     from .._solution.solution import Solution
@@ -15,7 +15,6 @@ _LINES = 6  # more are hard to tell apart
 _PANELS = 3
 # Quantiles of an ensemble: the band holds nine members of ten.
 _BAND = (0.05, 0.95)
-_COLORS = tuple(level_color(p) for p in range(2, 7))
 
 
 def plot_outputs(
@@ -74,8 +73,8 @@ def _bands(
 
 def _cycled(count: int) -> list[Any]:
     """So many colors: the palette, or a continuous scale where it has too few."""
-    if count <= len(_COLORS):
-        return list(_COLORS[:count])
+    if count <= len(LEVELS):
+        return list(LEVELS[:count])
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0, 0.9, count)))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # The palette of Okabe & Ito, suitable for print and color-blind readers. Levels 2 to 6
 # come first; what is no level has one of the other colors.
-_LEVELS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+LEVELS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 OTHERS = ("#56B4E9", "#8C564B", "#7F7F7F")
 NETWORK: dict[str, Any] = {"color": "black", "lw": 2.5, "alpha": 0.5}
 _STYLE: Any = {
@@ -45,7 +45,7 @@ def level_color(order: int) -> str:
     assert nth.plot.level_color(2) != nth.plot.level_color(3)
     ```
     """
-    return _LEVELS[(require_integer("order", order, 2) - 2) % len(_LEVELS)]
+    return LEVELS[(require_integer("order", order, 2) - 2) % len(LEVELS)]
 
 
 def style() -> AbstractContextManager[None]:

@@ -8,12 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from ._style import level_color, panels, style
+from ._style import LEVELS, panels, style
 
 if TYPE_CHECKING:
     from ..scaling import Exponent, Sweep
-
-_COLORS = tuple(level_color(p) for p in range(2, 7))
 
 
 def plot_sweep(sweep: "Sweep", laws: Sequence["Exponent | None"], axes: Any) -> Figure:
@@ -24,7 +22,7 @@ def plot_sweep(sweep: "Sweep", laws: Sequence["Exponent | None"], axes: Any) -> 
     with style():
         figure, (axis,) = panels(axes, 1)
         for i, (path, values) in enumerate(leaves):
-            color = _COLORS[i % len(_COLORS)]
+            color = LEVELS[i % len(LEVELS)]
             values = np.abs(np.asarray(values, float))[order]
             middle, low, high = np.quantile(values, (0.5, 0.25, 0.75), axis=1)
             label = jax.tree_util.keystr(path, simple=True, separator=" ")
