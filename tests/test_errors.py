@@ -1,7 +1,6 @@
 """Messages for bad input and failed solves, and the end of a validity window."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,37 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_network
+from small_inputs import CROSS_ENTROPY, Call, X, Y, expect, formed, network, points
 
 import nth as typed_nth
 
 nth: Any = typed_nth  # arguments of wrong types are intended
 pytestmark = pytest.mark.usefixtures("without_type_checks")
 
-Call = Callable[[], Any]
 KEY = jax.random.key(0)
-X = np.random.default_rng(0).normal(size=(4, 2))
-Y = np.array([1.0, -1.0, 1.0])
 ROWS = np.eye(3)
-CROSS_ENTROPY = typed_nth.SoftmaxCrossEntropy()
 
 
 def refused(*cases: tuple[str, Call]) -> pytest.MarkDecorator:
     """Parametrize a test over calls and the messages of their errors."""
     named = [pytest.param(*case, id=" ".join(case[0].split()[:4])) for case in cases]
     return pytest.mark.parametrize(("message", "call"), named)
-
-
-def expect(message: str, call: Call) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        call()
-
-
-def points(y: Any = Y, loss: Any = None, x: Any = X[:3]) -> Any:
-    return nth.Problem(x, y, X[3:], loss=nth.SquaredError() if loss is None else loss)
-
-
-def network(outputs: int | None = None, **options: Any) -> Any:
-    return make_network(4, 1, 2, outputs=outputs, **options)
 
 
 def kernels_on(y: Any = Y, outputs: int | None = None, loss: Any = None) -> Any:
@@ -50,10 +33,6 @@ def kernels_on(y: Any = Y, outputs: int | None = None, loss: Any = None) -> Any:
 
 def mlp(in_size: Any = 2, width: Any = 4, depth: Any = 1, **options: Any) -> Any:
     return nth.MLP(in_size, width, depth, key=KEY, **options)
-
-
-def formed(net: Any, order: Any = 2, **options: Any) -> Any:
-    return nth.kernels(net, points(), order=order, **options)
 
 
 def applied(apply_fn: Any, params: Any, **options: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import make_network, make_problem
+from relaxation import Relaxation
 
 import nth
 
@@ -75,29 +76,8 @@ def test_statistics_and_label_describe_the_solve(hierarchy):
 def test_custom_dynamics_are_integrated():
     """df/dt = −g: each output relaxes to its target as e^{−t/n}."""
 
-    class Relaxation(nth.AbstractDynamics):
-        problem: nth.Problem
-        label: str = "relaxation"
-        method = "custom"
-        truncated = False
-
-        def initial_state(self):
-            return jnp.zeros(6)
-
-        def vector_field(self, t, state, args):
-            return -jnp.concatenate([self.output_gradient(state), jnp.zeros(2)])
-
-        def outputs(self, state):
-            return state
-
-        def penalty(self, state):
-            return jnp.zeros(())
-
-        def error_norm(self, scaled):
-            return jnp.max(jnp.abs(scaled))
-
     problem = make_problem()
-    solution = nth.integrate(Relaxation(problem), [1.0])
+    solution = nth.integrate(Relaxation(problem=problem), [1.0])
     y = np.asarray(problem.y_train)
     np.testing.assert_allclose(solution.train[0], y * (1 - np.exp(-0.25)), atol=1e-7)
 
