@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._custom_types import Params
-from .._internal.progress import delayed_bar
 from .._internal.validation import is_traced
 from .._network.dense_layers import Layer
+from .blocks import filled_in_blocks
 from .costs import columns_at_once, directions_at_once, neuron_bytes, split_block
 from .evaluation import Points, layers_at
 from .gradient_products import Pairing
@@ -219,31 +219,19 @@ def _fill(
     columns: Columns, data: Any, out: Array, row: int, size: int, progress: bool
 ) -> Array:
     """Write columns into `out` from `row` on, in blocks of its last slot."""
-    starts = range(0, out.shape[-1], size)
-    if is_traced(data, out):
-
-        def step(i: Array, out: Array) -> Array:
-            return _fill_block((columns, data, row, i * size), out, size)
-
-        if len(starts) == 1:  # XLA runs convolutions in a loop on one core
-            return step(jnp.zeros((), int), out)
-        return jax.lax.fori_loop(0, len(starts), step, out)
-    options: Any = {"iterable": starts, "leave": False, "disable": not progress}
-    bar = delayed_bar(desc=f"K({out.ndim})", **options)
-    for start in bar:
-        inputs = (columns, data, jnp.asarray(row), jnp.asarray(start))
-        out = _fill_block_in_place(inputs, out, size)
-        if progress and not is_traced(out):
-            out.block_until_ready()
-    return out
+    corners = [(row, start) for start in range(0, out.shape[-1], size)]
+    name = f"K({out.ndim})"
+    return filled_in_blocks(
+        _fill_block, (columns, data, size), corners, out, name, progress
+    )
 
 
-def _fill_block(inputs: Any, out: Array, size: int) -> Array:
-    columns, data, row, start = inputs
+def _fill_block(
+    inputs: tuple[Columns, Any, int], corner: Int[Array, " 2"], out: Array
+) -> Array:
+    columns, data, size = inputs
+    row, start = corner
     start = jnp.minimum(start, out.shape[-1] - size)  # the last block overlaps
     block = columns(data, start, size)
-    corner = (row, *[0] * (out.ndim - 2), start)
-    return jax.lax.dynamic_update_slice(out, block, corner)
-
-
-_fill_block_in_place = eqx.filter_jit(_fill_block, donate="all-except-first")
+    at = (row, *[0] * (out.ndim - 2), start)
+    return jax.lax.dynamic_update_slice(out, block, at)

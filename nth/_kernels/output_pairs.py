@@ -5,15 +5,13 @@ and the memory are a C-th of those of the full tensor.
 """
 
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._internal.progress import delayed_bar
-from .._internal.validation import is_traced
+from .blocks import filled_in_blocks
 from .evaluation import Points
 from .factored_gradients import GradientFunction
 from .gradient_products import Pairing
@@ -68,32 +66,17 @@ def output_pairs(
         for output in range(0, n_outputs, plan.outputs)
         for start in range(0, n, plan.columns)
     ]
-    if is_traced(points):
-        corners = jnp.asarray(blocks)
-
-        def step(i: Array, out: Array) -> Array:
-            return _add_block((points, plan, corners[i, 0], corners[i, 1]), out)
-
-        if len(blocks) == 1:  # XLA runs convolutions in a loop on one core
-            out = step(jnp.zeros((), int), out)
-        else:
-            out = jax.lax.fori_loop(0, len(blocks), step, out)
-    else:
-        options: Any = {"iterable": blocks, "leave": False, "disable": not progress}
-        for block in delayed_bar(desc="K(2)", **options):
-            output, start = map(jnp.asarray, block)
-            out = _add_block_in_place((points, plan, output, start), out)
-            if progress:
-                out.block_until_ready()
+    out = filled_in_blocks(_add_block, (points, plan), blocks, out, "K(2)", progress)
     if pairing == "trace":
         return out / n_outputs
     return out[:, :, :n_outputs].reshape(*out.shape[:2], *shape)
 
 
 def _add_block(
-    inputs: tuple[Points, _Plan, Int[Array, ""], Int[Array, ""]], out: Array
+    inputs: tuple[Points, _Plan], corner: Int[Array, " 2"], out: Array
 ) -> Array:
-    points, plan, output, start = inputs
+    points, plan = inputs
+    output, start = corner
     n, n_outputs = points.n_train, points.output.size
     gradients = GradientFunction(points, n, plan.pairing)
     # A row of zeros for each output beyond the last.
@@ -108,6 +91,3 @@ def _add_block(
     block = jnp.where(done[None], 0, block)
     before = jax.lax.dynamic_slice_in_dim(out, first, plan.columns, axis=1)
     return jax.lax.dynamic_update_slice(out, before + block, (0, first))
-
-
-_add_block_in_place = eqx.filter_jit(_add_block, donate="all-except-first")
