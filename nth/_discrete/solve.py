@@ -125,16 +125,18 @@ def solve_discrete(
     check_until_error(until_error, restart)
     refuse_restart(restart, is_traced((own, planned, program), jnp.zeros(())))
     training = level_of(own, order, program, restart)
-    if not restart:
-        return run(training, planned, options, until_error)
+    if until_error is None:
+        return run(training, planned, options)
     tolerance = jnp.asarray(until_error, own.dtype)
+    if not restart:
+        return run(training, planned, options, tolerance)
     restarting = RestartingTraining(
         dynamics=training.dynamics,
         expansion=training.expansion,
         tolerance=tolerance,
         number=planned.number,
     )
-    return run(restarting, planned, options, until_error)
+    return run(restarting, planned, options, tolerance)
 
 
 @full_precision

@@ -38,7 +38,7 @@ def run(
     training: AbstractTraining,
     plan: Plan,
     options: RunOptions,
-    until_error: float | None = None,
+    until_error: Scalar | None = None,
 ) -> Solution:
     """Take the steps of `plan`, and issue warnings about them.
 
@@ -194,7 +194,7 @@ class _Run(NamedTuple):
 
 @eqx.filter_jit
 def _judged(
-    save: _Save, plan: Plan, reached: _Reached, until_error: float | None
+    save: _Save, plan: Plan, reached: _Reached, until_error: Scalar | None
 ) -> _Run:
     """Where the run diverged, and where a truncation left its window."""
     training, (saved, extra) = save.training, reached.saved

@@ -151,7 +151,8 @@ def integrate(
         in_parts = _with_restarts if restart else _with_checkpoint
         piece = in_parts(choice.dynamics, times, settings, progress is not False, file)
     name = type(choice.solver).__name__
-    solution = _as_solution(dynamics, times, piece, name, until_error, restart)
+    limit = None if budget is None else budget.tolerance
+    solution = _as_solution(dynamics, times, piece, name, limit, restart)
     if restart:
         solution = with_restart_times(solution, piece)
     return report(dynamics, solution, throw, max_steps)
@@ -232,7 +233,7 @@ def _as_solution(
     ts: Float[Array, " T"],
     piece: Piece,
     solver: str,
-    until_error: float | None,
+    limit: Scalar | None,
     restart: bool,
 ) -> Solution:
     problem = dynamics.problem
@@ -240,9 +241,9 @@ def _as_solution(
     event, over = RESULTS.diverged, jnp.asarray(False)
     if restart:
         event = RESULTS.max_restarts_reached
-    elif until_error is not None:
+    elif limit is not None:
         event = RESULTS.error_reached
-        piece, over = until(piece, until_error)
+        piece, over = until(piece, limit)
     train, test = jnp.split(piece.saved["outputs"], [problem.n_train], axis=1)
     loss = jax.vmap(problem.loss, in_axes=(0, None))(train, problem.y_train)
     left = jnp.isfinite(piece.valid_until)

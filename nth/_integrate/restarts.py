@@ -236,7 +236,7 @@ def with_restart_times(solution: Solution, piece: Piece) -> Solution:
     )
 
 
-def until(piece: Piece, limit: float) -> tuple[Piece, Bool[Array, ""]]:
+def until(piece: Piece, limit: Scalar) -> tuple[Piece, Bool[Array, ""]]:
     """The piece with NaN from the first requested time where the estimate exceeds
     `limit`, and whether there is one."""
     over = from_first(rms_over_points(piece.saved["errors"]) > limit)

@@ -171,19 +171,13 @@ def _by_tiles(
             jax.lax.dynamic_slice_in_dim(x, start, size)
             for x, start, size in zip(sides, corner, shape, strict=True)
         )
-        same = None
-        if symmetric and closed:
-            i, j = (
-                start + jnp.arange(size)
-                for start, size in zip(corner, shape, strict=True)
-            )
-            same = i[:, None] == j[None]
+        same = _same_points(corner, shape) if symmetric and closed else None
         pairs = _Pairs(None if closed else (every[0], every[1]), same)
         values = _of_pairs(steps, layers, (first, second), pairs)
         parts = [part.reshape(shape) for part in values]
         if symmetric:  # rounding depends on the order of a pair
-            same = tile[0] == tile[1]
-            parts = [jnp.where(same, (part + part.T) / 2, part) for part in parts]
+            central = tile[0] == tile[1]
+            parts = [jnp.where(central, (part + part.T) / 2, part) for part in parts]
         kernels = _written(kernels, parts, corner)
         if symmetric:
             kernels = _written(kernels, [part.T for part in parts], corner[::-1])
@@ -192,6 +186,12 @@ def _by_tiles(
     zeros = jnp.zeros([len(x) for x in sides], sides[0].dtype)
     (nngp, ntk), _ = jax.lax.scan(add, [zeros, zeros], jnp.asarray(tiles))
     return nngp, ntk
+
+
+def _same_points(corner: list[Array], shape: list[int]) -> Bool[Array, "r c"]:
+    """Where a tile at `corner` pairs a point with itself."""
+    i, j = (start + jnp.arange(size) for start, size in zip(corner, shape, strict=True))
+    return i[:, None] == j[None]
 
 
 def _written(
