@@ -73,6 +73,10 @@ from ._discrete.solve import (
     solve_discrete as solve_discrete,
     train as train,
 )
+from ._discrete.step_kernels import (
+    StepKernels as StepKernels,
+    step_kernels as step_kernels,
+)
 from ._discrete.taylorized import train_taylorized as train_taylorized
 from ._discrete.along import (
     SharpnessPath as SharpnessPath,

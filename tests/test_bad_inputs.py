@@ -260,6 +260,10 @@ def descend(steps: Any = 2, optimizer: Any = OPTIMIZER, **options: Any) -> Any:
     return nth.train(NETWORK, PROBLEM, steps, optimizer, **options)
 
 
+def step_kernels(rate: Any = 0.1, order: int = 2) -> Any:
+    return nth.step_kernels(NETWORK, PROBLEM, rate, order=order)
+
+
 def compare_discrete(orders: Any = (2,), **options: Any) -> Any:
     return nth.compare_discrete(NETWORK, PROBLEM, 2, OPTIMIZER, orders, **options)
 
@@ -289,6 +293,11 @@ def compare_discrete(orders: Any = (2,), **options: Any) -> Any:
     ("steps", lambda: descend(True)),
     ("problem", lambda: nth.solve_discrete(NETWORK, None, 2, OPTIMIZER, order=2)),
     ("order", lambda: nth.solve_discrete(NETWORK, PROBLEM, 2, OPTIMIZER, order=10**9)),
+    ("learning_rate", lambda: step_kernels(-0.1)),
+    ("learning_rate", lambda: step_kernels(jnp.inf)),
+    ("learning_rate", lambda: step_kernels("some")),
+    ("order", lambda: step_kernels(order=1)),
+    ("order", lambda: step_kernels(order=10**9)),
     ("optimizer", lambda: nth.max_learning_rate(NETWORK, PROBLEM, 0.1)),
     ("optimizer", lambda: nth.max_learning_rate(NETWORK, PROBLEM, optax.adam(0.1))),
     ("problem", lambda: nth.max_learning_rate(NETWORK, None)),
