@@ -19,7 +19,13 @@ from .._custom_types import Params
 from .._internal.validation import is_traced
 from .._network.dense_layers import Layer
 from .blocks import filled_in_blocks
-from .costs import columns_at_once, directions_at_once, neuron_bytes, split_block
+from .costs import (
+    columns_at_once,
+    directions_at_once,
+    neuron_bytes,
+    rows_at_once,
+    split_block,
+)
 from .evaluation import Points, layers_at
 from .gradient_products import Pairing
 from .hierarchy_operator import (
@@ -30,7 +36,8 @@ from .hierarchy_operator import (
     slot_gradient,
 )
 from .jacobian import jacobian_products
-from .mlp_kernels import Chain, chain_at, fourth, second, third
+from .mlp_fourth import add_exchanged, half_of_fourth
+from .mlp_kernels import Chain, chain_at, fourth, fourth_of_extra, second, third
 from .output_pairs import output_pairs
 from .third_products import ThirdProducts, slots_at_once, third_tensor
 from .tiles import filled, tile_points
@@ -160,10 +167,25 @@ def _of_chains(
 ) -> Array:
     r, n_slots = out.ndim, out.shape[-1]
     for row, chain in chains:
-        size = block_size or columns_at_once(chain, r)
-        data = _with_changes(chain) if r == 4 else chain
-        out = _fill(_OF_CHAIN[r], data, out, row, min(size, n_slots), progress)
+        function, data = _OF_CHAIN[r], chain
+        if r == 4:
+            function, data = fourth_of_extra, _with_changes(chain)
+            if chain.with_train:
+                size = block_size or _equal(n_slots, rows_at_once(chain))
+                size = min(size, n_slots)
+                out = _fill(half_of_fourth, data, out, row, size, progress, axis=0)
+                out = add_exchanged(out, n_slots)
+                row += n_slots
+            if not chain.counts[1]:
+                continue
+        size = min(block_size or _equal(n_slots, columns_at_once(chain, r)), n_slots)
+        out = _fill(function, data, out, row, size, progress)
     return out
+
+
+def _equal(number: int, most: int) -> int:
+    """The size of the fewest blocks of at most `most`, as the last one overlaps."""
+    return -(-number // -(-number // most))
 
 
 class _Lifted(eqx.Module):
@@ -216,22 +238,29 @@ def closed_form(
 
 
 def _fill(
-    columns: Columns, data: Any, out: Array, row: int, size: int, progress: bool
+    columns: Columns,
+    data: Any,
+    out: Array,
+    row: int,
+    size: int,
+    progress: bool,
+    axis: int = -1,
 ) -> Array:
-    """Write columns into `out` from `row` on, in blocks of its last slot."""
+    """Write blocks of training slots into `out` from `row` on: of its last slot, or of
+    that in `axis`."""
     corners = [(row, start) for start in range(0, out.shape[-1], size)]
     name = f"K({out.ndim})"
     return filled_in_blocks(
-        _fill_block, (columns, data, size), corners, out, name, progress
+        _fill_block, (columns, data, size, axis), corners, out, name, progress
     )
 
 
 def _fill_block(
-    inputs: tuple[Columns, Any, int], corner: Int[Array, " 2"], out: Array
+    inputs: tuple[Columns, Any, int, int], corner: Int[Array, " 2"], out: Array
 ) -> Array:
-    columns, data, size = inputs
+    columns, data, size, axis = inputs
     row, start = corner
     start = jnp.minimum(start, out.shape[-1] - size)  # the last block overlaps
-    block = columns(data, start, size)
-    at = (row, *[0] * (out.ndim - 2), start)
-    return jax.lax.dynamic_update_slice(out, block, at)
+    at: list[Any] = [row, *[0] * (out.ndim - 1)]
+    at[axis] += start
+    return jax.lax.dynamic_update_slice(out, columns(data, start, size), at)

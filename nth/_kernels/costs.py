@@ -64,6 +64,13 @@ def columns_at_once(chain: Chain, r: int) -> int:
     return max(1, _BLOCK_BYTES // (numbers[r] * itemsize))
 
 
+def rows_at_once(chain: Chain) -> int:
+    """The number of rows of a half of K⁽⁴⁾ that fit in `_BLOCK_BYTES`."""
+    n_slots, itemsize = chain.counts[0], chain.layers[0].weight.dtype.itemsize
+    numbers = (2 * len(chain.layers) + 4) * n_slots**3
+    return max(1, _BLOCK_BYTES // (numbers * itemsize))
+
+
 def split_block(block_size: int, n_slots: int, depth: int) -> tuple[int, ...]:
     """The block size of each later slot, the innermost first."""
     sizes = []

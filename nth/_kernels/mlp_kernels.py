@@ -94,7 +94,7 @@ def _onto_gradients(
     return total
 
 
-def _between_changes(
+def between_changes(
     layers: Sequence[Layer], rows: Slots, first: Changes, others: Slots, second: Changes
 ) -> Float[Array, "rows slots others more"]:
     """v_xy·v_zd, with x in `rows` along y and z in `others` along d."""
@@ -184,7 +184,7 @@ def _of_neurons(
     return bc + jnp.swapaxes(half(c, b), 1, 2)
 
 
-def _columns(slots: Any, start: Any, size: int, axis: int) -> Any:
+def slots_from(slots: Any, start: Any, size: int, axis: int) -> Any:
     """`size` slots from `start` on, of arrays that hold all of them along `axis`."""
     take = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=size)
     return jax.tree.map(lambda array: take(array, axis=axis), slots)
@@ -192,7 +192,7 @@ def _columns(slots: Any, start: Any, size: int, axis: int) -> Any:
 
 def second(chain: Chain, start: Any, size: int) -> Float[Array, "rows b"]:
     """`size` columns of K⁽²⁾, from `start` on."""
-    b = _columns(chain.train, start, size, 0)
+    b = slots_from(chain.train, start, size, 0)
     rows = [chain.train] * chain.with_train + [chain.extra]
     kernels = []
     for slots in rows:
@@ -204,7 +204,7 @@ def second(chain: Chain, start: Any, size: int) -> Float[Array, "rows b"]:
 def third(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c"]:
     """`size` columns of K⁽³⁾: v_ac·∇f_b + ∇f_a·v_bc."""
     layers, train, extra = chain.layers, chain.train, chain.extra
-    along = _columns(train, start, size, 0)
+    along = slots_from(train, start, size, 0)
     moved = changes(layers, train, along)
     parts = []
     if chain.with_train:
@@ -238,25 +238,38 @@ def fourth_of(
 
 def fourth(chain: Chain, start: Any, size: int) -> Float[Array, "rows b c d"]:
     """`size` columns of K⁽⁴⁾, of a chain `with_changes`."""
+    parts = []
+    if chain.with_train:
+        parts.append(_fourth_of_train(chain, start, size))
+    if chain.counts[1]:
+        parts.append(fourth_of_extra(chain, start, size))
+    return jnp.concatenate(parts)
+
+
+def _fourth_of_train(chain: Chain, start: Any, size: int) -> Float[Array, "a b c d"]:
+    layers, train = chain.layers, chain.train
+    assert chain.changes is not None
+    tt = chain.changes[0]
+    d, tt_d = slots_from(train, start, size, 0), slots_from(tt, start, size, 1)
+    v = between_changes(layers, train, tt, train, tt_d)
+    all_of_train = _Along(train, tt)
+    t = _third_derivatives(layers, all_of_train, all_of_train, _Along(d, tt_d))
+    return fourth_of(v, v, v, t, t)
+
+
+def fourth_of_extra(chain: Chain, start: Any, size: int) -> Float[Array, "extra b c d"]:
+    """`size` columns of K⁽⁴⁾ at extra slots, of a chain `with_changes`."""
     layers, train, extra = chain.layers, chain.train, chain.extra
     assert chain.changes is not None
     tt, et, te = chain.changes
-    d = _columns(train, start, size, 0)
-    tt_d, et_d = (_columns(moved, start, size, 1) for moved in (tt, et))
-    all_of_train = _Along(train, tt)
-    parts = []
-    if chain.with_train:
-        v = _between_changes(layers, train, tt, train, tt_d)
-        t = _third_derivatives(layers, all_of_train, all_of_train, _Along(d, tt_d))
-        parts.append(fourth_of(v, v, v, t, t))
-    if chain.counts[1]:
-        v = _between_changes(layers, extra, et, train, tt_d)
-        v_ba = _between_changes(layers, train, te, train, tt_d)
-        v_bca = _between_changes(layers, train, tt, extra, et_d)
-        along = _Along(train, et)
-        t = _third_derivatives(layers, along, along, _Along(d, et_d))
-        t_ba = _third_derivatives(
-            layers, _Along(extra, te), all_of_train, _Along(d, tt_d)
-        )
-        parts.append(fourth_of(v, v_ba, v_bca, t, t_ba))
-    return jnp.concatenate(parts)
+    d = slots_from(train, start, size, 0)
+    tt_d, et_d = (slots_from(moved, start, size, 1) for moved in (tt, et))
+    v = between_changes(layers, extra, et, train, tt_d)
+    v_ba = between_changes(layers, train, te, train, tt_d)
+    v_bca = between_changes(layers, train, tt, extra, et_d)
+    along = _Along(train, et)
+    t = _third_derivatives(layers, along, along, _Along(d, et_d))
+    t_ba = _third_derivatives(
+        layers, _Along(extra, te), _Along(train, tt), _Along(d, tt_d)
+    )
+    return fourth_of(v, v_ba, v_bca, t, t_ba)
