@@ -24,6 +24,9 @@ from test_factored_gradients import (
 
 import nth
 from nth._kernels import output_pairs
+from nth._kernels.evaluation import points_of
+from nth._kernels.feature_pairs import cut_of
+from nth._network.base import trainable
 
 NETWORKS: dict[str, tuple[Any, Any, Any]] = {
     "residual": (residual, RESIDUAL, draw(5, 3)),
@@ -77,6 +80,65 @@ def test_rates_rows_and_blocks():
             )
             assert not got.complete
             np.testing.assert_allclose(got[2], expected, rtol=1e-12)
+
+
+def classifier(params, x):
+    """Two features and six outputs."""
+    features = jnp.tanh(params["w"] @ x).reshape(2, 2).mean(1)
+    return (params["read"] @ jnp.sin(features) + params["bias"]).reshape(3, 2)
+
+
+CLASSIFIER = {"w": draw(4, 3), "read": draw(6, 2), "bias": draw(6)}
+
+
+@pytest.mark.parametrize("outputs", ["trace", "diagonal"])
+def test_a_network_that_ends_in_few_features(outputs):
+    """By the gradients of the features, also with rates and with some rows only."""
+    x = draw(5, 3)
+    network = nth.from_apply(classifier, CLASSIFIER)
+    problem = nth.Problem(x[:3], jnp.zeros((3, 3, 2)), x[3:])
+    rates = nth.from_apply(classifier, {"w": draw(4, 3) ** 2, "read": 0.5, "bias": 2.0})
+    for options in ({}, {"rows": [4, 1], "learning_rates": rates}):
+        points = points_of(
+            trainable(
+                network,
+                problem,
+                eqx.is_inexact_array,
+                options.get("learning_rates"),
+            ),
+            options.get("rows"),
+        )
+        cut = cut_of(points)
+        assert cut is not None
+        assert (cut.size, len(cut.below), len(cut.above)) == (2, 1, 2)
+        full = nth.kernels(network, problem, order=2, **options)[2]
+        rows = len(full)
+        expected = parts_of(full.reshape(rows, 6, 3, 6))[outputs]
+        got = nth.kernels(network, problem, order=2, outputs=outputs, **options)[2]
+        np.testing.assert_allclose(got.reshape(expected.shape), expected, rtol=1e-12)
+
+
+def test_a_parameter_in_features_and_outputs_is_not_split():
+    def tied(params, x):
+        return jnp.concatenate([params["w"]] * 3) @ jnp.tanh(params["w"] @ x)
+
+    def skipping(params, x):
+        return params["read"] @ jnp.tanh(params["w"] @ x)[:2] + x[0]
+
+    x = draw(4, 3)
+    for apply, params in (
+        (tied, {"w": draw(3, 3)}),
+        (skipping, {"w": draw(3, 3), "read": draw(7, 2)}),
+    ):
+        network = nth.from_apply(apply, params)
+        outputs = jax.eval_shape(apply, params, x[0]).shape
+        problem = nth.Problem(x, jnp.zeros((4, *outputs)))
+        assert (
+            cut_of(points_of(trainable(network, problem, eqx.is_inexact_array))) is None
+        )
+        full = nth.kernels(network, problem, order=2)[2]
+        got = nth.kernels(network, problem, order=2, outputs="trace")[2]
+        np.testing.assert_allclose(got, parts_of(full)["trace"], rtol=1e-12)
 
 
 def test_outputs_of_any_shape():

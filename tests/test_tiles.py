@@ -47,7 +47,7 @@ def problem_of(name: str, n: int = 7, q: int = 4) -> nth.Problem:
 @pytest.fixture
 def in_tiles(monkeypatch):
     """Every K⁽²⁾ in tiles, and fewer of them kept than there are."""
-    monkeypatch.setattr(assembly, "_is_quick", lambda points: False)
+    monkeypatch.setattr(assembly, "_is_quick", lambda points, order: False)
     monkeypatch.setattr(tiles, "_HELD_BYTES", 1)
 
 

@@ -45,8 +45,8 @@ from .tiles import filled, tile_points
 # Maximum bytes of the derivatives at extra slots, along which nothing is trained.
 _EXTRA_BYTES = 2**30
 
-# Maximum entries of K⁽²⁾, and multiplications of J Jᵀ as a product of matrices, for
-# which one compiled function computes all of it, in a second or two.
+# Maximum entries of K⁽²⁾ or K⁽³⁾, and multiplications of products of gradients, for
+# which one compiled function computes all kernels, in a second or two.
 _SMALL_KERNEL = 2**23
 _SHORT_WORK = 2 * 10**10
 
@@ -67,8 +67,8 @@ def form(
     if pairing != "full":
         outputs = _outputs_at(points)
         return outputs, output_pairs(points, pairing, block_size, progress)
-    if order == 2 and not is_traced(points) and _is_quick(points):
-        return _ntk_in_one_call(points, block_size)
+    if order < 4 and not is_traced(points) and _is_quick(points, order):
+        return _formed_in_one_call(points, order, block_size)
     if order == 2 and not is_traced(points) and points.with_train:
         number = tile_points(points, block_size)
         if number < points.n_train:
@@ -76,18 +76,21 @@ def form(
     return _formed(points, order, block_size, progress)
 
 
-def _is_quick(points: Points) -> bool:
-    """Whether K⁽²⁾ needs no progress bar, by its number of operations."""
-    entries = points.n_rows * points.n_slots
-    return entries <= _SMALL_KERNEL and entries * points.n_params <= _SHORT_WORK
+def _is_quick(points: Points, order: int) -> bool:
+    """Whether kernels need no progress bar, by their number of operations."""
+    if order > 2 and layers_at(points) is not None:  # several blocks are faster apart
+        return False
+    entries = points.n_rows * points.n_slots ** (order - 1)
+    each = points.n_params if order == 2 else 2**order * points.n_params
+    return entries <= _SMALL_KERNEL and entries * each <= _SHORT_WORK
 
 
 @eqx.filter_jit
-def _ntk_in_one_call(
-    points: Points, block_size: int | None
+def _formed_in_one_call(
+    points: Points, order: int, block_size: int | None
 ) -> tuple[Float[Array, "rows ..."], ...]:
-    """K⁽¹⁾ and K⁽²⁾ by one compiled function, with the least overhead per call."""
-    return _formed(points, 2, block_size, progress=False)
+    """The kernels by one compiled function, with the least overhead per call."""
+    return _formed(points, order, block_size, progress=False)
 
 
 def _formed(

@@ -1,7 +1,8 @@
 """K⁽²⁾ of each output with itself, or the mean of these, with no full tensor.
 
 Gradients of a few outputs at a time, at as many points as fit: for C outputs the time
-and the memory are a C-th of those of the full tensor.
+and the memory are a C-th of those of the full tensor. A network that ends in fewer
+features than outputs has the gradients of these computed instead.
 """
 
 from functools import partial
@@ -14,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from .blocks import filled_in_blocks
 from .evaluation import Points
 from .factored_gradients import GradientFunction
+from .feature_pairs import cut_of, features_at, head_at, slopes, through_features
 from .gradient_products import Pairing
-from .jacobian import jacobian_block
+from .jacobian import jacobian_block, jacobian_products
 
 # Bytes that the gradients held at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -56,6 +58,46 @@ def output_pairs(
     points: Points, pairing: Pairing, block_size: int | None, progress: bool
 ) -> Float[Array, "rows train *outputs"]:
     """The diagonal of K⁽²⁾ over pairs of outputs, or its mean."""
+    if block_size is None and cut_of(points) is not None:
+        return _by_features(points, pairing)
+    return _by_outputs(points, pairing, block_size, progress)
+
+
+@eqx.filter_jit
+def _by_features(
+    points: Points, pairing: Pairing
+) -> Float[Array, "rows train *outputs"]:
+    cut = cut_of(points)
+    assert cut is not None
+    features = features_at(points, cut)
+    head = head_at(points, cut, features)
+    columns, extra = slopes(head)
+    rows = jnp.concatenate([columns, extra]) if points.with_train else extra
+    ntk = _full(features)
+    trace = pairing == "trace"
+    below = through_features(ntk, rows, columns, trace)
+    if trace:
+        below = below / points.output.size
+    else:
+        below = below.reshape(*below.shape[:2], *points.output.shape)
+    above = _by_outputs(head, pairing, None, progress=False)
+    return below + above.reshape(below.shape)
+
+
+def _full(features: Points) -> Float[Array, "rows features train features"]:
+    """K⁽²⁾ of all pairs of features."""
+    columns, size = jacobian_products(features, 0)
+    n_slots, shape = features.n_slots, features.output.shape
+    blocks = [
+        columns(features, jnp.asarray(start), min(size, n_slots - start))
+        for start in range(0, n_slots, size)
+    ]
+    return jnp.concatenate(blocks, axis=1).reshape(-1, *shape, features.n_train, *shape)
+
+
+def _by_outputs(
+    points: Points, pairing: Pairing, block_size: int | None, progress: bool
+) -> Float[Array, "rows train *outputs"]:
     plan = _plan(points, pairing, block_size)
     n, n_outputs, shape = points.n_train, points.output.size, points.output.shape
     padded = -(-n_outputs // plan.outputs) * plan.outputs

@@ -24,21 +24,26 @@ from .factored_gradients import GradientFunction
 from .gradient_products import Gradients, products
 from .hierarchy_operator import SlotGradient, TensorFunction, slot_gradient
 
-# Maximum bytes of the gradients and their derivatives held at once.
+# Maximum bytes of the gradients and their derivatives held at once, and what they take
+# if several columns fit: more columns leave the cache.
 _BLOCK_BYTES = 2**28
+_FAST_BYTES = 2**26
 
 Direction = Params
 Column = Callable[[Direction], Float[Array, "rows slots"]]
 
 
 def slots_at_once(points: Points, r: int) -> int:
-    """The number of columns of K⁽³⁾, r − 3 times differentiated, that fit in
-    `_BLOCK_BYTES`; 0 if none does."""
+    """The number of columns of K⁽³⁾, r − 3 times differentiated, to compute at once; 0
+    if none fits in `_BLOCK_BYTES`."""
     gradients = GradientFunction(points, points.n_train)
     n_all = points.n_train + count(points.x_extra)
     pairs = n_all * points.n_train * gradients.bytes_per_pair(points)
     each = n_all * gradients.bytes_per_point(points) + pairs
-    return min(points.n_slots, _BLOCK_BYTES // (each << (r - 2)))
+    each <<= r - 2
+    if each > _BLOCK_BYTES:
+        return 0
+    return min(points.n_slots, max(1, _FAST_BYTES // each))
 
 
 class ThirdProducts(eqx.Module):
