@@ -263,6 +263,8 @@ def test_kernels_of_large_networks_lift_the_outputs(monkeypatch):
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x[:3], jnp.zeros((3, 2)))
     whole = nth.kernels(network, problem, order=3)[3]
+    # Not by the function that is compiled already.
+    monkeypatch.setattr("nth._kernels.assembly._is_quick", lambda points, order: False)
     monkeypatch.setattr("nth._kernels.third_products._BLOCK_BYTES", 0)
     lifted = nth.kernels(network, problem, order=3)[3]
     np.testing.assert_allclose(lifted, whole, rtol=1e-10, atol=1e-12)

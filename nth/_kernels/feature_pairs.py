@@ -28,8 +28,8 @@ from .._network.flat_program import Atom, FlatProgram, flat_program, value_of
 from .._problem.inputs import take
 from .evaluation import Points
 
-# Bytes that the kernel of the features, and the slopes A, may take.
-_MOST_BYTES = 2**29
+# Bytes that the kernel of the features may take, and the slopes A.
+_MOST_BYTES = 2**27
 # Bytes of the cotangents of the points whose slopes are computed at once.
 _SLOPE_BYTES = 2**26
 
