@@ -31,21 +31,28 @@ def data(n: int, dtype: Any, *shape: int) -> nth.Problem:
     return nth.Problem(x.astype(dtype), y.astype(dtype))
 
 
+def rounded(network: Any, dtype: Any) -> Any:
+    """The network in `dtype`: a key draws other numbers in float32."""
+    arrays, rest = eqx.partition(network, eqx.is_array)
+    return eqx.combine(jax.tree.map(lambda a: a.astype(dtype), arrays), rest)
+
+
 def fully_connected(width: int, dtype: Any) -> nth.MLP:
-    return nth.MLP(64, width, 2, dtype=dtype, key=jax.random.key(0))
+    return rounded(nth.MLP(64, width, 2, key=jax.random.key(0)), dtype)
 
 
 def convolutional(dtype: Any) -> eqx.nn.Sequential:
     keys = jax.random.split(jax.random.key(0), 3)
-    return eqx.nn.Sequential(
+    network = eqx.nn.Sequential(
         [
-            eqx.nn.Conv2d(1, 16, 3, padding=1, key=keys[0], dtype=dtype),
+            eqx.nn.Conv2d(1, 16, 3, padding=1, key=keys[0]),
             eqx.nn.Lambda(jax.nn.relu),
-            eqx.nn.Conv2d(16, 16, 3, stride=2, key=keys[1], dtype=dtype),
+            eqx.nn.Conv2d(16, 16, 3, stride=2, key=keys[1]),
             eqx.nn.Lambda(lambda z: jnp.mean(jax.nn.relu(z), axis=(1, 2))),
-            eqx.nn.Linear(16, "scalar", key=keys[2], dtype=dtype),
+            eqx.nn.Linear(16, "scalar", key=keys[2]),
         ]
     )
+    return rounded(network, dtype)
 
 
 def kernels(network: Any, problem: nth.Problem, order: int) -> Any:

@@ -5,10 +5,8 @@ The run of `python -m nth` (24 + 24 handwritten digits, odd against even, tanh, 
 and errors at several widths, on 8 random points of norm 1 in 10 dimensions.
 """
 
-import subprocess
 import sys
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ import numpy as np
 import nth
 from nth._command_line.dataset import digits
 
-from .record import Row
+from .record import Row, durations
 
 ORDERS = (2, 3, 4)
 TIMES = (3.0, 5.0, 25.0, 30.0, 150.0)
@@ -31,7 +29,7 @@ def measure(small: bool) -> list[Row]:
     return [
         *_digits(16 if small else 256, 6 if small else 24),
         *(_at_width(width) for width in widths),
-        {"case": "python -m nth", "seconds (s)": _seconds_of_command(small)},
+        _command(small),
     ]
 
 
@@ -78,11 +76,9 @@ def _at_width(width: int) -> Row:
     return {"case": f"8 points, t = {LAST:g}, width {width}", **_errors(medians)}
 
 
-def _seconds_of_command(small: bool) -> float:
-    """The duration of `python -m nth`, imports and compilation included."""
+def _command(small: bool) -> Row:
+    """`python -m nth`, imports and compilation included."""
     sizes = "--order 2,3 --width 16 --train 6 --test 4 --until 5" if small else ""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "nth", "--output", folder, *sizes.split()]
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+        return {"case": "python -m nth", **durations(command, folder)[0]}

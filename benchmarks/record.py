@@ -5,6 +5,8 @@ import importlib
 import inspect
 import os
 import platform
+import resource
+import subprocess
 import time
 import tomllib
 import warnings
@@ -40,6 +42,27 @@ def measured(name: str, small: bool) -> dict[str, Any]:
         "versions": versions(),
         "rows": rows,
     }
+
+
+def durations(command: list[str], folder: str) -> tuple[Row, str]:
+    """Wall time and CPU time of a program, and what it printed."""
+    path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    ran = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Other programs on the machine lengthen the wall time alone.
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"time (s)": seconds, "CPU time (s)": cpu}, ran.stdout
 
 
 def versions() -> dict[str, str]:
