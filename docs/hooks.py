@@ -18,6 +18,8 @@ NAMES = "<!-- all public names -->"
 ROOT = Path(__file__).parent.parent
 # A table of docs/benchmarks.json; after a bar, the start of the cases that are shown.
 BENCHMARK = re.compile(r"^<!-- benchmark: (\w+)(?: \| (.*?))? -->$", re.MULTILINE)
+# Where and when it was measured.
+SETTING = re.compile(r"^<!-- setting: (\w+) -->$", re.MULTILINE)
 # An image that is not in a link.
 IMAGE = re.compile(r"(?<!\[)!\[([^\]]*)\]\(([^)\s]+\.(?:png|gif|webp))\)")
 
@@ -28,13 +30,18 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         markdown = markdown.replace(MARKER, _options())
     if NAMES in markdown:
         markdown = markdown.replace(NAMES, _names())
-    markdown = BENCHMARK.sub(lambda match: benchmark(match[1], match[2]), markdown)
+    markdown = BENCHMARK.sub(lambda match: benchmark(*match.groups()), markdown)
+    markdown = SETTING.sub(lambda match: setting(match[1]), markdown)
     return IMAGE.sub(r"[![\1](\2)](\2)", markdown)
+
+
+def stored(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "docs" / "benchmarks.json").read_text())[name]
 
 
 def benchmark(name: str, start: str | None) -> str:
     """The table of a benchmark, and below it where and when it was measured."""
-    record = json.loads((ROOT / "docs" / "benchmarks.json").read_text())[name]
+    record = stored(name)
     rows = [r for r in record["rows"] if r["case"].startswith(start or "")]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns).replace("case", "", 1) + " |"]
@@ -43,13 +50,18 @@ def benchmark(name: str, start: str | None) -> str:
         case = row["case"].removeprefix(start or "").strip(", ")
         cells = [case, *(_number(row.get(key)) for key in columns[1:])]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *(["", setting(name)] if start is None else [])])
+
+
+def setting(name: str) -> str:
+    """The command, the date, the machine and the versions."""
+    record = stored(name)
     machine = record["machine"]
     parts = [f"{machine['processor']}, {machine['cores']} cores"]
     parts += [machine["device"]] if machine["device"] != "cpu" else []
     parts += [f"{package} {number}" for package, number in record["versions"].items()]
     caption = f"*`python -m benchmarks {name}`, {record['date']}: {', '.join(parts)}."
-    caption += f" {record['note']}*" if "note" in record else "*"
-    return "\n".join([*lines, "", caption])
+    return caption + (f" {record['note']}*" if "note" in record else "*")
 
 
 def _number(value: Any) -> str:
