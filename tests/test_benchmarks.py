@@ -79,3 +79,11 @@ def test_pages_quote_the_stored_errors(page: str) -> None:
     for factor, t in quoted:
         ratio = rows[f"digits, train, t = {t}"]["p = 2 / p = 4"]
         assert float(factor) == float(f"{ratio:.2g}")
+
+
+def test_readme_quotes_the_stored_speed_of_kernels() -> None:
+    assert "over a hundred times faster" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
+    ratios = [row.get("plain JAX / nth") for row in STORED["kernels"]["rows"]]
+    assert min(ratio for ratio in ratios if ratio is not None) > 100
