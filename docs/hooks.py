@@ -82,16 +82,17 @@ def _names() -> str:
     """Each public name with the first line of its docstring."""
     from nth import _api  # its names are in the order of a computation
 
+    shown = {
+        name
+        for page in (ROOT / "docs").rglob("*.md")
+        for name in re.findall(r"^::: nth\.([\w.]+)", page.read_text(), re.MULTILINE)
+    }
     public = {n: v for n, v in vars(_api).items() if not n.startswith("_")}
     modules = {n: v for n, v in public.items() if inspect.ismodule(v)}
     rows = [_row(n, v) for n, v in public.items() if n not in modules]
     for module, content in modules.items():
-        own = f"nth.{module}"  # what a module imports from elsewhere is not its own
-        rows += [
-            _row(f"{module}.{n}", v)
-            for n, v in vars(content).items()
-            if not n.startswith("_") and getattr(v, "__module__", "").startswith(own)
-        ]
+        members = {f"{module}.{n}": v for n, v in vars(content).items()}
+        rows += [_row(n, v) for n, v in members.items() if n in shown]
     return "\n".join(["| name | |", "|---|---|", *rows])
 
 

@@ -92,12 +92,11 @@ def test_table_without_test_points_has_no_test_columns():
 
 def test_figure_shows_every_curve(scalar):
     axes = scalar.plot().axes
-    titles = [axis.get_title() for axis in axes]
-    assert titles == [
-        "training loss",
-        "RMS error (-- estimate), train",
-        "RMS error (-- estimate), test",
-        "accuracy (%), test points",
+    assert [(axis.get_title(), axis.get_ylabel()) for axis in axes] == [
+        ("training loss", "loss"),
+        ("training points (dashed: estimate)", "RMS error of outputs"),
+        ("test points (dashed: estimate)", "RMS error of outputs"),
+        ("test points", "accuracy (%)"),
     ]
     assert len(axes[0].lines) == 3  # the network and two levels
     error, estimate = (line.get_ydata() for line in axes[2].lines[2:4])

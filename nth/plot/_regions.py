@@ -115,7 +115,7 @@ def _signs(
     image = axis.pcolormesh(
         *sides, outputs, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=True
     )
-    axis.get_figure().colorbar(image, ax=axis, label="output")
+    axis.get_figure().colorbar(image, ax=axis, label="output", shrink=0.8)
     if outputs.min() < 0 < outputs.max():
         axis.contour(*sides, outputs, levels=[0.0], colors="black", linewidths=1.2)
     return ["#b2182b" if label > 0 else "#2166ac" for label in labels]
