@@ -54,7 +54,7 @@ def test_every_public_name_has_an_example() -> None:
     example of the function that returns it, and a base class those of its subclasses.
     """
     code = "\n".join([*chain(*PAGES.values()), *docstring_blocks()])
-    code = re.sub(r"\b(infinite|theory|scaling)\.", r"nth.\1.", code)
+    code = re.sub(r"(?<![\w.])(infinite|theory|scaling)\.", r"nth.\1.", code)
     used = set(re.findall(r"nth\.([\w.]+)", code))
     for module, names in re.findall(r"^from nth\.(\w+) import (.*)$", code, re.M):
         used |= {f"{module}.{name.strip(' (),')}" for name in names.split(",")}

@@ -10,6 +10,8 @@ from ._style import NETWORK, OTHERS, level_color, log_times, panels, style
 if TYPE_CHECKING:
     from .._compare.comparison import Comparison, Points
 
+_IN_A_ROW = 4  # entries of the legend, as wide as two panels
+
 
 def plot_comparison(comparison: "Comparison", axes: Any) -> Figure:
     """Panels of loss, error on training and test points, and accuracy for labels."""
@@ -31,7 +33,8 @@ def plot_comparison(comparison: "Comparison", axes: Any) -> Figure:
             log_times(axis, comparison.ts)
         handles, labels = every[0].get_legend_handles_labels()
         if axes is None:
-            place = {"loc": "outside lower center", "ncols": len(labels)}
+            columns = min(len(labels), _IN_A_ROW)
+            place = {"loc": "outside lower center", "ncols": columns}
             figure.legend(handles, labels, **place)
         else:  # the figure is the user's
             every[0].legend(fontsize="small")
