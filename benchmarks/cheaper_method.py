@@ -37,7 +37,6 @@ def seconds(network, problem, order, method):
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     width, cases = (16, CASES[:1]) if small else (256, CASES)
     network = network_of(width, jnp.float64)
     return [row(network, n, order, width) for n, order in cases]

@@ -103,7 +103,6 @@ def exponent(narrow: dict[int, Any], name: str) -> tuple[float, float]:
 
 def measure(small: bool) -> list[Row]:
     """Draws 40,000 networks at each width; writes their statistics to a file, too."""
-    jax.config.update("jax_enable_x64", True)
     samples = 50 if small else 40_000
     wide = {
         width: compared(width, samples) for width in (64, 128, 256)[: 3 - 2 * small]

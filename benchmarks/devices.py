@@ -131,7 +131,6 @@ SETTINGS = {
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     accelerator = jax.default_backend() != "cpu"
     chosen = [name for name in SETTINGS if accelerator or name.startswith("cpu")]
     results = {name: run(name, small) for name in chosen[: 1 if small else None]}

@@ -87,7 +87,6 @@ def ratios(dtype, n, width, size):
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     sizes = (64, 32, 16) if small else (1024, 512, 256)
     dtypes = (jnp.float64,) if small else (jnp.float64, jnp.float32)
     return [row for dtype in dtypes for row in ratios(dtype, *sizes)]

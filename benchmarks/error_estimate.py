@@ -281,7 +281,6 @@ def run_all(count, path):
 
 def measure(small: bool) -> list[Row]:
     """Resumes from `error_estimate.json`, and draws `error_estimate.png`."""
-    jax.config.update("jax_enable_x64", True)
     if small:
         with tempfile.TemporaryDirectory() as folder:
             results = run_all(4, Path(folder) / "results.json")

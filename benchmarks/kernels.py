@@ -136,7 +136,6 @@ def peak():
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     wide, narrow = (32, 16) if small else (512, 256)
     throughput = rate(256 if small else 2048)
     return [

@@ -24,7 +24,6 @@ LAST, SEEDS = 20.0, 4
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     widths = (8,) if small else (32, 64, 128, 256)
     return [
         *_digits(16 if small else 256, 6 if small else 24),

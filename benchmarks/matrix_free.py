@@ -123,7 +123,6 @@ def half_the_loss(n, width, last):
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     n, width = (64, 32) if small else (1024, 512)
     sizes = (64, 128) if small else (256, 1024, 4096, 10_000)
     rows: list[Row] = []

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import nth
 
 # A row has a `case` and numbers. Their names end with a unit in parentheses; names
@@ -26,6 +28,7 @@ _ROOT = Path(__file__).parent.parent
 
 def measured(name: str, small: bool) -> dict[str, Any]:
     """The record of a benchmark: `benchmarks.NAME.measure(small)` returns its rows."""
+    jax.config.update("jax_enable_x64", True)  # arrays of the module are made with it
     module = importlib.import_module(f"benchmarks.{name}")
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -73,8 +76,6 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    import jax
-
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -49,7 +49,6 @@ def rows_at(width, problem, orders):
 
 def measure(small: bool) -> list[Row]:
     """Draws `restarts.png`, too."""
-    jax.config.update("jax_enable_x64", True)
     problem = digits(4 if small else 24)
     if small:
         return list(rows_at(64, problem, (4,)))

@@ -11,10 +11,7 @@ and wall seconds after compilation. The last column divides the seconds of a met
 those of `DenseExponential` at the same error, interpolated between its two tolerances.
 """
 
-import os
 import time
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import diffrax
 import equinox as eqx
@@ -192,7 +189,6 @@ def row_of(case, name, tolerance, solved, reference) -> Row:
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     width, cases = (16, ((8, 2), (6, 4))) if small else (512, CASES)
     rows: list[Row] = []
     for n, order in cases:

@@ -142,7 +142,6 @@ def run_all(problems: int, path: Path) -> list[dict[str, Any]]:
 
 def measure(small: bool) -> list[Row]:
     """How the solves of each model end. Resumes from `stress.json`."""
-    jax.config.update("jax_enable_x64", True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder if small else "") / "stress.json"
         records = run_all(2 if small else 1005, path)

@@ -33,7 +33,6 @@ def distance(one: nth.Solution, other: nth.Solution) -> float:
 
 
 def measure(small: bool) -> list[Row]:
-    jax.config.update("jax_enable_x64", True)
     n, width, last = (8, 16, 2.0) if small else (256, 512, 10.0)
     problem = problem_of(n)
     network = nth.MLP(64, width, 2, key=jax.random.key(0))
