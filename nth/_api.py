@@ -87,3 +87,4 @@ from ._compare.comparison import Comparison as Comparison
 from ._compare.compare import compare as compare
 from ._compare.compare_discrete import compare_discrete as compare_discrete
 from . import scaling as scaling
+from . import testing as testing
