@@ -1,17 +1,15 @@
 """K⁽²⁾ of small networks, by nth and by the three methods of neural-tangents.
 
-    python benchmarks/against_neural_tangents.py [--small] [--environment FOLDER]
-        [--output FILE]
+    python -m benchmarks against_neural_tangents
 
 Neural-tangents 0.6.5 needs JAX 0.4.23 and Python 3.11, so it runs in a virtual
-environment of its own, built in FOLDER unless it is there. Both sides get the same
-parameters and points, compile their functions, and take turns of a few calls each; the
-least time counts. The script checks that the kernels agree, prints the ratios, and
-writes them to FILE as JSON. The baseline `plain` is `jax.vmap` of `jax.jacrev` and one
+environment of its own, `nth-neural-tangents` in the folder for temporary files, which
+is made unless it is there. Both sides get the same parameters and points, compile their
+functions, and take turns of a few calls each; the least time counts, and the kernels
+must agree. The baseline `plain` is `jax.vmap` of `jax.jacrev` and one
 product of matrices, on the side of nth.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -25,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-jax.config.update("jax_enable_x64", True)
-
+ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "jax==0.4.23",
     "jaxlib==0.4.23",
@@ -163,8 +160,9 @@ def of_nth(case: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def environment(folder: Path) -> Path:
+def environment() -> Path:
     """The Python of the environment of neural-tangents."""
+    folder = Path(tempfile.gettempdir()) / "nth-neural-tangents"
     python = folder / "bin" / "python"
     if not python.exists():
         version = "python3.11"
@@ -184,16 +182,16 @@ class Turns(NamedTuple):
 
 
 def in_turns(
-    script: str, case: dict[str, Any], python: Path, tolerance: float
+    module: str, case: dict[str, Any], python: Path, tolerance: float
 ) -> Turns:
-    """Runs of `script` for both sides; their kernels must agree to `tolerance`."""
+    """Runs of `module` for both sides; their kernels must agree to `tolerance`."""
     seconds: dict[str, float] = {}
     errors: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TURNS):
             for side, interpreter in (("nt", python), ("nth", sys.executable)):
-                task = ["--worker", side, json.dumps(case), folder]
-                subprocess.run([interpreter, script, *task], check=True)
+                task = ["-m", module, side, json.dumps(case), folder]
+                subprocess.run([interpreter, *task], cwd=ROOT, check=True)
                 found = json.loads((Path(folder) / f"{side}.json").read_text())
                 for name, result in found.items():
                     if "error" in result:
@@ -204,71 +202,48 @@ def in_turns(
         ours, theirs = (np.load(Path(folder) / f"{s}.npy") for s in ("nth", "nt"))
     difference = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
     if not difference < tolerance:
-        raise SystemExit(f"{case}: kernels differ by {difference:.1e}.")
+        raise ValueError(f"{case}: kernels differ by {difference:.1e}.")
     return Turns(seconds, errors, difference)
 
 
 def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
     """The times of both sides, and their ratios."""
     tolerance = 1e-10 if case["dtype"] == "float64" else 1e-4
-    seconds, errors, difference = in_turns(__file__, case, python, tolerance)
+    seconds, _, difference = in_turns(__spec__.name, case, python, tolerance)
     best = min((seconds[m], m) for m in METHODS if m in seconds)
+    outputs = "1 output" if case["outputs"] == 1 else f"{case['outputs']} outputs"
     return {
-        **case,
-        "seconds": seconds,
-        "errors": errors,
+        "case": f"{case['network']}, n = {case['n']}, {outputs}, {case['dtype']}",
+        "nth (s)": seconds["nth"],
+        "nth, eager (s)": seconds["nth, eager"],
+        "neural-tangents (s)": best[0],
+        "its fastest method": best[1].lower().replace("_", " "),
+        "neural-tangents / nth": best[0] / seconds["nth"],
+        "plain JAX / nth": seconds["plain"] / seconds["nth"],
         "difference": difference,
-        "best of neural-tangents": best[1],
-        "neural-tangents over nth": best[0] / seconds["nth"],
-        "plain over nth": seconds["plain"] / seconds["nth"],
     }
 
 
-def options_of(output: str, sides: dict[str, Side]) -> argparse.Namespace | None:
-    """The options of a script; `None` if it ran as the worker of one of `sides`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--small", action="store_true")
-    default = Path(tempfile.gettempdir()) / "nth-neural-tangents"
-    parser.add_argument("--environment", type=Path, default=default)
-    parser.add_argument("--output", type=Path, default=output)
-    parser.add_argument("--worker", nargs=3)
-    options = parser.parse_args()
-    if not options.worker:
-        return options
-    side, case, folder = options.worker
+def work(sides: dict[str, Side]) -> None:
+    """Run a case on one of `sides`, as a process that `in_turns` starts."""
+    side, case, folder = sys.argv[1:]
+    jax.config.update("jax_enable_x64", True)
     results = sides[side](json.loads(case))
     np.save(Path(folder) / f"{side}.npy", np.asarray(results.pop("kernel")))
     (Path(folder) / f"{side}.json").write_text(json.dumps(results))
-    return None
 
 
-def main() -> None:
-    sides = {"nth": of_nth, "nt": of_neural_tangents}
-    options = options_of("against_neural_tangents.json", sides)
-    if options is None:
-        return
-    python = environment(options.environment)
+def measure(small: bool) -> list[dict[str, Any]]:
+    python = environment()
     sizes = {"convolutional": (64, 128), "attention": (32,), "dense": (128,)}
-    if options.small:
-        sizes = dict.fromkeys(sizes, (8,))
-    results = []
-    for name, numbers in sizes.items():
-        for n in numbers:
-            for outputs in (1, 10):
-                for dtype in ("float64", "float32"):
-                    case = {"network": name, "n": n, "outputs": outputs, "dtype": dtype}
-                    results.append(result := compared(case, python))
-                    print(
-                        f"{name}, n = {n}, {outputs} outputs, {dtype}: nth "
-                        f"{result['seconds']['nth']:.4f} s; neural-tangents "
-                        f"{result['neural-tangents over nth']:.1f} times as long "
-                        f"({result['best of neural-tangents']}), plain "
-                        f"{result['plain over nth']:.1f}; largest relative difference "
-                        f"{result['difference']:.0e}",
-                        flush=True,
-                    )
-                    options.output.write_text(json.dumps(results, indent=1))
+    return [
+        compared({"network": name, "n": n, "outputs": c, "dtype": dtype}, python)
+        for name, numbers in (sizes if not small else {"dense": (8,)}).items()
+        for n in numbers
+        for c in (1, 10)[: 1 if small else 2]
+        for dtype in ("float64", "float32")[: 1 if small else 2]
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    work({"nth": of_nth, "nt": of_neural_tangents})

@@ -1,25 +1,24 @@
 """`nth.infinite.corrections` beside sampled networks, over the width.
 
-    python benchmarks/corrections.py [--samples 40000]
+    python -m benchmarks corrections
 
 At widths 64, 128 and 256 each statistic is compared with its mean over networks, in
 standard errors. At widths 4 to 32, where the next order is resolved, the exponent of
 the difference is fitted. Statistics of outputs are means over the last layer in closed
-form, given the others. Writes corrections.json.
+form, given the others.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
-import click
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tabulate import tabulate
 
 import nth
 
-jax.config.update("jax_enable_x64", True)
+from .record import Row
 
 X = jnp.array([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.5, -0.5, 0.7]])
 PROBLEM = nth.Problem(X, jnp.zeros(3))
@@ -102,29 +101,26 @@ def exponent(narrow: dict[int, Any], name: str) -> tuple[float, float]:
     return float(slope), float(np.sqrt(np.linalg.inv(design.T @ design)[1, 1]))
 
 
-@click.command()
-@click.option("--samples", default=40_000, help="Networks at each width.")
-@click.option("--small", is_flag=True, help="Few networks.")
-def main(samples: int, small: bool) -> None:
-    if small:
-        samples = 200
-    wide = {width: compared(width, samples) for width in (64, 128, 256)}
+def measure(small: bool) -> list[Row]:
+    """Draws 40,000 networks at each width; writes their statistics to a file, too."""
+    samples = 50 if small else 40_000
+    wide = {
+        width: compared(width, samples) for width in (64, 128, 256)[: 3 - 2 * small]
+    }
     narrow = {width: compared(width, 4 * samples) for width in (4, 8, 16, 32)}
-    slopes = {name: exponent(narrow, name) for name in NAMES}
-    lines = []
+    if not small:
+        record = {"samples": samples, "wide": wide, "narrow": narrow}
+        Path("corrections.json").write_text(json.dumps(record, indent=1))
+    return rows_of(wide, narrow)
+
+
+def rows_of(wide: dict[int, Any], narrow: dict[int, Any]) -> list[Row]:
+    rows: list[Row] = []
     for name in NAMES:
-        scores = [
-            f"{row[name]['rms_score']:.2f} ({row[name]['max_score']:.1f})"
-            for row in wide.values()
-        ]
-        slope, error = slopes[name]
-        lines.append([name, *scores, f"{slope:.2f} ± {1.96 * error:.2f}"])
-    headers = ["statistic", *(f"m = {w}: rms (max)" for w in wide), "exponent"]
-    print(tabulate(lines, headers))
-    record = {"samples": samples, "wide": wide, "narrow": narrow, "exponents": slopes}
-    with open("corrections.json", "w") as file:
-        json.dump(record, file, indent=1)
-
-
-if __name__ == "__main__":
-    main()
+        row: Row = {"case": name}
+        for width, statistics in wide.items():
+            row[f"width {width}, rms deviation"] = statistics[name]["rms_score"]
+            row[f"width {width}, largest"] = statistics[name]["max_score"]
+        slope, error = exponent(narrow, name)
+        rows.append({**row, "exponent": slope, "± (95 %)": 1.96 * error})
+    return rows

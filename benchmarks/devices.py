@@ -1,6 +1,6 @@
 """The main computations on an accelerator, compared with the CPU of the machine.
 
-    python -m benchmarks.devices --output devices.json
+    python -m benchmarks devices
 
 For kernels, solves and discrete training, in float64 and float32: the minimum time of
 three calls, after compilation, on the default device and on the CPU, and the relative
@@ -8,23 +8,19 @@ difference of each from the float64 result of the CPU. nth multiplies float32 ma
 in full precision; the lower precision of accelerators is also measured.
 """
 
-import json
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import click
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tabulate import tabulate
 
 import nth
 
-jax.config.update("jax_enable_x64", True)
+from .record import Row
 
 
 def data(n: int, dtype: Any, *shape: int) -> nth.Problem:
@@ -35,21 +31,28 @@ def data(n: int, dtype: Any, *shape: int) -> nth.Problem:
     return nth.Problem(x.astype(dtype), y.astype(dtype))
 
 
+def rounded(network: Any, dtype: Any) -> Any:
+    """The network in `dtype`: a key draws other numbers in float32."""
+    arrays, rest = eqx.partition(network, eqx.is_array)
+    return eqx.combine(jax.tree.map(lambda a: a.astype(dtype), arrays), rest)
+
+
 def fully_connected(width: int, dtype: Any) -> nth.MLP:
-    return nth.MLP(64, width, 2, dtype=dtype, key=jax.random.key(0))
+    return rounded(nth.MLP(64, width, 2, key=jax.random.key(0)), dtype)
 
 
 def convolutional(dtype: Any) -> eqx.nn.Sequential:
     keys = jax.random.split(jax.random.key(0), 3)
-    return eqx.nn.Sequential(
+    network = eqx.nn.Sequential(
         [
-            eqx.nn.Conv2d(1, 16, 3, padding=1, key=keys[0], dtype=dtype),
+            eqx.nn.Conv2d(1, 16, 3, padding=1, key=keys[0]),
             eqx.nn.Lambda(jax.nn.relu),
-            eqx.nn.Conv2d(16, 16, 3, stride=2, key=keys[1], dtype=dtype),
+            eqx.nn.Conv2d(16, 16, 3, stride=2, key=keys[1]),
             eqx.nn.Lambda(lambda z: jnp.mean(jax.nn.relu(z), axis=(1, 2))),
-            eqx.nn.Linear(16, "scalar", key=keys[2], dtype=dtype),
+            eqx.nn.Linear(16, "scalar", key=keys[2]),
         ]
     )
+    return rounded(network, dtype)
 
 
 def kernels(network: Any, problem: nth.Problem, order: int) -> Any:
@@ -105,15 +108,15 @@ def measured(function: Callable[[], Any]) -> tuple[float, np.ndarray]:
     return min(times), np.ravel(np.asarray(result, np.float64))[:10_000]
 
 
-def run(
-    device: Any, dtype: Any, precision: str | None
-) -> dict[str, tuple[float, np.ndarray]]:
-    """The time and the result of each case."""
+def run(name: str, small: bool) -> dict[str, tuple[float, np.ndarray]]:
+    """The time and the result of each case in a setting."""
+    platform, dtype, precision = SETTINGS[name]
+    device = jax.devices(platform)[0]
     records = {}
     with jax.default_device(device), jax.default_matmul_precision(precision):
-        for name, function in cases(dtype).items():
-            records[name] = measured(function)
-            print(device.platform, dtype.__name__, name, records[name][0], flush=True)
+        every = cases(dtype)
+        for case in list(every)[3:4] if small else every:
+            records[case] = measured(every[case])
     return records
 
 
@@ -127,39 +130,25 @@ SETTINGS = {
 }
 
 
-@click.command()
-@click.option("--output", type=Path, default=Path("devices.json"), show_default=True)
-@click.option("--setting", "names", multiple=True, default=SETTINGS, show_default=True)
-def main(output: Path, names: Sequence[str]) -> None:
-    results = {}
-    for name in names:
-        platform, dtype, precision = SETTINGS[name]
-        results[name] = run(jax.devices(platform)[0], dtype, precision)
-    rows = [
-        {"setting": name, "case": case, "seconds": seconds, "result": value.tolist()}
-        for name, records in results.items()
-        for case, (seconds, value) in records.items()
-    ]
-    kind = jax.devices()[0].device_kind
-    output.write_text(json.dumps({"device": kind, "rows": rows}))
-    print(f"{kind}, jax {jax.__version__}")
-    print(tabulate(table(rows), headers="keys", floatfmt=".2g"))
+def measure(small: bool) -> list[Row]:
+    accelerator = jax.default_backend() != "cpu"
+    chosen = [name for name in SETTINGS if accelerator or name.startswith("cpu")]
+    results = {name: run(name, small) for name in chosen[: 1 if small else None]}
+    return table(results)
 
 
-def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table(results: dict[str, dict[str, tuple[float, np.ndarray]]]) -> list[Row]:
     """Times, and relative differences from the result of the CPU in float64."""
-    exact = {r["case"]: r["result"] for r in rows if r["setting"] == "cpu float64"}
-    results = []
-    for row in rows:
-        difference = np.nan
-        if row["case"] in exact:
-            expected = np.asarray(exact[row["case"]])
-            error = np.asarray(row["result"]) - expected
-            difference = np.linalg.norm(error) / np.linalg.norm(expected)
-        result = {key: row[key] for key in ("setting", "case", "seconds")}
-        results.append({**result, "relative difference": difference})
-    return results
-
-
-if __name__ == "__main__":
-    main()
+    exact, rows = results["cpu float64"], []
+    for case in exact:
+        row: Row = {"case": case}
+        for setting, records in results.items():
+            row[f"{setting} (s)"], value = records[case]
+            difference = np.linalg.norm(value - exact[case][1])
+            if setting != "cpu float64":
+                size = np.linalg.norm(exact[case][1])
+                row[f"{setting}, difference"] = float(difference / size)
+        rows.append(row)
+        if (fast := row.get("accelerator float64 (s)")) is not None:
+            row["cpu / accelerator, float64"] = row["cpu float64 (s)"] / fast
+    return rows

@@ -1,28 +1,26 @@
 """Time of a step of discrete training at level p, relative to a gradient of its batch.
 
-    python benchmarks/discrete.py [--small]
+    python -m benchmarks discrete
 
-Prints, in float64 and float32, for two hidden layers, the time of a step for p = 2 … 5,
+In float64 and float32, for two hidden layers, the time of a step for p = 2 … 5,
 full batch with and without momentum and weight decay, and in mini-batches, relative to
 `jax.grad` of the loss on the same number of points, timed before and after in the same
 run. The time of a step is the difference between runs of 2 and of 14 steps, divided by
 12, which excludes compilation, the check of the critical rate, and the outputs.
 """
 
-import sys
 import time
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from matrix_free import problem_of
 
 import nth
 
-jax.config.update("jax_enable_x64", True)
+from .matrix_free import problem_of
+from .record import Row
 
-SMALL = "--small" in sys.argv
 FEW, MANY = 2, 14
 
 
@@ -65,8 +63,7 @@ def step_seconds(network, problem, optimizer, order, batches):
     return (run(MANY) - run(FEW)) / (MANY - FEW)
 
 
-def ratios(dtype):
-    n, width, size = (64, 32, 16) if SMALL else (1024, 512, 256)
+def ratios(dtype, n, width, size):
     network = nth.MLP(64, width, 2, dtype=dtype, key=jax.random.key(0))
     problem = problem_of(n, dtype)
     batches = {"batch_size": size, "key": jax.random.key(2)}
@@ -78,19 +75,18 @@ def ratios(dtype):
         "Adam": (n, optax.adam(1e-3, eps=1e-4), {}),
         f"Adam, batches of {size}": (size, optax.adam(1e-3, eps=1e-4), batches),
     }
-    print(f"\n{dtype.__name__}, n = {n}, width {width}: a step over a gradient")
-    print(" " * 18 + "".join(f"p = {p}".rjust(9) for p in (2, 3, 4, 5)))
-    print("bar".ljust(18) + "".join(f"{bar:9.1f}" for bar in (2, 4.5, 8, 13)))
-    for name, (points, optimizer, batches) in optimizers.items():
-        values = []
+    for name, (points, optimizer, options) in optimizers.items():
+        case = f"{dtype.__name__}, n = {n}, width {width}, {name}"
+        row: Row = {"case": case}
         for p in (2, 3, 4, 5):
             before = gradient_seconds(network, problem, points)
-            step = step_seconds(network, problem, optimizer, p, batches)
+            step = step_seconds(network, problem, optimizer, p, options)
             after = gradient_seconds(network, problem, points)
-            values.append(step / ((before + after) / 2))
-        print(name.ljust(18) + "".join(f"{ratio:9.2f}" for ratio in values), flush=True)
+            row[f"step / gradient, p = {p}"] = step / ((before + after) / 2)
+        yield row
 
 
-if __name__ == "__main__":
-    for dtype in (jnp.float64, jnp.float32):
-        ratios(dtype)
+def measure(small: bool) -> list[Row]:
+    sizes = (64, 32, 16) if small else (1024, 512, 256)
+    dtypes = (jnp.float64,) if small else (jnp.float64, jnp.float32)
+    return [row for dtype in dtypes for row in ratios(dtype, *sizes)]

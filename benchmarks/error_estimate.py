@@ -1,14 +1,14 @@
 """Calibration of `Solution.error_estimate` on random problems.
 
-    python benchmarks/error_estimate.py [count] [file.json]    # 480: about 20 minutes
+    python -m benchmarks error_estimate    # about 20 minutes
 
 Each problem has 6 training and 4 test points in 5 dimensions, 2 outputs, a width from 4
 to 1,024, 1 to 3 hidden layers, one of six activations, three losses and three
 parameterizations, and ten times up to a last one from 0.1 to 100,000. Each level is
-compared with the trained network. Results are added to the file after each problem, and
-a later run resumes from the file.
+compared with the trained network. Results are added to `error_estimate.json` after each
+problem, and a later run resumes from the file.
 
-Prints, for the problems with odd seeds (the factors in `nth/_dynamics/truncation.py`
+For the problems with odd seeds (the factors in `nth/_dynamics/truncation.py`
 were chosen on those with even seeds), over all times before `valid_until`:
 
 - the area under the ROC curve of the estimate over the predicted change, for errors of
@@ -19,11 +19,11 @@ were chosen on those with even seeds), over all times before `valid_until`:
 - the share of runs that are wrong by more than 50 % at some time where neither the
   window was left nor the estimate exceeds 30 % of the predicted change.
 
-Writes error_estimate.png.
+Draws error_estimate.png.
 """
 
 import json
-import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from scipy.stats import rankdata
 import nth
 from nth._dynamics.truncation import last_term_factors
 
-jax.config.update("jax_enable_x64", True)
+from .record import Row
 
 TRAIN, TEST, SIZE, OUTPUTS = 6, 4, 5, 2
 # (width, depth) and its probability: few shapes, since compilation takes most time.
@@ -226,24 +226,23 @@ def pairs(results, order, form, parity=1):
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def report(results):
-    for form in ("matrix-free", "dense"):
-        for p in ORDERS:
-            x = pairs(results, p, form)
-            wrong = x["error"] > 0.1 * x["change"]
-            significant = x["error"] > 1e-3
-            ratios = x["error"][significant] / x["estimate"][significant]
-            share = x["estimate"] / x["predicted"]
-            exceeded = x["error"] > 3 * x["estimate"] + 1e-3 * x["scale"]
-            silent = (x["error"] > 0.5 * x["change"]) & (share < 0.3)
-            runs = len(np.unique(x["seed"]))
-            print(
-                f"{form}, p = {p}: {len(share)} pairs of {runs} runs, area "
-                f"{area_under_curve(share, wrong):.3f}, median error/estimate "
-                f"{np.median(ratios):.2f}, exceeded threefold {exceeded.mean():.1%}, "
-                f"silent and wrong by half "
-                f"{len(np.unique(x['seed'][silent])) / runs:.1%} of runs"
-            )
+def row(results, form, p) -> Row:
+    x = pairs(results, p, form)
+    wrong = x["error"] > 0.1 * x["change"]
+    significant = x["error"] > 1e-3
+    ratios = x["error"][significant] / x["estimate"][significant]
+    share = x["estimate"] / x["predicted"]
+    exceeded = x["error"] > 3 * x["estimate"] + 1e-3 * x["scale"]
+    silent = (x["error"] > 0.5 * x["change"]) & (share < 0.3)
+    runs = len(np.unique(x["seed"]))
+    return {
+        "case": f"{form}, p = {p}",
+        "runs": runs,
+        "area under the ROC curve": float(area_under_curve(share, wrong)),
+        "median of error / estimate": float(np.median(ratios)),
+        "exceeded threefold (%)": float(100 * exceeded.mean()),
+        "silent and wrong by half (%)": 100 * len(np.unique(x["seed"][silent])) / runs,
+    }
 
 
 def plot(results):
@@ -264,7 +263,8 @@ def plot(results):
     figure.savefig("error_estimate.png", dpi=150)
 
 
-def main(count, path):
+def run_all(count, path):
+    """The records of `count` problems; those in the file are not run again."""
     results = json.loads(path.read_text()) if path.exists() else {}
     warnings.simplefilter("ignore", nth.WindowWarning)
 
@@ -276,10 +276,16 @@ def main(count, path):
         if str(seed) not in results:
             results[str(seed)] = run(seed)
             path.write_text(json.dumps(results))
-    report(results)
-    plot(results)
+    return results
 
 
-if __name__ == "__main__":
-    arguments = [*sys.argv[1:], *("480", "error_estimate.json")[len(sys.argv) - 1 :]]
-    main(int(arguments[0]), Path(arguments[1]))
+def measure(small: bool) -> list[Row]:
+    """Resumes from `error_estimate.json`, and draws `error_estimate.png`."""
+    if small:
+        with tempfile.TemporaryDirectory() as folder:
+            results = run_all(4, Path(folder) / "results.json")
+    else:
+        results = run_all(480, Path("error_estimate.json"))
+        plot(results)
+    every = [(form, p) for form in ("matrix-free", "dense") for p in ORDERS]
+    return [row(results, form, p) for form, p in every if (form, p) != ("dense", 2)]

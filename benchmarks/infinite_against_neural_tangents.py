@@ -1,21 +1,20 @@
 """Kernels at infinite width, by nth and by neural-tangents, both compiled.
 
-    python benchmarks/infinite_against_neural_tangents.py [--small]
-        [--environment FOLDER] [--output FILE]
+    python -m benchmarks infinite_against_neural_tangents
 
-The environment of neural-tangents is that of `against_neural_tangents.py`. Both sides
-take turns, and the least time counts; for nth that of an eager call is given, too. The
-script checks that the kernels agree, prints the ratios, and writes them to FILE.
+The environment of neural-tangents is that of `against_neural_tangents`. Both sides take
+turns, the least time counts, and the kernels must agree; for nth the time of an eager
+call is given, too.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from against_neural_tangents import environment, in_turns, options_of, timed
+
+from .against_neural_tangents import environment, in_turns, timed, work
 
 DEPTH = 3
 
@@ -60,31 +59,27 @@ def of_nth(case: dict[str, Any]) -> dict[str, Any]:
 def compared(case: dict[str, Any], python: Path) -> dict[str, Any]:
     """The times of both sides, and their ratio."""
     # neural-tangents loses half of the digits of an angle.
-    seconds, _, difference = in_turns(__file__, case, python, 1e-6)
-    ratio = seconds["neural-tangents"] / seconds["nth"]
-    return {**case, "seconds": seconds, "difference": difference, "ratio": ratio}
+    seconds, _, difference = in_turns(__spec__.name, case, python, 1e-6)
+    sets = "one set" if case["sets"] == 1 else "two sets"
+    return {
+        "case": f"{case['activation']}, n = {case['n']}, {sets}",
+        "nth (s)": seconds["nth"],
+        "nth, eager (s)": seconds["nth, eager"],
+        "neural-tangents (s)": seconds["neural-tangents"],
+        "neural-tangents / nth": seconds["neural-tangents"] / seconds["nth"],
+        "difference": difference,
+    }
 
 
-def main() -> None:
-    options = options_of("infinite.json", {"nth": of_nth, "nt": of_neural_tangents})
-    if options is None:
-        return
-    python, results = environment(options.environment), []
-    for n in (20,) if options.small else (100, 300, 1000, 2000):
-        for activation in ("relu", "erf"):
-            for sets in (1, 2):
-                case = {"activation": activation, "n": n, "sets": sets}
-                results.append(result := compared(case, python))
-                print(
-                    f"{activation}, n = {n}, {sets} sets: nth "
-                    f"{result['seconds']['nth']:.4f} s (eager "
-                    f"{result['seconds']['nth, eager']:.4f}); neural-tangents "
-                    f"{result['ratio']:.2f} times as long; largest relative "
-                    f"difference {result['difference']:.0e}",
-                    flush=True,
-                )
-                options.output.write_text(json.dumps(results, indent=1))
+def measure(small: bool) -> list[dict[str, Any]]:
+    python = environment()
+    return [
+        compared({"activation": activation, "n": n, "sets": sets}, python)
+        for n in ((20,) if small else (100, 300, 1000, 2000))
+        for activation in ("relu", "erf")[: 1 if small else 2]
+        for sets in (1, 2)[: 1 if small else 2]
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    work({"nth": of_nth, "nt": of_neural_tangents})

@@ -1,8 +1,8 @@
 """Kernels of a fully connected network, against plain JAX and the peak of the machine.
 
-    python benchmarks/kernels.py [--small]
+    python -m benchmarks kernels
 
-Prints, in float64, for two hidden layers and inputs of size 64: the time of K⁽³⁾ and
+In float64, for two hidden layers and inputs of size 64: the time of K⁽³⁾ and
 K⁽⁴⁾ at large sizes, with the peak memory of the process; of K⁽²⁾ and K⁽³⁾ relative to
 their baselines; and of kernels along eight modes of the NTK. Each is shown with the
 time of its multiplications at the rate of matrix products, measured in the same run.
@@ -12,20 +12,18 @@ arguments.
 """
 
 import resource
-import sys
 import time
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from matrix_free import network_of, problem_of
 
 import nth
 
-jax.config.update("jax_enable_x64", True)
+from .matrix_free import network_of, problem_of
+from .record import Row
 
-SMALL = "--small" in sys.argv
 D = 64
 
 
@@ -69,9 +67,8 @@ def formed(order):
     return lambda network, problem: nth.kernels(network, problem, order=order)[order]
 
 
-def rate():
-    """Multiplications and additions per second in a product of matrices."""
-    n = 256 if SMALL else 2048
+def rate(n):
+    """Multiplications and additions per second in a product of n × n matrices."""
     a = jnp.ones((n, n))
     return 2 * n**3 / seconds(jnp.matmul, a, a)[0]
 
@@ -85,63 +82,71 @@ def operations(order, n, width):
     return points + kernel[order]
 
 
-def against_plain_jax(order, n, width, baseline, bar):
+def against_plain_jax(order, n, width, baseline, throughput):
     problem, network = problem_of(n, jnp.float64), network_of(width, jnp.float64)
     plain, _ = seconds(baseline, network, problem.x_train, repeats=2)
-    times, first = seconds(formed(order), network, problem)
-    least = operations(order, n, width) / rate()
+    times, _ = seconds(formed(order), network, problem)
+    least = operations(order, n, width) / throughput
     difference = formed(order)(network, problem) - baseline(network, problem.x_train)
-    print(
-        f"K({order}), n = {n}, width {width}: {times:.4f} s (first {first:.1f} s); "
-        f"plain JAX {plain:.3f} s, {plain / times:.0f} times as long (bar {bar}); "
-        f"its multiplications {least:.4f} s, over it {times / least:.1f}; largest "
-        f"difference {jnp.max(jnp.abs(difference)):.0e}",
-        flush=True,
-    )
+    return {
+        "case": f"K({order}), n = {n}, width {width}",
+        "nth (s)": times,
+        "plain JAX (s)": plain,
+        "plain JAX / nth": plain / times,
+        "nth / its products": times / least,
+        "largest difference": float(jnp.max(jnp.abs(difference))),
+    }
 
 
-def alone(order, n, width, bar):
+def alone(order, n, width, throughput):
     problem, network = problem_of(n, jnp.float64), network_of(width, jnp.float64)
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        jax.block_until_ready(
-            nth.kernels(network, problem, order=order, progress=False)
-        )
-        times.append(time.perf_counter() - start)
-    least = operations(order, n, width) / rate()
-    print(
-        f"K({order}), n = {n}, width {width}: {times[1]:.2f} s (first call "
-        f"{times[0]:.1f} s; bar {bar} s); its multiplications {least:.2f} s, over it "
-        f"{times[1] / least:.1f}; peak of the process {peak():.2f} GiB",
-        flush=True,
-    )
+
+    def run():
+        return nth.kernels(network, problem, order=order, progress=False)
+
+    times = eager_seconds(run)
+    return {
+        "case": f"K({order}), n = {n}, width {width}",
+        "nth (s)": times,
+        "nth / its products": times * throughput / operations(order, n, width),
+        "peak of the process (GiB)": peak(),
+    }
 
 
-def projected(n, width, q):
+def projected(order, n, width, q):
     problem, network = problem_of(n, jnp.float64), network_of(width, jnp.float64)
-    for order in (3, 4):
-        times = []
-        for _ in range(2):
-            start = time.perf_counter()
-            jax.block_until_ready(nth.project(network, problem, q, order=order).tensors)
-            times.append(time.perf_counter() - start)
-        print(
-            f"K({order}) along {q} modes, n = {n}, width {width}: {times[1]:.1f} s "
-            f"(first call {times[0]:.1f} s); peak of the process {peak():.2f} GiB",
-            flush=True,
-        )
+    times = eager_seconds(lambda: nth.project(network, problem, q, order=order).tensors)
+    return {
+        "case": f"K({order}) along {q} modes, n = {n}, width {width}",
+        "nth (s)": times,
+        "peak of the process (GiB)": peak(),
+    }
+
+
+def eager_seconds(function):
+    """The time of a second call: the first one compiles."""
+    jax.block_until_ready(function())
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
 
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-if __name__ == "__main__":
-    print(f"float64, matrix products at {rate() / 1e9:.0f} GFlop/s")
-    wide, narrow = (32, 16) if SMALL else (512, 256)
-    alone(3, 16 if SMALL else 256, wide, 30)
-    alone(4, 8 if SMALL else 48, narrow, 30)
-    against_plain_jax(2, 16 if SMALL else 128, wide, jacobian_contraction, 100)
-    against_plain_jax(3, 8 if SMALL else 64, wide, derivative_of_contraction, 100)
-    projected(32 if SMALL else 1000, wide, 2 if SMALL else 8)
+def measure(small: bool) -> list[Row]:
+    wide, narrow = (32, 16) if small else (512, 256)
+    throughput = rate(256 if small else 2048)
+    return [
+        alone(3, 16 if small else 256, wide, throughput),
+        alone(4, 8 if small else 48, narrow, throughput),
+        against_plain_jax(
+            2, 16 if small else 128, wide, jacobian_contraction, throughput
+        ),
+        against_plain_jax(
+            3, 8 if small else 64, wide, derivative_of_contraction, throughput
+        ),
+        *(projected(r, 32 if small else 1000, wide, 2 if small else 8) for r in (3, 4)),
+        {"case": "matrix products", "throughput (GFlop/s)": throughput / 1e9},
+    ]

@@ -1,17 +1,16 @@
 """Time of an evaluation of the matrix-free hierarchy, relative to a loss gradient.
 
-    python benchmarks/matrix_free.py [--small]
+    python -m benchmarks matrix_free
 
-Prints, in float64 and float32, for two hidden layers: the ratio at n = 1024, width
-512, for p = 2 … 5, with the count of matrix products; the time per point from n = 256
-to 16,384; for n = 10,000, the time and the peak memory of one evaluation, and the time
-of a solve, in float32, to half the loss. The baseline is `jax.grad` of the same loss at
+In float64 and float32, for two hidden layers: the ratio at n = 1024, width 512, for
+p = 2 … 5, with the count of matrix products; the time per point from n = 256 to 10,000,
+with the peak memory; and the time of a solve, in float32, to half the loss. The
+baseline is `jax.grad` of the same loss at
 the same points, in the same run, timed before and after. Times are the minimum of
 several, after compilation, with arrays as arguments.
 """
 
 import resource
-import sys
 import time
 
 import equinox as eqx
@@ -20,9 +19,7 @@ import jax.numpy as jnp
 
 import nth
 
-jax.config.update("jax_enable_x64", True)
-
-SMALL = "--small" in sys.argv
+from .record import Row
 
 
 def problem_of(n, dtype, d=64):
@@ -69,64 +66,66 @@ def random_state(hierarchy):
     return jax.tree.unflatten(tree, drawn)
 
 
-def measure(network, problem, order):
+def seconds_of_evaluation(network, problem, order):
     hierarchy = nth.MatrixFreeHierarchy(network, problem, order=order)
     return seconds(evaluation, hierarchy, random_state(hierarchy))
 
 
-def ratios(dtype):
-    n, width = (64, 32) if SMALL else (1024, 512)
+def ratios(dtype, n, width):
+    """The time of an evaluation over that of a gradient, with the count."""
     network, problem = network_of(width, dtype), problem_of(n, dtype)
-    base = seconds(loss_gradient, network, problem)
-    print(f"\n{dtype.__name__}, n = {n}, width {width}: gradient {base:.4f} s")
-    print("  p   ratio   matrix products   bar")
-    for p, bar in ((2, 2), (3, 4.5), (4, 8), (5, 13)):
-        count = (3 * p**2 - p - 2) / 6
-        evaluation_time = measure(network, problem, p)
-        base_after = seconds(loss_gradient, network, problem)
-        ratio = evaluation_time / ((base + base_after) / 2)
-        print(f"  {p}  {ratio:6.2f}   {count:15.2f}  {bar:4}")
+    for p in (2, 3, 4, 5):
+        before = seconds(loss_gradient, network, problem)
+        evaluation_time = seconds_of_evaluation(network, problem, p)
+        after = seconds(loss_gradient, network, problem)
+        gradient = (before + after) / 2
+        yield {
+            "case": f"{dtype.__name__}, n = {n}, width {width}, p = {p}",
+            "evaluation (s)": evaluation_time,
+            "gradient (s)": gradient,
+            "evaluation / gradient": evaluation_time / gradient,
+            "matrix products / gradient": (3 * p**2 - p - 2) / 6,
+        }
 
 
-def growth(dtype):
-    sizes, width = ((64, 128), 32) if SMALL else ((256, 1024, 4096, 16384), 512)
+def growth(dtype, sizes, width):
     network = network_of(width, dtype)
-    print(f"\n{dtype.__name__}, width {width}, p = 4: milliseconds per point")
     for n in sizes:
-        per_point = measure(network, problem_of(n, dtype), 4) / n * 1e3
-        print(f"  n = {n:6d}   {per_point:.4f}")
+        least = seconds_of_evaluation(network, problem_of(n, dtype), 4)
+        yield {
+            "case": f"{dtype.__name__}, n = {n}, width {width}, p = 4",
+            "evaluation (s)": least,
+            "per point (ms)": least / n * 1e3,
+            "peak of the process (GiB)": peak(),
+        }
 
 
-def large(dtype):
-    n, width = (500, 32) if SMALL else (10_000, 512)
-    evaluation_time = measure(network_of(width, dtype), problem_of(n, dtype), 4)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"\n{dtype.__name__}, n = {n}, width {width}, p = 4: {evaluation_time:.2f} s "
-        f"for one evaluation; peak of the whole run so far {peak:.2f} GiB"
-    )
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def half_the_loss():
+def half_the_loss(n, width, last):
     """Targets tanh(w·x), p = 4; gradient flow halves the loss by t = 40."""
     dtype = jnp.float32
-    n, width, last = (500, 32, 4.0) if SMALL else (10_000, 512, 40.0)
     x = problem_of(n, dtype).x_train
     w = jax.random.normal(jax.random.key(5), x.shape[1:], dtype)
     problem = nth.Problem(x, jnp.tanh(x @ w))
+    network = network_of(width, dtype)
     start = time.perf_counter()
-    solution = nth.solve(network_of(width, dtype), problem, [0.0, last], order=4)
+    solution = nth.solve(network, problem, [0.0, last], order=4, progress=False)
     loss = jax.block_until_ready(solution.loss)
-    print(
-        f"\n{dtype.__name__}, n = {n}, width {width}, p = 4, to t = {last:g}: loss "
-        f"{loss[0]:.3f} to {loss[1]:.3f} in {time.perf_counter() - start:.0f} s, "
-        f"{solution.stats['num_evaluations']} evaluations, compilation included"
-    )
+    return {
+        "case": f"solve, float32, n = {n}, width {width}, p = 4, to t = {last:g}",
+        "solve, compiled in it (s)": time.perf_counter() - start,
+        "evaluations": int(solution.stats["num_evaluations"]),
+        "loss at the end / at t = 0": float(loss[1] / loss[0]),
+    }
 
 
-if __name__ == "__main__":
+def measure(small: bool) -> list[Row]:
+    n, width = (64, 32) if small else (1024, 512)
+    sizes = (64, 128) if small else (256, 1024, 4096, 10_000)
+    rows: list[Row] = []
     for dtype in (jnp.float64, jnp.float32):
-        large(dtype)
-        ratios(dtype)
-        growth(dtype)
-    half_the_loss()
+        rows += [*ratios(dtype, n, width), *growth(dtype, sizes, width)]
+    return [*rows, half_the_loss(*((500, 32, 4.0) if small else (10_000, 512, 40.0)))]

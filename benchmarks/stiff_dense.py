@@ -1,6 +1,6 @@
 """Stiff solves of the dense hierarchy to long times, against SciPy's stiff solvers.
 
-    python benchmarks/stiff_dense.py [--small]
+    python -m benchmarks stiff_dense
 
 Digits 0 and 1 of scikit-learn with targets ±1, a tanh network of two hidden layers, and
 times from 1 to T. SciPy's solvers get an analytic Jacobian and the smallest possible
@@ -11,11 +11,7 @@ and wall seconds after compilation. The last column divides the seconds of a met
 those of `DenseExponential` at the same error, interpolated between its two tolerances.
 """
 
-import os
-import sys
 import time
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import diffrax
 import equinox as eqx
@@ -29,9 +25,8 @@ import nth
 from nth._integrate.solvers.exponential import DenseExponential
 from nth._integrate.solvers.rosenbrock import DenseRosenbrock
 
-jax.config.update("jax_enable_x64", True)
+from .record import Row
 
-SMALL = "--small" in sys.argv
 CASES = ((64, 2), (256, 2), (64, 3), (256, 3), (64, 4))
 ENDS = (1e2, 1e5)
 TIGHT = 1e-10
@@ -66,6 +61,7 @@ def nth_solve(solver, dynamics, ts, tolerance):
             ts,
             solver=solver(dynamics),
             stepsize_controller=controller(dynamics, tolerance),
+            progress=False,
         )
 
     jax.block_until_ready(solve(dynamics, ts))
@@ -156,51 +152,47 @@ def at_error(error, rows):
     return s1 * (error / e1) ** slope
 
 
-def compare(n, order, end, width):
+def compare(n, order, end, width, times):
     dynamics = hierarchy(n, order, width)
-    ts = jnp.logspace(0, np.log10(end), 3 if SMALL else 16)
+    ts = jnp.logspace(0, np.log10(end), times)
     if order == 2:
         kernels = nth.Kernels(dynamics.levels)
         reference = nth.closed_form(kernels, dynamics.problem, ts).train
     else:
         reference = nth_solve(DenseRosenbrock, dynamics, ts, TIGHT)[1]
-    rows = []
+    case = f"n = {n}, p = {order}, T = {end:g}"
+    points: list[tuple[float, float]] = []
     for solver in (DenseRosenbrock, DenseExponential):
-        rows = []  # after the loop, those of DenseExponential
+        points = []  # after the loop, those of DenseExponential
         for tolerance in (1e-7, 1e-9):
-            evaluations, train, seconds = nth_solve(solver, dynamics, ts, tolerance)
-            error = np.abs(train - reference).max()
-            rows.append((error, seconds))
-            name = solver.__name__
-            show(n, order, end, name, tolerance, evaluations, error, seconds, 1)
+            solved = nth_solve(solver, dynamics, ts, tolerance)
+            row = row_of(case, solver.__name__, tolerance, solved, reference)
+            points.append((row["error"], row["time (s)"]))
+            yield row
     # At level 4 the Jacobian has (2n + n²)² entries, and Radau also factors a complex
     # matrix of this size.
     for method in METHODS[:2] if order == 4 else METHODS:
-        evaluations, train, seconds = scipy_solve(dynamics, ts, method, 1e-7)
-        error = np.abs(train - reference).max()
-        ratio = seconds / at_error(error, rows)
-        show(n, order, end, method, 1e-7, evaluations, error, seconds, ratio)
+        solved = scipy_solve(dynamics, ts, method, 1e-7)
+        row = row_of(case, f"SciPy {method}", 1e-7, solved, reference)
+        least = at_error(row["error"], points)
+        yield {**row, "time / DenseExponential": row["time (s)"] / least}
 
 
-def show(n, order, end, method, tolerance, evaluations, error, seconds, ratio):
-    print(
-        f"{n:4d}  {order}  {end:7.0e}  {method:16s}  {tolerance:9.0e}  "
-        f"{evaluations:11d}  {error:7.1e}  {seconds:8.3f}  {ratio:6.1f}",
-        flush=True,
-    )
+def row_of(case, name, tolerance, solved, reference) -> Row:
+    evaluations, train, seconds = solved
+    return {
+        "case": f"{case}: {name}, {tolerance:.0e}",
+        "evaluations": evaluations,
+        "error": float(np.abs(train - reference).max()),
+        "time (s)": seconds,
+    }
 
 
-def main():
-    print(
-        f"{'n':>4s}  p  {'T':>7s}  {'method':16s}  tolerance  evaluations    error"
-        "   seconds   ratio"
-    )
-    width, cases = (16, ((8, 2), (8, 3), (6, 4))) if SMALL else (512, CASES)
+def measure(small: bool) -> list[Row]:
+    width, cases = (16, ((8, 2), (6, 4))) if small else (512, CASES)
+    rows: list[Row] = []
     for n, order in cases:
         ends = (1e2, 1e4) if (n, order) == (256, 3) else ENDS  # valid until 1.5e4
-        for end in ENDS[:1] if SMALL else ends:
-            compare(n, order, end, width)
-
-
-if __name__ == "__main__":
-    main()
+        for end in ENDS[:1] if small else ends:
+            rows += compare(n, order, end, width, 3 if small else 16)
+    return rows

@@ -1,6 +1,6 @@
 """Results of solves of random problems with the default options.
 
-    python -m benchmarks.stress --problems 600 --output stress.json
+    python -m benchmarks stress
 
 Random architectures (widths, depths, activations, losses, parameterizations, numbers of
 points and outputs), each with several initializations, targets and last times up to
@@ -11,21 +11,21 @@ of more than a minute.
 
 import collections
 import json
+import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tabulate import tabulate
 
 import nth
 from nth._solution.results import name_of_result
 
-jax.config.update("jax_enable_x64", True)
+from .record import Row
 
 SEEDS = 15
 ACTIVATIONS = ("tanh", "erf", "relu", "gelu", "sin", "softplus")
@@ -124,38 +124,40 @@ def run(group: dict[str, Any], seed: int) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.option("--problems", default=600, show_default=True)
-@click.option("--first", default=0, show_default=True, help="The first architecture.")
-@click.option("--output", type=Path, default=Path("stress.json"), show_default=True)
-def main(problems: int, first: int, output: Path) -> None:
+def run_all(problems: int, path: Path) -> list[dict[str, Any]]:
+    """The records of `problems` problems; those in the file are not run again."""
     warnings.simplefilter("ignore")
-    records = json.loads(output.read_text()) if output.exists() else []
+    records = json.loads(path.read_text()) if path.exists() else []
     done = {(r["group"], r["seed"]) for r in records}
-    for number in range(first, first + -(-problems // SEEDS)):
+    for number in range(-(-problems // SEEDS)):
         group = architecture(number)
-        for seed in range(SEEDS):
+        for seed in range(min(SEEDS, problems)):
             if (number, seed) not in done:
-                records.append({"group": number, **run(group, SEEDS * number + seed)})
-                records[-1]["seed"] = seed
-        output.write_text(json.dumps(records, indent=1))
+                record = run(group, SEEDS * number + seed)
+                records.append({"group": number, **record, "seed": seed})
+        path.write_text(json.dumps(records, indent=1))
         jax.clear_caches()
-    kinds = {
-        "trained network": lambda m: m == "flow",
-        "dense, level 2": lambda m: m == "dense-2",
-        "dense, higher levels": lambda m: m[:5] == "dense" and m != "dense-2",
-        "matrix-free": lambda m: m[:6] == "series",
-    }
-    rows = []
-    for kind, belongs in kinds.items():
-        counts = collections.Counter(
-            r["result"] for r in records if belongs(r["model"])
-        )
-        rows += [[kind, result, count] for result, count in counts.most_common()]
-    print(tabulate(rows, headers=["model", "result", "solves"]))
-    slow = [r for r in records if r.get("seconds", 0) > 60]
-    print(f"{len(records)} solves, {len(slow)} of more than a minute")
+    return records
 
 
-if __name__ == "__main__":
-    main()
+def measure(small: bool) -> list[Row]:
+    """How the solves of each model end. Resumes from `stress.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder if small else "") / "stress.json"
+        records = run_all(2 if small else 1005, path)
+    return [row(name, records, belongs) for name, belongs in KINDS.items()]
+
+
+def row(name: str, records: list[Any], belongs: Callable[[str], bool]) -> Row:
+    chosen = [r for r in records if belongs(r["model"])]
+    results = collections.Counter(r["result"] for r in chosen)
+    slow = sum(r.get("seconds", 0) > 60 for r in chosen)
+    return {"case": name, "solves": len(chosen), **results, "over a minute": slow}
+
+
+KINDS: dict[str, Callable[[str], bool]] = {
+    "trained network": lambda model: model == "flow",
+    "dense, level 2": lambda model: model == "dense-2",
+    "dense, levels 3 and 4": lambda model: model in ("dense-3", "dense-4"),
+    "matrix-free, levels 2 to 5": lambda model: model.startswith("series"),
+}

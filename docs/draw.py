@@ -27,7 +27,7 @@ def main(pages: list[Path]) -> None:
             environment = {**os.environ, "MPLBACKEND": "agg"}
             command = [sys.executable, "-c", code]
             subprocess.run(command, cwd=folder, env=environment, check=True)
-            for figure in sorted(Path(folder).glob("*.png")):
+            for figure in sorted(Path(folder).glob("*.[pg][ni][gf]")):  # png and gif
                 shutil.copy(figure, DOCS / "figures" / figure.name)
                 print(f"{page}: {figure.name}")
             print(f"{page}: {time.monotonic() - start:.0f} s", flush=True)

@@ -1,73 +1,98 @@
-"""MkDocs hooks: what pages show is asked of the code itself.
+"""MkDocs hooks: tables that pages show are made from the code and from stored results.
 
-The options of the command are read from it, and the scripts of examples/theory draw
-their figures on their small settings, unless these are newer than the code.
+No page draws a figure: those of `docs/figures` are stored, and `.ci/run` runs the
+scripts that make them on small settings.
 """
 
 import inspect
+import json
+import math
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 MARKER = "<!-- options of python -m nth -->"
 NAMES = "<!-- all public names -->"
 ROOT = Path(__file__).parent.parent
-SMALL = ROOT / "docs" / "figures" / "small"
-FIGURE = re.compile(r"^!\[(.*)\]\(\.\./figures/(\w+\.png)\)$", re.MULTILINE)
-
-
-def on_pre_build(**_: object) -> None:
-    """Redraw the figures of the theory section."""
-    SMALL.mkdir(exist_ok=True)
-    code = [*ROOT.glob("nth/*.py"), *ROOT.glob("examples/theory/*.py")]
-    newest = max(path.stat().st_mtime for path in code)
-    for script in sorted(ROOT.glob("examples/theory/[!_]*.py")):
-        done = SMALL / f"{script.stem}.txt"  # what it printed
-        if not done.exists() or done.stat().st_mtime < newest:
-            command = [sys.executable, script, "--small"]
-            ran = subprocess.run(
-                command, cwd=SMALL, check=True, stdout=subprocess.PIPE, text=True
-            )
-            done.write_text(ran.stdout)
+# A table of docs/benchmarks.json; after a bar, the start of the cases that are shown.
+BENCHMARK = re.compile(r"^<!-- benchmark: (\w+)(?: \| (.*?))? -->$", re.MULTILINE)
+# Where and when it was measured.
+SETTING = re.compile(r"^<!-- setting: (\w+) -->$", re.MULTILINE)
+# An image that is not in a link.
+IMAGE = re.compile(r"(?<!\[)!\[([^\]]*)\]\(([^)\s]+\.(?:png|gif|webp))\)")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Tables of `python -m nth`'s options and of all names in place of their markers,
-    and below each figure of the theory section the one that this build drew.
-    """
+    """Tables in place of their markers; each image links to its file, to enlarge it."""
     if MARKER in markdown:
         markdown = markdown.replace(MARKER, _options())
     if NAMES in markdown:
         markdown = markdown.replace(NAMES, _names())
-    return FIGURE.sub(_with_small, markdown)
+    markdown = BENCHMARK.sub(lambda match: benchmark(*match.groups()), markdown)
+    markdown = SETTING.sub(lambda match: setting(match[1]), markdown)
+    return IMAGE.sub(r"[![\1](\2)](\2)", markdown)
 
 
-def _with_small(figure: re.Match[str]) -> str:
-    alt, name = figure.groups()
-    if not (SMALL / name).exists():
-        raise FileNotFoundError(f"no script of examples/theory draws {name}.")
-    title = "The same on the small setting, drawn when these pages were built"
-    folded = f"![{alt}, on a small setting](../figures/small/{name})"
-    return f'{figure[0]}\n\n??? note "{title}"\n\n    {folded}\n'
+def stored(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "docs" / "benchmarks.json").read_text())[name]
+
+
+def benchmark(name: str, start: str | None) -> str:
+    """The table of a benchmark, and below it where and when it was measured."""
+    record = stored(name)
+    rows = [r for r in record["rows"] if r["case"].startswith(start or "")]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns).replace("case", "", 1) + " |"]
+    lines.append("|---|" + "---:|" * (len(columns) - 1))
+    for row in rows:
+        case = row["case"].removeprefix(start or "").strip(", ")
+        cells = [case, *(_number(row.get(key)) for key in columns[1:])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *(["", setting(name)] if start is None else [])])
+
+
+def setting(name: str) -> str:
+    """The command, the date, the machine and the versions."""
+    record = stored(name)
+    machine = record["machine"]
+    parts = [f"{machine['processor']}, {machine['cores']} cores"]
+    parts += [machine["device"]] if machine["device"] != "cpu" else []
+    parts += [f"{package} {number}" for package, number in record["versions"].items()]
+    caption = f"*`python -m benchmarks {name}`, {record['date']}: {', '.join(parts)}."
+    return caption + (f" {record['note']}*" if "note" in record else "*")
+
+
+def _number(value: Any) -> str:
+    """Three digits; powers of ten where they are shorter."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, int) or (value == round(value) and abs(value) < 1e6):
+        return f"{value:.0f}"
+    if not math.isfinite(value):
+        return str(value)
+    if 1e-2 <= abs(value) < 1e4:
+        return f"{value:#.3g}".rstrip(".")
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"${digits} \\cdot 10^{{{int(power)}}}$"
 
 
 def _names() -> str:
     """Each public name with the first line of its docstring."""
     from nth import _api  # its names are in the order of a computation
 
+    shown = {
+        name
+        for page in (ROOT / "docs").rglob("*.md")
+        for name in re.findall(r"^::: nth\.([\w.]+)", page.read_text(), re.MULTILINE)
+    }
     public = {n: v for n, v in vars(_api).items() if not n.startswith("_")}
     modules = {n: v for n, v in public.items() if inspect.ismodule(v)}
     rows = [_row(n, v) for n, v in public.items() if n not in modules]
     for module, content in modules.items():
-        own = f"nth.{module}"  # what a module imports from elsewhere is not its own
-        rows += [
-            _row(f"{module}.{n}", v)
-            for n, v in vars(content).items()
-            if not n.startswith("_") and getattr(v, "__module__", "").startswith(own)
-        ]
+        members = {f"{module}.{n}": v for n, v in vars(content).items()}
+        rows += [_row(n, v) for n, v in members.items() if n in shown]
     return "\n".join(["| name | |", "|---|---|", *rows])
 
 

@@ -54,6 +54,9 @@ from ._internal.warnings import (
 )
 from ._integrate.solvers.chebyshev import ROCK4 as ROCK4
 from ._integrate.solvers.exponential import DenseExponential as DenseExponential
+from ._integrate.solvers.low_rank_rosenbrock import (
+    LowRankRosenbrock as LowRankRosenbrock,
+)
 from ._integrate.solvers.rosenbrock import DenseRosenbrock as DenseRosenbrock
 from ._integrate.integrate import integrate as integrate
 from ._integrate.kernel_trajectory import (
@@ -88,3 +91,4 @@ from ._compare.comparison import Comparison as Comparison
 from ._compare.compare import compare as compare
 from ._compare.compare_discrete import compare_discrete as compare_discrete
 from . import scaling as scaling
+from . import testing as testing

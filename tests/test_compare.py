@@ -1,5 +1,6 @@
 """Comparisons: errors, accuracy, table, figure and data set."""
 
+import sys
 from typing import Any
 
 import jax
@@ -91,12 +92,11 @@ def test_table_without_test_points_has_no_test_columns():
 
 def test_figure_shows_every_curve(scalar):
     axes = scalar.plot().axes
-    titles = [axis.get_title() for axis in axes]
-    assert titles == [
-        "training loss",
-        "RMS error (-- estimate), train",
-        "RMS error (-- estimate), test",
-        "accuracy (%), test points",
+    assert [(axis.get_title(), axis.get_ylabel()) for axis in axes] == [
+        ("training loss", "loss"),
+        ("training points (dashed: estimate)", "RMS error of outputs"),
+        ("test points (dashed: estimate)", "RMS error of outputs"),
+        ("test points", "accuracy (%)"),
     ]
     assert len(axes[0].lines) == 3  # the network and two levels
     error, estimate = (line.get_ydata() for line in axes[2].lines[2:4])
@@ -114,7 +114,51 @@ def test_data_set_is_labeled(scalar, labeled):
     np.testing.assert_array_equal(
         data.test_accuracy.sel(model="truth"), scalar.accuracy("truth")
     )
-    assert labeled.to_xarray().train.dims[-1] == "output_0"
+    classes = labeled.to_xarray()
+    assert classes.train.dims[-1] == "output_0"
+    np.testing.assert_array_equal(data.x_test, scalar.problem.x_test)
+    np.testing.assert_array_equal(data.y_test, [1.0, -1.0, 1.0])
+    # The coordinates of a point are selected with it.
+    near = classes.isel(train_point=[2, 0])
+    np.testing.assert_array_equal(
+        near.x_train, labeled.problem.x_train[np.array([2, 0])]
+    )
+    np.testing.assert_array_equal(near.y_train, [0, 0])
+
+
+def test_tables_hold_the_arrays(scalar, labeled):
+    for comparison, index in ((scalar, ["point"]), (labeled, ["point", "output"])):
+        solution = comparison.solutions[2]
+        table = solution.to_dataframe()
+        for points in ("train", "test"):
+            rows = table[table.points == points].set_index(["time", *index])
+            values = rows.value.to_xarray()  # one axis for each column of the index
+            np.testing.assert_array_equal(values, getattr(solution, points))
+        errors = np.reshape(table.error_estimate, (len(TS), -1))
+        rms = np.sqrt(np.mean(errors**2, axis=1))
+        np.testing.assert_allclose(rms, solution.error_estimate, atol=1e-12)
+    with pytest.raises(ValueError, match=r"batch, with times of shape \(1, 3\)"):
+        jax.tree.map(lambda leaf: leaf[None], scalar.truth).to_dataframe()
+
+
+def test_table_of_a_comparison(scalar, labeled):
+    table = scalar.to_dataframe().set_index(["model", "time"])
+    assert list(table.loc["truth"].test_error) == [0.0, 0.0, 0.0]
+    for p in (2, 3):
+        level = table.loc[f"p={p}"]
+        np.testing.assert_array_equal(level.loss, scalar.solutions[p].loss)
+        np.testing.assert_array_equal(level.train_error, scalar.error(p, "train"))
+        np.testing.assert_array_equal(level.test_error, scalar.error(p))
+        np.testing.assert_array_equal(level.error_estimate, scalar.error_estimate(p))
+        np.testing.assert_array_equal(level.test_accuracy, scalar.accuracy(p))
+    assert list(labeled.to_dataframe().model.unique()) == ["truth", "p=2"]
+
+
+def test_tables_need_pandas(scalar, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for result in (scalar, scalar.truth):
+        with pytest.raises(ImportError, match=r"pip install 'neural-.*\[examples\]'"):
+            result.to_dataframe()
 
 
 # ---------------------------------------------------------------- what is compared

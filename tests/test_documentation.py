@@ -1,13 +1,18 @@
 """Every Python code block of the README and the documentation runs."""
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+import nth
 
 ROOT = Path(__file__).parents[1]
 # A block may be indented, inside a tab.
@@ -19,11 +24,57 @@ PAGES = {
 }
 
 
+# Each name that the API reference shows, such as `infinite.kernels`.
+NAMES = {
+    name
+    for page in (ROOT / "docs").rglob("*.md")
+    for name in re.findall(r"^::: nth\.([\w.]+)", page.read_text(), re.M)
+}
+
+
+def docstring_blocks() -> list[str]:
+    """The code blocks of the docstrings of public names."""
+    docstrings = (inspect.getdoc(attrgetter(name)(nth)) or "" for name in sorted(NAMES))
+    return [dedent(b) for text in docstrings for _, b in BLOCK.findall(text)]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page: str, tmp_path: Path) -> None:
     """The blocks of a page run in order, as one script in a separate process."""
+    run("\n".join(PAGES[page]), tmp_path)
+
+
+def test_code_blocks_of_docstrings_run(tmp_path: Path) -> None:
+    """Each alone."""
+    run(f"for code in {docstring_blocks()!r}:\n    exec(code, {{}})", tmp_path)
+
+
+def test_every_public_name_has_an_example() -> None:
+    """In its docstring, or in a code block of a page. The class of a result has the
+    example of the function that returns it, and a base class those of its subclasses.
+    """
+    code = "\n".join([*chain(*PAGES.values()), *docstring_blocks()])
+    code = re.sub(r"(?<![\w.])(infinite|theory|scaling)\.", r"nth.\1.", code)
+    used = set(re.findall(r"nth\.([\w.]+)", code))
+    for module, names in re.findall(r"^from nth\.(\w+) import (.*)$", code, re.M):
+        used |= {f"{module}.{name.strip(' (),')}" for name in names.split(",")}
+    used |= {name.rpartition(".")[0] for name in used}  # of a method: its class
+    values = {name: attrgetter(name)(nth) for name in NAMES}
+    shown = [values[name] for name in NAMES & used]
+    shown += [value.__annotations__.get("return") for value in shown]
+    kinds = tuple(value for value in shown if isinstance(value, type))
+    without = [
+        name
+        for name, value in values.items()
+        if name not in used
+        and not any(isinstance(value, type) and issubclass(k, value) for k in kinds)
+    ]
+    assert not without
+
+
+def run(code: str, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
-    script.write_text("\n".join(PAGES[page]))
+    script.write_text(code)
     env = {
         **os.environ,
         "MPLBACKEND": "agg",

@@ -39,6 +39,7 @@ PACKAGES = [
     "_discrete",
     "_compare",
     "scaling",
+    "testing",
     "_api",
     "__init__",
     "_command_line",
@@ -127,7 +128,9 @@ def test_optional_dependencies_are_not_imported_by_the_library():
             continue  # modules of `plot` are imported by its methods
         top = ast.Module([node for node in tree.body if is_import(node)], [])
         outside = imports(name, top)[1]
-        assert not outside & {"matplotlib", "sklearn", "click", "xarray"}, name
+        assert not outside & {"matplotlib", "sklearn", "click", "pandas", "xarray"}, (
+            name
+        )
 
 
 def classes() -> list[type]:

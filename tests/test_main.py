@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas
 import pytest
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
@@ -66,6 +67,28 @@ def test_digits_are_compared_by_default(tmp_path: Path) -> None:
     table = (folder / "levels.txt").read_text()
     assert "p = 3" in table
     assert table in out
+
+
+def test_tables_for_other_programs(tmp_path: Path, no_figure: None) -> None:
+    """All formats hold the same numbers, and those of the printed table."""
+    kinds = ("csv", "json", "parquet")
+    result = run(tmp_path, *(f"--format={kind}" for kind in kinds))
+    assert "levels.txt, levels.csv" in result.stdout
+    for name in ("levels", "outputs"):
+        csv, json, parquet = (
+            getattr(pandas, f"read_{kind}")(tmp_path / f"{name}.{kind}")
+            for kind in kinds
+        )
+        for table in (json, parquet):  # text has no float32
+            pandas.testing.assert_frame_equal(csv, table, check_dtype=False)
+    outputs = pandas.read_csv(tmp_path / "outputs.csv")
+    last = outputs[outputs.time == 1.0].set_index(["model", "points", "point"]).value
+    difference = last["p=2"] - last["truth"]
+    levels = pandas.read_csv(tmp_path / "levels.csv").set_index(["model", "time"])
+    for points in ("train", "test"):
+        error = np.sqrt(np.mean(difference[points] ** 2))
+        row = levels.loc["p=2", 1.0]
+        np.testing.assert_allclose(row[f"{points}_error"], error, rtol=1e-9)
 
 
 def test_data_file_gives_the_table_of_compare(tmp_path: Path, no_figure: None) -> None:

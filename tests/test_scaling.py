@@ -28,6 +28,16 @@ def test_a_sweep_equals_a_loop():
         np.testing.assert_allclose(result.values["law"][i], expected, rtol=1e-12)
 
 
+def test_the_table_of_a_sweep_has_a_row_for_each_initialization():
+    values = np.arange(6.0).reshape(2, 3)
+    table = scaling.Sweep((4, 8), {"law": values, "rest": -values}).to_dataframe()
+    np.testing.assert_array_equal(
+        table.pivot(index="width", columns="initialization", values="law"), values
+    )
+    assert list(table.groupby("width").rest.mean()) == [-1.0, -4.0]
+    assert "value" in scaling.Sweep((4, 8), values).to_dataframe()
+
+
 def test_a_sweep_resumes_from_its_file(tmp_path):
     path = tmp_path / "sweep.npz"
     remaining = [5]

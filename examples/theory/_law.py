@@ -1,6 +1,6 @@
 """What scripts of laws in the width share: points, a table, a figure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ from tabulate import tabulate
 
 import nth
 
+_RESAMPLES = 400  # for the interval of a statistic
 COLORS = tuple(nth.plot.level_color(p) for p in range(2, 7))
+Statistic = Callable[..., np.ndarray]
 Row = tuple[str, nth.scaling.Exponent, str]
 
 
@@ -24,8 +26,23 @@ def points(n: int, d: int = 4) -> jax.Array:
 
 
 def axes(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(0.6 + 3.4 * panels, 3.8), layout="constrained", dpi=150)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    """Panels in a row, with text that is readable in a column of a page."""
+    width = 4.6 if panels == 1 else 7.0 if panels == 2 else 9.0
+    with nth.plot.style():
+        figure = Figure(figsize=(width, 4.0), layout="constrained", dpi=150)
+        return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def interval(values: np.ndarray, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
+    """The absolute statistic over initializations, and the bars of its 95 % interval by
+    bootstrap, (2, W)."""
+    draws = np.random.default_rng(0).integers(
+        values.shape[1], size=(_RESAMPLES, values.shape[1])
+    )
+    middle = np.abs(statistic(values, axis=-1))
+    again = np.abs(np.stack([statistic(values[:, d], axis=-1) for d in draws]))
+    low, high = np.quantile(again, (0.025, 0.975), axis=0)
+    return middle, np.maximum(0.0, np.stack([middle - low, high - middle]))
 
 
 def over_widths(axis: Axes, at: Sequence[float], **legend: Any) -> None:
@@ -40,17 +57,22 @@ def over_widths(axis: Axes, at: Sequence[float], **legend: Any) -> None:
 def draw(
     axis: Axes,
     at: Sequence[float],
-    sizes: np.ndarray,
+    values: np.ndarray,
+    statistic: Statistic,
     law: nth.scaling.Exponent,
     label: str,
     color: str,
 ) -> None:
-    """Sizes as points over the width, or the time, and their law as a line."""
+    """A statistic of values (width, initialization) as points with 95 % intervals over
+    the width, or the time, and its law as a line."""
     line = np.asarray(at, float)
     axis.plot(line, law.prefactor * line**law.slope, color=color, lw=0.9, ls="--")
-    axis.plot(line, sizes, "o", color=color, ms=4, label=f"{label}: {law.slope:.2f}")
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
-    over_widths(axis, at, fontsize=7, **below)
+    middle, bars = interval(values, statistic)
+    options: Any = {"ms": 4, "capsize": 2, "elinewidth": 1}
+    label = f"{label}: exponent {law}"
+    axis.errorbar(line, middle, bars, fmt="o", color=color, label=label, **options)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
+    over_widths(axis, at, fontsize=8, **below)
     low, high = np.log10(axis.dataLim.intervaly)
     axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades
     axis.yaxis.set_minor_formatter(NullFormatter())
@@ -64,7 +86,7 @@ def medians(
     for (name, words), color in zip(published.items(), COLORS, strict=False):
         values = found.values[name]
         law = nth.scaling.fit(found.widths, values, statistic=np.median)
-        draw(axis, found.widths, np.median(values, axis=1), law, name, color)
+        draw(axis, found.widths, values, np.median, law, name, color)
         rows.append((name, law, words))
     return rows
 

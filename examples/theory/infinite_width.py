@@ -13,15 +13,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _law import over_widths
+from _law import axes, interval, over_widths
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from tabulate import tabulate
 
 import nth
 
 jax.config.update("jax_enable_x64", True)
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, ORANGE, GREEN = (nth.plot.level_color(p) for p in (2, 3, 4))
 OPTIONS: Any = {"depth": 3, "activation": "erf", "sigma_w": 2.0}
 PAIR = jnp.asarray([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
 
@@ -48,16 +49,28 @@ def scaling(widths: list[int], samples: int) -> None:
     headers = ("width", "mean NTK / limit - 1", "standard error", "spread")
     rows = list(zip(widths, gaps, doubts, spreads, strict=True))
     print(tabulate(rows, headers=headers, floatfmt=(".0f", ".4f", ".4f", ".3f")))
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained", dpi=150)
-    axis = figure.subplots()
-    w = np.array(widths)
-    axis.plot(w, spreads[0] * (w[0] / w) ** 0.5, color=BLUE, lw=0.8, ls="--")
-    axis.plot(w, spreads, "o", color=BLUE, label=r"spread of one draw, $w^{-1/2}$")
-    axis.plot(w, gaps[0] * w[0] / w, color=ORANGE, lw=0.8, ls="--")
-    axis.errorbar(w, gaps, 2 * doubts, fmt="o", color=ORANGE, label="mean, $w^{-1}$")
-    axis.set_title("relative distance of the NTK from its limit", fontsize=9)
-    over_widths(axis, widths, fontsize=8)
-    axis.set_xlabel("width $w$")
+    draw_scaling(np.array(widths), [np.array(d) / limit for d in draws], gaps, doubts)
+
+
+def draw_scaling(
+    w: np.ndarray, draws: list[np.ndarray], gaps: np.ndarray, doubts: np.ndarray
+) -> None:
+    """The fluctuation of one network, and the mean, each with its 95 % interval."""
+    figure, (left, right) = axes(2)
+    figure.set_figheight(3.2)
+    middle, bars = interval(np.stack(draws), np.std)
+    points: Any = {"fmt": "o", "ms": 4, "capsize": 2}
+    left.errorbar(w, middle, bars, color=BLUE, label="one network", **points)
+    line = middle[-1] * (w[-1] / w) ** 0.5
+    left.plot(w, line, color=BLUE, lw=0.8, ls="--", label="$w^{-1/2}$")
+    left.set(title="standard deviation", ylabel="relative to the limit of the NTK")
+    right.errorbar(w, gaps, 1.96 * doubts, color=ORANGE, label="mean", **points)
+    line = gaps[0] * w[0] / w
+    right.plot(w, line, color=ORANGE, lw=0.8, ls="--", label="$w^{-1}$")
+    right.set(title="distance of the mean from the limit")
+    for axis in (left, right):
+        over_widths(axis, list(w), fontsize=8)
+        axis.yaxis.set_minor_formatter(NullFormatter())
     figure.savefig("infinite_width.png")
 
 
@@ -81,8 +94,8 @@ def ensemble(width: int, members: int) -> None:
 
     draws = [trained(jax.random.key(k)) for k in range(members)]
     figure = Figure(figsize=(8.7, 2.9), layout="constrained", dpi=150)
-    axes = figure.subplots(1, 3, sharey=True)
-    for i, (axis, t) in enumerate(zip(axes, ("0", "10", r"\infty"), strict=True)):
+    panels = figure.subplots(1, 3, sharey=True)
+    for i, (axis, t) in enumerate(zip(panels, ("0", "10", r"\infty"), strict=True)):
         mean, spread = (np.asarray(part[i, 5:]) for part in (law.mean, law.deviation))
         for draw in draws:
             axis.plot(grid, draw[i], color=GREEN, lw=0.6, alpha=0.7)
@@ -94,7 +107,7 @@ def ensemble(width: int, members: int) -> None:
         axis.set_title(f"$t = {t}$", fontsize=9)
         axis.set_xlabel("input")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("output")
+    panels[0].set_ylabel("output")
     figure.savefig("ensemble.png")
 
 

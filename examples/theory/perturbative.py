@@ -11,8 +11,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _law import over_widths
-from matplotlib.figure import Figure
+from _law import axes, draw
 from tabulate import tabulate
 
 import nth
@@ -24,7 +23,8 @@ NAMES = (
     "its distance from p = 4",
     "its distance from the network",
 )
-COLOURS = ("#0072B2", "#009E73", "#D55E00")
+COLORS = tuple(nth.plot.level_color(p) for p in (2, 4, 3))
+LAST = 5.0
 
 
 def tight(dynamics: nth.AbstractDynamics) -> diffrax.PIDController:
@@ -32,8 +32,8 @@ def tight(dynamics: nth.AbstractDynamics) -> diffrax.PIDController:
     return diffrax.PIDController(rtol=1e-10, atol=1e-12, norm=dynamics.error_norm)
 
 
-def distances(problem: nth.Problem, width: int, seeds: int, t: float) -> list[float]:
-    """Medians over seeds of root-mean-square differences on the test points."""
+def distances(problem: nth.Problem, width: int, seeds: int, t: float) -> np.ndarray:
+    """Root-mean-square differences on the test points, (difference, seed)."""
     ts = jnp.asarray([t])
 
     @jax.jit
@@ -51,7 +51,7 @@ def distances(problem: nth.Problem, width: int, seeds: int, t: float) -> list[fl
         return [jnp.sqrt(jnp.mean((closed - o.test) ** 2)) for o in others]
 
     keys = jax.random.split(jax.random.key(0), seeds)
-    return [float(np.median(column)) for column in zip(*map(one, keys), strict=True)]
+    return np.array([one(key) for key in keys], float).T
 
 
 @click.command()
@@ -61,20 +61,18 @@ def main(small: bool) -> None:
     x = rng.normal(size=(5, 3))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     problem = nth.Problem(x[:3], np.array([1.0, -1.0, 1.0]), x[3:])
-    widths = [16, 32] if small else [32, 64, 128, 256, 512]
-    table = np.array([distances(problem, w, 2 if small else 15, 5.0) for w in widths])
-    slopes = [np.polyfit(np.log(widths), np.log(c), 1)[0] for c in table.T]
-    rows = [[w, *row] for w, row in zip(widths, table, strict=True)]
+    widths = [8, 16, 32] if small else [32, 64, 128, 256, 512]
+    drawn = [distances(problem, w, 3 if small else 15, LAST) for w in widths]
+    values = np.stack(drawn, axis=1)  # (difference, width, seed)
+    rows = zip(widths, *np.median(values, axis=2), strict=True)
     print(tabulate([*rows], headers=["width", *NAMES], floatfmt=".2e"))
-    print("exponents of the width:", ", ".join(f"{slope:.2f}" for slope in slopes))
-    figure = Figure(figsize=(4.8, 3.3), layout="constrained", dpi=150)
-    axis = figure.subplots()
-    for name, color, column, slope in zip(NAMES, COLOURS, table.T, slopes, strict=True):
-        label = f"{name}: $w^{{{slope:.2f}}}$"
-        axis.plot(widths, column, "o-", color=color, lw=1.2, ms=4, label=label)
-    axis.set_title("root-mean-square difference, test points", fontsize=9)
-    over_widths(axis, widths, fontsize=8)
-    axis.set_xlabel("width $w$")
+    figure, (axis,) = axes(1)
+    for name, color, differences in zip(NAMES, COLORS, values, strict=True):
+        law = nth.scaling.fit(widths, differences, statistic=np.median)
+        print(f"{name}: exponent {law}")
+        draw(axis, widths, differences, np.median, law, name, color)
+    axis.set_title(f"test points, $t = {LAST:g}$, median")
+    axis.set_ylabel("root-mean-square difference")
     figure.savefig("perturbative.png")
 
 

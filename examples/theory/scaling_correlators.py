@@ -93,9 +93,8 @@ def main(small: bool) -> None:
             law = nth.scaling.fit(widths, values, statistic=statistic)
             words = f"{predicted} predicted, {fitted[which]} fitted"
             rows.append((f"{name}, {activation}", law, words))
-            sizes = np.abs(statistic(values, axis=-1))
-            draw(panels[which], widths, sizes, law, label, color)
-        panels[which].set_title(activation, fontsize=9)
+            draw(panels[which], widths, values, statistic, law, label, color)
+        panels[which].set_title(activation)
     panels[0].set_ylabel("average over initializations")
     report("average", rows)
     figure.savefig("scaling_correlators.png")

@@ -62,15 +62,16 @@ def main(small: bool) -> None:
     figure, (left, right) = axes(2)
     published = {f"p = {p}": words for p, words in LEVELS.items()}
     rows = medians(left, found, published)
-    left.set_title(f"error at $t = {LATE:g}$, median", fontsize=9)
+    left.set_title(f"error at $t = {LATE:g}$, median")
     for p, color in zip(LEVELS, COLORS, strict=False):
         over = np.stack([found.values[f"p = {p}, t = {t}"][-1] for t in EARLY])
         law = nth.scaling.fit(EARLY, over, statistic=np.median)
-        draw(right, EARLY, np.median(over, axis=1), law, f"p = {p}", color)
+        draw(right, EARLY, over, np.median, law, f"p = {p}", color)
         words = f"{p} (Theorem 2.6)" if p % 2 == 0 else "none for odd levels"
         rows.append((f"p = {p}, in the time", law, words))
-    right.set(xlabel="time")
-    right.set_title(f"error at width {widths[-1]}, median", fontsize=9)
+    left.set_ylabel("distance from the trained network")
+    right.set(xlabel="time $t$")
+    right.set_title(f"error at width {widths[-1]}, median")
     report("error, median", rows)
     figure.savefig("scaling_errors.png")
 

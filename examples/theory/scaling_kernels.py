@@ -44,7 +44,8 @@ def main(small: bool) -> None:
     found = nth.scaling.sweep(measure, widths, count, **how)
     figure, (axis,) = axes(1)
     report("largest entry, median", medians(axis, found, PUBLISHED))
-    axis.set_title("largest entry, median over initializations", fontsize=9)
+    axis.set_title("largest entry, median over initializations")
+    axis.set_ylabel("largest entry")
     figure.savefig("scaling_kernels.png")
 
 

@@ -60,7 +60,8 @@ def main(small: bool) -> None:
     found = nth.scaling.sweep(measure, widths, count, **how)
     figure, (axis,) = axes(1)
     report("relative change, median", medians(axis, found, PUBLISHED))
-    axis.set_title(f"relative change from $t = 0$ to {LAST:g}, medians", fontsize=9)
+    axis.set_title(f"relative change from $t = 0$ to {LAST:g}, medians")
+    axis.set_ylabel("relative change in Frobenius norm")
     figure.savefig("scaling_training.png")
 
 

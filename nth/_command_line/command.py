@@ -7,10 +7,8 @@ are checked, so that `--help` and `--version` are fast.
 
 import math
 import sys
-import tempfile
 import time
 import warnings
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,14 @@ except ImportError:
 import nth
 
 from .dataset import LOSSES, as_inputs, as_targets, digits, read
+from .output import (
+    FORMATS,
+    check_writable,
+    files,
+    require_package,
+    require_packages,
+    write,
+)
 
 # Renard's series R10: ten times to a decade, in round numbers.
 _DECADE = (1.0, 1.25, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -153,6 +159,15 @@ def times_until(last: float) -> np.ndarray:
     help="Folder for the figure and the table.",
 )
 @click.option(
+    "--format",
+    "formats",
+    type=click.Choice(FORMATS),
+    metavar="NAME",
+    multiple=True,
+    help="Also write tables of errors and outputs, as csv, json or parquet; may be "
+    "repeated.",
+)
+@click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE.npz",
@@ -187,19 +202,20 @@ def run(
     seed: int,
     dtype: str,
     output: Path,
+    formats: tuple[str, ...],
     data: Path | None,
     normalize: bool,
 ) -> None:
     """Run the comparison with checked options."""
     start = time.perf_counter()
-    _require("matplotlib", "the figure needs matplotlib")
+    require_packages(formats)
     if data is None:
-        _require("sklearn", "the digits need scikit-learn; or give --data")
+        require_package("sklearn", "the digits need scikit-learn; or give --data")
     arrays = digits(train, test, seed) if data is None else read(data)
     x_train, x_test = as_inputs(arrays, dtype, normalize)
     targets = as_targets(arrays, loss, dtype)
     ts = _as_times(until, times, dtype)
-    _check_writable(output)
+    check_writable(output, formats)
 
     import jax
 
@@ -225,22 +241,12 @@ def run(
         f"{targets.description}\n"
     )
     comparison = nth.compare(network, problem, ts, order, y_test=targets.test)
-    _write(comparison, output)
-    seconds = time.perf_counter() - start
-    click.echo(f"Wrote {output / 'levels.png'} and levels.txt, in {seconds:.0f} s.")
-
-
-def _write(comparison: Any, output: Path) -> None:
     click.echo(f"{comparison}\n")
-    (output / "levels.txt").write_text(f"{comparison}\n")
-    comparison.plot().savefig(output / "levels.png")
-
-
-def _require(package: str, message: str) -> None:
-    if find_spec(package) is None:
-        raise click.ClickException(
-            f"{message}: pip install 'neural-tangent-hierarchy[examples]'"
-        )
+    write(comparison, output, formats)
+    *names, last = files(formats)
+    listed = f"{', '.join(names)} and {last}"
+    seconds = time.perf_counter() - start
+    click.echo(f"Wrote {output / listed}, in {seconds:.0f} s.")
 
 
 def _as_times(until: float, times: tuple[float, ...] | None, dtype: str) -> np.ndarray:
@@ -253,21 +259,6 @@ def _as_times(until: float, times: tuple[float, ...] | None, dtype: str) -> np.n
             f"{option}: times must be finite and increasing when rounded to {dtype}"
         )
     return ts
-
-
-def _check_writable(output: Path) -> None:
-    """Raise, before a long solve, unless the results can be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise click.ClickException(
-            f"--output: cannot write into {output}: {error.strerror or error}"
-        ) from None
-    for name in ("levels.png", "levels.txt"):
-        if (output / name).is_dir():
-            raise click.ClickException(f"--output: {output / name} is a folder")
 
 
 def cli() -> int:

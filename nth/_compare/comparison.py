@@ -1,6 +1,5 @@
 """Comparison of levels with the trained network: errors, table, figure, data set."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -18,6 +17,7 @@ from .._solution.solution import Solution
 from .table import name_of, table
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
     from matplotlib.figure import Figure
 
@@ -168,40 +168,37 @@ class Comparison(eqx.Module):
         require_concrete("comparison", (self, jnp.zeros(())), "Comparison.plot")
         return plot_comparison(self, axes)
 
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Losses, errors and accuracies as a table, with a row for each model and time.
+
+        `model` is as for `to_xarray`. The outputs of a model are in the table of its
+        solution, such as `comparison.solutions[4].to_dataframe()`.
+
+        **Returns:** a data frame with the columns `model`, `time` or `step`, `loss`,
+        `train_error` and `test_error` (root-mean-square, against the trained network),
+        `error_estimate`, and for labels `train_accuracy` and `test_accuracy`.
+
+        Needs pandas: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        from .export import comparison_table
+
+        require_concrete("comparison", (self, jnp.zeros(())), "Comparison.to_dataframe")
+        return comparison_table(self)
+
     def to_xarray(self) -> "xarray.Dataset":
         """A labeled data set with dimensions such as `model`, `time` and `test_point`.
 
         `model` is `"truth"` for the trained network, `"p=2"` and so on for levels, or
-        the name of another model. Needs xarray:
-        `pip install 'neural-tangent-hierarchy[examples]'`.
+        the name of another model. Points and outputs are numbered; where inputs are
+        arrays, they are the coordinates `x_train` and `x_test` of the points, and the
+        targets are `y_train` and `y_test`.
+
+        Needs xarray: `pip install 'neural-tangent-hierarchy[examples]'`.
         """
-        import xarray
+        from .export import comparison_data_set
 
         require_concrete("comparison", (self, jnp.zeros(())), "Comparison.to_xarray")
-        models = {
-            "truth": self.truth,
-            **{name_of(p, "="): solution for p, solution in self.every.items()},
-        }
-        every = list(models.values())
-        ends = [self.valid_until(p) for p in self.every]
-        out = [f"output_{k}" for k in range(self.truth.train.ndim - 2)]
-        estimates = [np.asarray(self.error_estimate(p)) for p in self.every]
-        unknown = np.full(self.ts.shape, np.nan, self.truth.loss.dtype)
-        data: dict[str, Any] = {
-            "train": (("model", "time", "train_point", *out), _stack(every, "train")),
-            "test": (("model", "time", "test_point", *out), _stack(every, "test")),
-            "loss": (("model", "time"), _stack(every, "loss")),
-            "error_estimate": (("model", "time"), np.stack([unknown, *estimates])),
-            "valid_until": ("model", np.stack([self.truth.valid_until, *ends])),
-        }
-        for points in ("train", "test"):
-            scores = [self.accuracy("truth", points)]
-            scores += [self.accuracy(p, points) for p in self.every]
-            known = [score for score in scores if score is not None]
-            if known:
-                data[f"{points}_accuracy"] = (("model", "time"), np.stack(known))
-        coordinates = {"model": list(models), "time": np.asarray(self.ts)}
-        return xarray.Dataset(data, coordinates)
+        return comparison_data_set(self)
 
 
 def _is_right(
@@ -221,7 +218,3 @@ def _is_right(
     if targets.ndim == 2 and targets.shape[1] > 1 and classes:
         return jnp.argmax(outputs, axis=2) == jnp.argmax(targets, axis=1)[None]
     return None
-
-
-def _stack(solutions: Sequence[AbstractPrediction], name: str) -> np.ndarray:
-    return np.stack([np.asarray(getattr(solution, name)) for solution in solutions])

@@ -28,6 +28,7 @@ from .._problem.losses import (
 )
 from .solvers.chebyshev import ROCK4
 from .solvers.exponential import DenseExponential
+from .solvers.low_rank_rosenbrock import LowRankRosenbrock
 from .solvers.rosenbrock import DenseRosenbrock
 
 SolverOption: TypeAlias = diffrax.AbstractSolver | Literal["auto"]
@@ -39,6 +40,10 @@ NOT_STIFF = 100.0
 # Of networks with kinks, Tsit5 follows more: the error estimate of ROCK4 spans two
 # steps, and does not tell where a kink is. Beyond, Tsit5 would fail.
 _NOT_STIFF_WITH_KINKS = 2e5
+
+# Up to so many slots n·C, a kernel in each step costs less than explicit steps through
+# a gradient that rises within 1e-3.
+_MOST_SLOTS = 1024
 
 _SMOOTH_LOSSES = (SquaredError, SoftmaxCrossEntropy, LogisticLoss)
 
@@ -72,7 +77,7 @@ def choose(
 
     - Fixed steps, values that are traced, or dynamics without a kernel: Tsit5.
     - A loss with kinks, averaged over a small interval: `DenseRosenbrock` for a dense
-      hierarchy, `ROCK4` for others.
+      hierarchy, `LowRankRosenbrock` for others of at most 1,024 slots, else `ROCK4`.
     - ρT below 100, with ρ the fastest rate, or below 200,000 for networks with kinks,
       such as ReLU: Tsit5.
     - Else the cheapest by multiplications: for a dense hierarchy `DenseExponential`
@@ -87,10 +92,7 @@ def choose(
     if loss_has_kinks(dynamics) and _starts_finite(dynamics):
         loss = AveragedLoss(dynamics.problem.loss)
         dynamics = eqx.tree_at(lambda d: d.problem.loss, dynamics, loss)
-        stiff = ROCK4()
-        if isinstance(dynamics, DenseHierarchy):
-            stiff = DenseRosenbrock(dynamics)
-        return Choice(dynamics, stiff, None, averaged=True)
+        return Choice(dynamics, _for_jumps(dynamics), None, averaged=True)
     estimate = fastest_rate(dynamics)
     if estimate is None:
         return Choice(dynamics, tsit5, None, averaged=False)
@@ -105,6 +107,18 @@ def choose(
     if isinstance(dynamics, DenseHierarchy):
         stiff = _for_tensors(dynamics, stiffness)
     return Choice(dynamics, stiff, rate, averaged=False)
+
+
+def _for_jumps(dynamics: AbstractDynamics) -> diffrax.AbstractAdaptiveSolver:
+    """For an averaged loss, whose gradient is steep: an implicit solver, if its linear
+    equations are few."""
+    if isinstance(dynamics, DenseHierarchy):
+        return DenseRosenbrock(dynamics)
+    like = jax.eval_shape(lambda: _outputs(dynamics)[: dynamics.problem.n_train])
+    known = isinstance(dynamics, AbstractDescent | TaylorizedFlow)
+    return (
+        LowRankRosenbrock(dynamics) if known and like.size <= _MOST_SLOTS else ROCK4()
+    )
 
 
 def _for_tensors(
@@ -149,15 +163,18 @@ def loss_has_kinks(dynamics: AbstractDynamics) -> bool:
     problem = dynamics.problem
     if isinstance(problem.loss, _SMOOTH_LOSSES):
         return False
-    outputs = jax.eval_shape(lambda: dynamics.outputs(dynamics.initial_state())[0])
+    outputs = jax.eval_shape(lambda: _outputs(dynamics)[0])
     target = jax.ShapeDtypeStruct(problem.y_train.shape[1:], problem.y_train.dtype)
     return has_primitives_with_kinks(problem.loss.pointwise, outputs, target)
 
 
 def _starts_finite(dynamics: AbstractDynamics) -> bool:
     """Whether ∂L/∂f is finite at t = 0: an average would hide that it is not."""
-    outputs = dynamics.outputs(dynamics.initial_state())
-    return bool(all_finite(dynamics.output_gradient(outputs)))
+    return bool(all_finite(dynamics.output_gradient(_outputs(dynamics))))
+
+
+def _outputs(dynamics: AbstractDynamics) -> Float[Array, "m *out"]:
+    return dynamics.outputs(dynamics.initial_state())
 
 
 def network_has_kinks(dynamics: AbstractDynamics) -> bool:

@@ -12,11 +12,12 @@ from .._dynamics.base import AbstractDynamics
 from .choice import Choice
 from .kinks import KinkController
 from .solvers.chebyshev import ROCK4
+from .solvers.low_rank_rosenbrock import LowRankRosenbrock
 from .solvers.rosenbrock import DenseRosenbrock
 
-# The relative tolerance up to which kinks relax it: of networks, and of losses, which
-# are averaged first.
-_LOOSEST, _LOOSEST_AVERAGED = 2e-4, 5e-5
+# rtol, atol and the rtol up to which kinks relax it. A loss with kinks is averaged over
+# outputs ± 5e-4, which leaves errors of this size at any tolerance.
+_SINGLE, _DOUBLE, _AVERAGED = (1e-5, 1e-6, 2e-4), (1e-7, 1e-9, 2e-4), (1e-5, 1e-6, 1e-4)
 
 
 def default_controller(
@@ -24,7 +25,9 @@ def default_controller(
 ) -> diffrax.PIDController | KinkController:
     """Tolerances for the dtype of `ts`, relaxed at kinks where the solver allows it."""
     eps = float(jnp.finfo(ts.dtype).eps)
-    rtol, atol = (1e-7, 1e-9) if eps < 1e-10 else (1e-5, 1e-6)
+    rtol, atol, loosest = _DOUBLE if eps < 1e-10 else _SINGLE
+    if choice.averaged:
+        rtol, atol, loosest = _AVERAGED
     controller = diffrax.PIDController(
         rtol=rtol,
         atol=atol,
@@ -35,9 +38,9 @@ def default_controller(
     )
     # A kink is detected by the order of the error estimate, which for multistep methods
     # is lower in the first steps.
-    one_step = diffrax.AbstractRungeKutta | DenseRosenbrock | ROCK4
+    rosenbrock = DenseRosenbrock | LowRankRosenbrock
+    one_step = diffrax.AbstractRungeKutta | rosenbrock | ROCK4
     if isinstance(choice.solver, one_step):
-        loosest = _LOOSEST_AVERAGED if choice.averaged else _LOOSEST
         return KinkController(controller, loosest)
     return controller
 

@@ -74,12 +74,13 @@ def integrate(
         [`nth.DenseExponential`][], [`nth.DenseRosenbrock`][] and [`nth.ROCK4`][].
         Under transformations of JAX, with fixed steps, and for dynamics without a
         kernel it is `diffrax.Tsit5()`. A loss whose derivative jumps is averaged over
-        output intervals of width 1e-3. `Solution.stats["solver"]` is the solver used.
+        output intervals of width 1e-3, and solved by `DenseRosenbrock` or
+        [`nth.LowRankRosenbrock`][]. `Solution.stats["solver"]` is the solver used.
     - `stepsize_controller`: a diffrax step size controller; by default a
         `PIDController` with `dynamics.error_norm` and tolerances rtol, atol of 1e-7,
-        1e-9 in float64 and 1e-5, 1e-6 in float32. With Runge–Kutta methods the default
-        relaxes the tolerances at kinks, such as those of ReLU networks, up to a
-        relative tolerance of 2e-4.
+        1e-9 in float64 and 1e-5, 1e-6 in float32 and for averaged losses. With
+        Runge–Kutta methods the default relaxes the tolerances at kinks, such as those
+        of ReLU networks, up to a relative tolerance of 2e-4.
     - `dt0`: the size of the first step, by default chosen by the controller; with
         `diffrax.ConstantStepSize()` the size of every step, which is then required.
     - `adjoint`: a diffrax adjoint. The default supports `jax.grad`; `jax.jvp` and

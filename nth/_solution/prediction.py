@@ -1,13 +1,16 @@
 """The abstract base of all predictions: outputs and loss at the requested times."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._internal.validation import is_traced
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class AbstractPrediction(eqx.Module):
@@ -28,6 +31,21 @@ class AbstractPrediction(eqx.Module):
 
     loss: eqx.AbstractVar[Float[Array, " T"]]
     """The training loss L of those outputs."""
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The outputs as a table, with a row for each time, point and output.
+
+        **Returns:** a data frame with the columns `time` (`step` for discrete
+        training), `points` (`"train"` or `"test"`), `point`, `output` unless the
+        network is scalar, `value`, and `error_estimate` where each output has one.
+
+        Needs pandas: `pip install 'neural-tangent-hierarchy[examples]'`.
+
+        **Raises:** `ValueError` under `jax.jit`, and for a batch of predictions.
+        """
+        from .tables import prediction_table
+
+        return prediction_table(self)
 
 
 def is_shown(ts: Array, *others: Any) -> bool:

@@ -10,6 +10,8 @@ from ._style import NETWORK, OTHERS, level_color, log_times, panels, style
 if TYPE_CHECKING:
     from .._compare.comparison import Comparison, Points
 
+_IN_A_ROW = 4  # entries of the legend, as wide as two panels
+
 
 def plot_comparison(comparison: "Comparison", axes: Any) -> Figure:
     """Panels of loss, error on training and test points, and accuracy for labels."""
@@ -31,7 +33,8 @@ def plot_comparison(comparison: "Comparison", axes: Any) -> Figure:
             log_times(axis, comparison.ts)
         handles, labels = every[0].get_legend_handles_labels()
         if axes is None:
-            place = {"loc": "outside lower center", "ncols": len(labels)}
+            columns = min(len(labels), _IN_A_ROW)
+            place = {"loc": "outside lower center", "ncols": columns}
             figure.legend(handles, labels, **place)
         else:  # the figure is the user's
             every[0].legend(fontsize="small")
@@ -54,7 +57,7 @@ def _plot_loss(axis: Any, comparison: "Comparison") -> None:
     for p, solution, color in _levels(comparison):
         label = p if isinstance(p, str) else f"$p = {p}$"
         axis.plot(ts, solution.loss, color=color, lw=1.2, label=label)
-    axis.set_title("training loss")
+    axis.set(title="training loss", ylabel="loss")
     truth = np.asarray(comparison.truth.loss)
     if truth.max() > 10 * truth.min() > 0:
         axis.set_yscale("log")
@@ -73,7 +76,8 @@ def _plot_error(axis: Any, comparison: "Comparison", kind: "Points") -> None:
         shown = (estimate > 0) & (ts > 0)
         axis.plot(ts[shown], estimate[shown], color=color, lw=1, ls="--", alpha=0.7)
     axis.set_yscale("log")
-    axis.set_title(f"RMS error (-- estimate), {kind}")
+    title = {"train": "training", "test": "test"}[kind]
+    axis.set(title=f"{title} points (dashed: estimate)", ylabel="RMS error of outputs")
 
 
 def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
@@ -83,7 +87,8 @@ def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
     for p, _, color in _levels(comparison):
         share = comparison.accuracy(p, kind)
         axis.plot(ts, 100 * np.asarray(share), color=color, lw=1.2)
-    axis.set_title(f"accuracy (%), {kind} points")
+    title = {"train": "training", "test": "test"}[kind]
+    axis.set(title=f"{title} points", ylabel="accuracy (%)")
 
 
 def _mark_windows(axis: Any, comparison: "Comparison") -> None:

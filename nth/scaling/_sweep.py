@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._internal.checkpoint import Checkpoint, fingerprint, require_path
+from .._internal.frames import require_pandas
 from .._internal.precision import full_precision
 from .._internal.progress import delayed_bar
 from .._internal.validation import (
@@ -25,6 +26,7 @@ from .._problem.inputs import require_like
 from ._exponent import Exponent, fit
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
 Measure = Callable[[int, PRNGKeyArray], PyTree[Float[Array, ""]]]
@@ -59,6 +61,29 @@ class Sweep(eqx.Module):
         return plot_sweep(
             self, [self._law(v) for v in jax.tree.leaves(self.values)], axes
         )
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The values as a table, with a row for each width and initialization.
+
+        **Returns:** a data frame with the columns `width`, `initialization`, and one
+        for each value of `measure`: named by its place in the pytree, such as `ntk`
+        for an entry of a dict, or `value` for a single scalar.
+
+        Needs pandas: `pip install 'neural-tangent-hierarchy[examples]'`.
+        """
+        pandas = require_pandas("Sweep.to_dataframe")
+        leaves = jax.tree_util.tree_leaves_with_path(self.values)
+        columns = {
+            jax.tree_util.keystr(path, simple=True, separator=".") or "value": values
+            for path, values in leaves
+        }
+        count = leaves[0][1].shape[1]
+        index = {
+            "width": np.repeat(self.widths, count),
+            "initialization": np.tile(np.arange(count), len(self.widths)),
+        }
+        flat = {name: np.ravel(values) for name, values in columns.items()}
+        return pandas.DataFrame({**index, **flat})
 
     def _law(self, values: np.ndarray) -> Exponent | None:
         """The law of the medians; `None` if there are too few values, or zeros."""

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from ..._custom_types import Scalar
 from ..._dynamics.dense import DenseHierarchy, Levels
+from .output_space import output_hessian, times_blocks
 
-# Slots are flattened: a slot is one index over points and output components.
+# Slots are flattened, as in `output_space`.
 Flat = tuple[Float[Array, "all_slots ..."], ...]
 
 
@@ -84,21 +85,6 @@ class NewtonMatrix(eqx.Module):
         return times_blocks(vector[None], self.hessian.mT)[0]
 
 
-def output_hessian(
-    dynamics: DenseHierarchy, outputs: Float[Array, "m *out"]
-) -> Float[Array, "n C C"]:
-    """H = ∂g/∂f on the training points: one block for each point, since L is a mean."""
-    problem = dynamics.problem
-    train = outputs[: problem.n_train]
-
-    def gradient(output: Array, target: Array) -> Array:
-        return jax.grad(problem.loss.pointwise)(output, target)
-
-    blocks = jax.vmap(jax.jacfwd(gradient))(train, problem.y_train)
-    n, components = problem.n_train, train[0].size
-    return blocks.reshape(n, components, components) / n
-
-
 def flatten(dynamics: DenseHierarchy, levels: Levels) -> Flat:
     """`levels` with one index for each slot."""
     size = dynamics.levels[0][: dynamics.problem.n_train].size
@@ -139,11 +125,3 @@ def _reduced(
     while kernel.ndim > 2:
         kernel = jnp.einsum("ab...,b->a...", kernel, slope)
     return kernel
-
-
-def times_blocks(rows: Float[Array, "a slots"], blocks: Float[Array, "n C C"]) -> Array:
-    """`rows` times the block-diagonal matrix of `blocks`."""
-    if blocks.shape[1] == 1:
-        return rows * blocks.reshape(1, -1)
-    split = rows.reshape(len(rows), *blocks.shape[:2])
-    return jnp.einsum("ajc,jcd->ajd", split, blocks).reshape(rows.shape)

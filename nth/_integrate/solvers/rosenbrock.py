@@ -8,34 +8,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..._custom_types import Scalar
+from ..._custom_types import Scalar, State
 from ..._dynamics.dense import DenseHierarchy, Levels
 from . import rodas5p
 from .dense_newton import Flat, NewtonMatrix, flatten, slope_at, times, unflatten
 
 
 class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
-    """The continuous extension of Rodas5P, of order 4 and continuous from step to step.
+    """The continuous extension of a Rosenbrock method, continuous from step to step.
 
-    y(t₀ + θh) = (1−θ) y₀ + θ y₁ + θ(1−θ) (d₁ + θ(d₂ + θ d₃)).
+    y(t₀ + θh) = (1−θ) y₀ + θ y₁ + θ(1−θ) (d₁ + θ(d₂ + …)).
     """
 
     t0: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     t1: Any  # pyright: ignore[reportIncompatibleVariableOverride]
-    y0: Levels
-    y1: Levels
-    d: tuple[Levels, Levels, Levels]
+    y0: State
+    y1: State
+    d: tuple[State, ...]
 
-    def evaluate(self, t0: Any, t1: Any | None = None, left: bool = True) -> Levels:
+    def evaluate(self, t0: Any, t1: Any | None = None, left: bool = True) -> State:
         del left
         if t1 is not None:
             return jax.tree.map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
         span = self.t1 - self.t0
         theta = (t0 - self.t0) / jnp.where(span == 0, 1, span)
 
-        def at(y0: Array, y1: Array, d1: Array, d2: Array, d3: Array) -> Array:
-            correction = theta * (1 - theta) * (d1 + theta * (d2 + theta * d3))
-            return (1 - theta) * y0 + theta * y1 + correction
+        def at(y0: Array, y1: Array, *d: Array) -> Array:
+            correction = jnp.zeros_like(y0)
+            for term in reversed(d):
+                correction = term + theta * correction
+            return (1 - theta) * y0 + theta * y1 + theta * (1 - theta) * correction
 
         return jax.tree.map(at, self.y0, self.y1, *self.d)
 

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks` runs those that README and documentation quote."""

@@ -1,0 +1,89 @@
+"""The command of the benchmarks, and what README and documentation quote from it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import __main__ as command, record
+
+ROOT = Path(__file__).parents[1]
+STORED: dict[str, Any] = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+
+
+def test_a_small_run_is_printed_and_kept_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_in_own_process", record.measured)  # compiles less
+    output = tmp_path / "results.json"
+    output.write_text(json.dumps({"kernels": {"rows": []}}))
+    arguments = ["cheaper_method", "--small", "--output", str(output)]
+    result = CliRunner().invoke(command.main, arguments, catch_exceptions=False)
+    records = json.loads(output.read_text())
+    assert list(records) == ["kernels", "cheaper_method"]
+    stored = records["cheaper_method"]
+    (row,) = stored["rows"]
+    assert row["chosen / faster"] >= 1
+    assert min(row["dense (s)"], row["matrix-free (s)"]) > 0
+    assert stored["small"]
+    assert stored["versions"].keys() >= {"nth", "jax", "numpy"}
+    assert stored["machine"]["cores"] >= 1
+    for shown in ("n = 8, p = 2", "dense (s)", "jax 0", "small sizes"):
+        assert shown in result.output
+
+
+def test_a_benchmark_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(name: str, small: bool) -> Any:
+        if name == "kernels":
+            raise ValueError("no memory")
+        return {**STORED["levels"], "small": small}
+
+    monkeypatch.setattr(command, "_in_own_process", measured)
+    output = tmp_path / "results.json"
+    arguments = ["kernels", "levels", "--output", str(output)]
+    result = CliRunner().invoke(command.main, arguments)
+    assert result.exit_code == 1
+    assert "kernels failed: no memory" in result.output
+    assert list(json.loads(output.read_text())) == ["levels"]
+
+
+def test_every_benchmark_has_a_module_that_measures() -> None:
+    for name in command.BENCHMARKS:
+        text = (ROOT / "benchmarks" / f"{name}.py").read_text()
+        assert re.search(r"^def measure\(small: bool\)", text, re.MULTILINE), name
+
+
+def test_stored_results_are_of_full_sizes_and_finite() -> None:
+    assert set(STORED) <= set(command.BENCHMARKS)
+    for name, stored in STORED.items():
+        assert not stored["small"], name
+        for row in stored["rows"]:
+            for value in row.values():
+                assert isinstance(value, str) or abs(value) < 1e12, (name, row)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_pages_quote_the_stored_errors(page: str) -> None:
+    """Factors by which level 4 is closer to the network than level 2."""
+    rows = {row["case"]: row for row in STORED["levels"]["rows"]}
+    text = " ".join((ROOT / page).read_text().split())
+    found = re.search(r"by a factor of ([^()]*) \((training) points\)", text)
+    assert found is not None
+    quoted = re.findall(r"([\d.]+) at t = (\d+)", found[1])
+    assert len(quoted) == 3
+    for factor, t in quoted:
+        ratio = rows[f"digits, train, t = {t}"]["p = 2 / p = 4"]
+        assert float(factor) == float(f"{ratio:.2g}")
+
+
+def test_readme_quotes_the_stored_speed_of_kernels() -> None:
+    assert "over a hundred times faster" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
+    ratios = [row.get("plain JAX / nth") for row in STORED["kernels"]["rows"]]
+    assert min(ratio for ratio in ratios if ratio is not None) > 100
