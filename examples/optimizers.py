@@ -9,12 +9,19 @@ optimizer, over all steps, points and outputs. Lines are medians over initializa
 bands their range. Prints errors at the largest width, the exponents with which they
 fall with the width (with 95 % confidence intervals from resampled initializations), and
 the share of runs that are reported (of which `valid_until` is finite); writes
-optimizers.png. Learning rates are the same at every width.
+optimizers.png.
+
+Learning rates are such that training moves the outputs equally far at every width. For
+SGD and momentum these are constant. RMSprop and Adam move each weight by about the
+learning rate: the width² weights between hidden layers, whose gradients are of order
+1/width, have learning rates and eps in proportion to 1/width, and the others, of order
+1/√width, in proportion to 1/√width.
 """
 
 import sys
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,20 +37,34 @@ widths = (8, 16) if small else (64, 128, 256, 512, 1024)
 orders = (2, 3) if small else (2, 3, 4)
 steps, seeds = (3, 2) if small else (20, 8)
 
+# scale ↦ optimizer; the scale is 1 at width 64. The eps of RMSprop is inside the root.
 OPTIMIZERS = {
-    "SGD": optax.sgd(0.5),
-    "momentum 0.9": optax.sgd(0.1, momentum=0.9),
-    "RMSprop, eps 1e-4": optax.rmsprop(1e-2, eps=1e-4),
-    "Adam, eps 1e-4": optax.adam(2e-3, eps=1e-4),
-    "Adam, eps 1e-8": optax.adam(2e-3, eps=1e-8),
-    "Adam, eps_root 1e-6": optax.adam(2e-3, eps_root=1e-6),
+    "SGD": lambda _: optax.sgd(0.5),
+    "momentum 0.9": lambda _: optax.sgd(0.1, momentum=0.9),
+    "RMSprop, eps 1e-4": lambda s: optax.rmsprop(1e-2 * s, eps=1e-4 * s**2),
+    "Adam, eps 1e-4": lambda s: optax.adam(2e-3 * s, eps=1e-4 * s),
+    "Adam, eps 1e-8": lambda s: optax.adam(2e-3 * s, eps=1e-8 * s),
+    "Adam, eps_root 1e-6": lambda s: optax.adam(2e-3 * s, eps_root=1e-6 * s**2),
 }
 if small:  # compilation is what takes long
     OPTIMIZERS = {name: OPTIMIZERS[name] for name in ("SGD", "Adam, eps 1e-4")}
 COLORS = {p: nth.plot.level_color(p) for p in (2, 3, 4)}
 
 
-def largest_errors(width, seed, optimizer):
+def by_layer(scaled, width):
+    """The optimizer with the scale of each layer."""
+
+    def labels(network):
+        outer = jax.tree.map(lambda _: "outer", network)
+        return eqx.tree_at(lambda network: network.weights[1], outer, "hidden")
+
+    scale = 64 / width
+    return optax.multi_transform(
+        {"hidden": scaled(scale), "outer": scaled(scale**0.5)}, labels
+    )
+
+
+def largest_errors(width, seed, scaled):
     """For each level the largest error, and whether the run is reported."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(10, 10))
@@ -53,6 +74,7 @@ def largest_errors(width, seed, optimizer):
     network = nth.MLP(10, width, 2, out_size=3, key=jax.random.key(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nth.WindowWarning)
+        optimizer = by_layer(scaled, width)
         compared = nth.compare_discrete(network, problem, steps, optimizer, orders)
     rows = []
     for p in orders:
@@ -76,9 +98,9 @@ def slopes(errors):
 
 
 results = {}  # name: (width, seed, level, (error, reported))
-for name, optimizer in OPTIMIZERS.items():
+for name, scaled in OPTIMIZERS.items():
     results[name] = np.array(
-        [[largest_errors(w, s, optimizer) for s in range(seeds)] for w in widths]
+        [[largest_errors(w, s, scaled) for s in range(seeds)] for w in widths]
     )
     for k, p in enumerate(orders):
         errors, reported = results[name][:, :, k, 0], results[name][:, :, k, 1]
