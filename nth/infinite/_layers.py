@@ -1,0 +1,335 @@
+"""Layers of networks whose infinite width is computed: descriptions without weights."""
+
+import abc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .._internal.validation import (
+    require_bool,
+    require_integer,
+    require_name,
+    require_scale,
+)
+from .._network.activations import as_activation
+from ._gaussian_moments import Pairs, kink_at_zero, rule_for
+from ._layer_moments import (
+    FEATURES,
+    GAUSSIAN,
+    INPUTS,
+    Moments,
+    Walk,
+    affine,
+    patches,
+)
+from ._versines import versine_of_sum
+
+
+class AbstractLayer(eqx.Module):
+    """Base class of the layers of [`nth.infinite.network_kernels`][]."""
+
+    @abc.abstractmethod
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        """The moments of two points after this layer."""
+
+
+class Dense(AbstractLayer):
+    """A fully connected layer, on inputs without dimensions of space.
+
+    **Arguments:**
+
+    - `sigma_w`, `sigma_b`: the scales of weights and bias, as for [`nth.MLP`][].
+    - `use_bias`: whether there is a bias.
+    """
+
+    sigma_w: Any
+    sigma_b: Any
+    use_bias: bool = eqx.field(static=True)
+
+    def __init__(
+        self, sigma_w: Any = 1.0, *, use_bias: bool = False, sigma_b: Any = 1.0
+    ):
+        self.sigma_w = require_scale("sigma_w", sigma_w)
+        self.sigma_b = require_scale("sigma_b", sigma_b)
+        self.use_bias = require_bool("use_bias", use_bias)
+
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        if moments.shape:
+            raise ValueError(
+                f"layers: Dense follows activations with positions {moments.shape}. "
+                "Put Flatten() or GlobalAveragePool() before it."
+            )
+        sigmas = (self.sigma_w, self.sigma_b)
+        rates = walk.rates(sigmas, self.use_bias, moments, moments.fan)
+        return affine(walk, moments, _one_part(moments), rates)
+
+
+class Conv(AbstractLayer):
+    """A convolution, in as many dimensions as the inputs have.
+
+    Its fan-in is the number of channels times that of the places of the kernel.
+
+    **Arguments:**
+
+    - `kernel_size`, `stride`: a number, or one for each dimension.
+    - `sigma_w`, `sigma_b`, `use_bias`: as for [`nth.infinite.Dense`][]; the bias is one
+        number for each channel.
+    - `padding`: `"SAME"` (zeros), `"VALID"` or `"CIRCULAR"`, as in `equinox.nn.Conv`
+        and `jax.lax.conv_general_dilated`.
+    """
+
+    sigma_w: Any
+    sigma_b: Any
+    kernel_size: int | tuple[int, ...] = eqx.field(static=True)
+    stride: int | tuple[int, ...] = eqx.field(static=True)
+    padding: str = eqx.field(static=True)
+    use_bias: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        sigma_w: Any = 1.0,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: Literal["SAME", "VALID", "CIRCULAR"] = "SAME",
+        use_bias: bool = False,
+        sigma_b: Any = 1.0,
+    ):
+        self.kernel_size = _numbers("kernel_size", kernel_size)
+        self.stride = _numbers("stride", stride)
+        self.padding = require_name("padding", padding, ("SAME", "VALID", "CIRCULAR"))
+        self.sigma_w = require_scale("sigma_w", sigma_w)
+        self.sigma_b = require_scale("sigma_b", sigma_b)
+        self.use_bias = require_bool("use_bias", use_bias)
+
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        dimensions = len(moments.shape)
+        if dimensions == 0:
+            raise ValueError(
+                "layers: Conv follows activations without positions. Give x1 of shape "
+                "(points, channels, *positions), and Flatten or GlobalAveragePool "
+                "after the last Conv."
+            )
+        sizes = _for_each("kernel_size", self.kernel_size, dimensions)
+        strides = _for_each("stride", self.stride, dimensions)
+        if any(s > n for s, n in zip(sizes, moments.shape, strict=True)):
+            raise ValueError(
+                f"layers: Conv with kernel_size {sizes} on positions {moments.shape}: "
+                "give a smaller kernel_size."
+            )
+        parts = patches(walk, moments, sizes, strides, self.padding)
+        sigmas = (self.sigma_w, self.sigma_b)
+        fan_in = moments.fan * math.prod(sizes)
+        rates = walk.rates(sigmas, self.use_bias, moments, fan_in)
+        return affine(walk, moments, parts, rates)
+
+
+class Activation(AbstractLayer):
+    """An elementwise activation, after a `Dense` or `Conv` or a sum of these.
+
+    **Arguments:**
+
+    - `function`: a name or a function, as for [`nth.MLP`][].
+    """
+
+    function: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __init__(self, function: str | Callable[[Array], Array] = "tanh"):
+        self.function = as_activation(function)
+
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        if moments.kind != GAUSSIAN:
+            raise ValueError(
+                f"layers: Activation follows {moments.kind}, which are not Gaussian at "
+                "infinite width. Put Dense() or Conv() before it."
+            )
+        rule = rule_for(self.function, walk.nodes)
+        positions = len(moments.shape)
+        sides = walk.on_pairs(moments.first, moments.second, positions)
+        cross, versine = moments.cross, moments.versine
+        first, second = (jnp.broadcast_to(side, cross.shape).ravel() for side in sides)
+        flat = None if versine is None else versine.ravel()
+        value, after, slope = rule.moments(Pairs(first, second, cross.ravel(), flat))
+        value, slope = value.reshape(cross.shape), slope.reshape(cross.shape)
+        versine = None if after is None else after.reshape(cross.shape)
+        change = rule.change(moments.first.ravel())
+        if not rule.closed:
+            change = jnp.maximum(change, kink_at_zero(self.function, cross.dtype))
+        return walk.next(
+            moments,
+            value,
+            ntk=slope * moments.ntk,
+            versine=versine,
+            change=jnp.maximum(moments.change, change),
+            kind=FEATURES,
+        )
+
+
+class Flatten(AbstractLayer):
+    """All channels at all positions as the entries of one vector."""
+
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        places = _equal_positions(walk, moments)
+        versine = None
+        if places.versine is not None:
+            versine = versine_of_sum(places.first, places.second, places.versine)
+        return walk.next(
+            moments,
+            jnp.mean(places.cross),
+            ntk=jnp.mean(places.ntk),
+            versine=versine,
+            kind=INPUTS if moments.kind == INPUTS else FEATURES,
+            shape=(),
+            fan=math.prod(moments.shape) * moments.fan,
+        )
+
+
+class GlobalAveragePool(AbstractLayer):
+    """The mean over all positions, of each channel."""
+
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        if not moments.shape:
+            raise ValueError(
+                "layers: GlobalAveragePool follows activations without positions: "
+                "leave it out."
+            )
+        means = jnp.mean(moments.cross), jnp.mean(moments.ntk)
+        return walk.next(moments, means[0], ntk=means[1], versine=None, shape=())
+
+
+class Residual(AbstractLayer):
+    """The sum of a branch of layers and its input, or of two branches.
+
+    **Arguments:**
+
+    - `layers`: the branch. Its last layer is a `Dense` or `Conv`, whose weights are
+        independent of the other summand.
+    - `shortcut`: layers on the input of the other summand; none by default.
+    """
+
+    layers: tuple[AbstractLayer, ...]
+    shortcut: tuple[AbstractLayer, ...]
+
+    def __init__(
+        self,
+        layers: Sequence[AbstractLayer],
+        shortcut: Sequence[AbstractLayer] = (),
+    ):
+        self.layers = as_layers("layers", layers)
+        self.shortcut = as_layers("shortcut", shortcut) if shortcut else ()
+        if not isinstance(self.layers[-1], Dense | Conv):
+            raise ValueError(
+                f"layers of Residual must end in Dense or Conv, so that the summands "
+                f"are independent; got {type(self.layers[-1]).__name__}."
+            )
+
+    def propagate(self, moments: Moments, walk: Walk) -> Moments:
+        if moments.kind == INPUTS and not self.shortcut:
+            raise ValueError(
+                "layers: Residual adds the inputs to activations of another size. Put "
+                "Dense() or Conv() before it, or give it a shortcut."
+            )
+        branch = propagate_through(self.layers, moments, walk)
+        other = propagate_through(self.shortcut, moments, walk)
+        if (branch.shape, branch.fan) != (other.shape, other.fan):
+            raise ValueError(
+                f"layers: Residual adds activations with positions {branch.shape} to "
+                f"some with {other.shape}. Give it a shortcut that has the same."
+            )
+        versine = None
+        if branch.versine is not None and other.versine is not None:
+            parts = [
+                jnp.stack(both)
+                for both in (
+                    (branch.first, other.first),
+                    (branch.second, other.second),
+                    (branch.versine, other.versine),
+                )
+            ]
+            first, second = walk.on_pairs(parts[0], parts[1], len(branch.shape))
+            versine = versine_of_sum(first, second, parts[2])
+        return walk.next(
+            branch,
+            branch.cross + other.cross,
+            ntk=branch.ntk + other.ntk,
+            versine=versine,
+            change=jnp.maximum(branch.change, other.change),
+            kind=other.kind,
+        )
+
+
+def propagate_through(
+    layers: Sequence[AbstractLayer], moments: Moments, walk: Walk
+) -> Moments:
+    for layer in layers:
+        moments = layer.propagate(moments, walk)
+    return moments
+
+
+def all_layers(layers: Sequence[AbstractLayer]) -> Iterator[AbstractLayer]:
+    """Each layer, those of branches included."""
+    for layer in layers:
+        yield layer
+        if isinstance(layer, Residual):
+            yield from all_layers((*layer.layers, *layer.shortcut))
+
+
+def as_layers(argument: str, layers: Any) -> tuple[AbstractLayer, ...]:
+    """`layers` as a tuple; `ValueError` unless they are layers, at least one."""
+    made = tuple(layers) if isinstance(layers, list | tuple) else ()
+    if not made or not all(isinstance(layer, AbstractLayer) for layer in made):
+        raise ValueError(
+            f"{argument} must be a list of layers, such as [nth.infinite.Dense(), "
+            f'nth.infinite.Activation("relu"), nth.infinite.Dense()]; got {layers!r}.'
+        )
+    return made
+
+
+def _one_part(moments: Moments) -> Moments:
+    """`moments` with a first axis of length 1."""
+    arrays = ("cross", "ntk", "versine", "first", "second")
+    parts = {name: getattr(moments, name) for name in arrays}
+    return moments._replace(
+        **{k: None if part is None else part[None] for k, part in parts.items()}
+    )
+
+
+def _equal_positions(walk: Walk, moments: Moments) -> Moments:
+    """Moments at equal positions of both points, over one axis."""
+    count = math.prod(moments.shape)
+
+    def places(array: Array) -> Array:
+        if not walk.all_positions:
+            return array.ravel()
+        return jnp.diagonal(array.reshape(count, count))
+
+    return moments._replace(
+        cross=places(moments.cross),
+        ntk=places(moments.ntk),
+        versine=None if moments.versine is None else places(moments.versine),
+        first=moments.first.ravel(),
+        second=moments.second.ravel(),
+    )
+
+
+def _numbers(name: str, value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(require_integer(name, entry, 1) for entry in value)
+    return require_integer(name, value, 1)
+
+
+def _for_each(
+    name: str, value: int | tuple[int, ...], dimensions: int
+) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dimensions
+    if len(value) != dimensions:
+        raise ValueError(
+            f"layers: Conv has {name} {value}, and its inputs have {dimensions} "
+            "dimensions of space: give one number for each."
+        )
+    return value
