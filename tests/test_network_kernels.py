@@ -227,15 +227,15 @@ class ResidualNetwork(eqx.Module):
         root = len(self.last) ** 0.5
         h = 2.0 / 2 * (self.first @ x)
         for block in self.blocks:
-            branch = 1.5 / root * (block[0] @ erf(h))
-            h = h + 1.5 / root * (block[1] @ erf(branch))
-        return jnp.vdot(self.last, erf(h)) / root
+            branch = 1 / root * (block[0] @ jnp.sin(h))
+            h = h + 1 / root * (block[1] @ jnp.sin(branch))
+        return jnp.vdot(self.last, jnp.sin(h)) / root
 
 
 RESIDUAL = [
     Dense(2.0),
-    *[Residual([Activation("erf"), Dense(1.5), Activation("erf"), Dense(1.5)])] * 2,
-    Activation("erf"),
+    *[Residual([Activation("sin"), Dense(), Activation("sin"), Dense()])] * 2,
+    Activation("sin"),
     Dense(),
 ]
 
@@ -272,12 +272,13 @@ def convolutional(pooled: bool) -> list[Any]:
     return [*block, *block, GlobalAveragePool() if pooled else Flatten(), Dense()]
 
 
-def mean_ntk(make: Any, x: np.ndarray, samples: int) -> tuple[float, float]:
+def mean_ntk(make: Any, x: Any, samples: int) -> tuple[float, float]:
     """The mean of a network's NTK, summed over two points, and its standard error."""
 
     def of_key(key: jax.Array) -> jax.Array:
         gradient = eqx.filter_grad(lambda network: network(x[0]) + network(x[1]))
-        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient(make(key))))
+        squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient(make(key)))]
+        return jnp.sum(jnp.stack(squares))
 
     keys = jax.random.split(jax.random.key(0), samples)
     draws = jax.jit(lambda keys: jax.lax.map(of_key, keys, batch_size=1000))(keys)
@@ -293,6 +294,7 @@ def test_the_mean_ntk_tends_to_it_as_one_over_the_width(kind):
         x, layers, options = FLAT, RESIDUAL, {"parameterization": "ntk"}
     limit = float(jnp.sum(network_kernels(layers, x[:2], **options).ntk))
     x = jnp.asarray(x)
+    samples = 12_000 if kind == "residual" else 4000
     gaps, errors = [], []
     for width in (4, 16):
 
@@ -301,7 +303,7 @@ def test_the_mean_ntk_tends_to_it_as_one_over_the_width(kind):
                 return ResidualNetwork(width, key)
             return ConvolutionalNetwork(width, pooled, key)
 
-        mean, error = mean_ntk(make, x, 8000)
+        mean, error = mean_ntk(make, x, samples)
         scale = 1 if kind == "residual" else width
         gaps.append(mean / scale - limit)
         errors.append(error / scale)
@@ -310,3 +312,115 @@ def test_the_mean_ntk_tends_to_it_as_one_over_the_width(kind):
     print(f"the mean NTK's distance falls as width^({exponent:.2f} ± {doubt:.2f})")
     assert doubt < 0.2
     assert abs(exponent + 1) < 0.15 + 2 * doubt  # the next order is a sixteenth
+
+
+# ------------------------------------------------------------ accuracy and derivatives
+
+
+def both_heads(activation: str) -> list[list[Any]]:
+    block = [Conv(2, 1.4, **BIAS), Residual([Activation(activation), Conv(3, 0.7)])]
+    heads = [Flatten()], [GlobalAveragePool(), Dense(1.2), Activation(activation)]
+    return [[*block, Activation(activation), *head, Dense()] for head in heads]
+
+
+def test_two_sets_and_float32():
+    for layers in both_heads("relu"):
+        whole = network_kernels(layers, SIGNALS)
+        block = network_kernels(layers, SIGNALS[:1], SIGNALS[1:])
+        single = network_kernels(layers, SIGNALS.astype(np.float32))
+        assert single.ntk.dtype == jnp.float32
+        for part in ("nngp", "ntk"):
+            value = np.asarray(getattr(whole, part))
+            np.testing.assert_array_equal(value, value.T)
+            np.testing.assert_allclose(getattr(block, part), value[:1, 1:], rtol=1e-13)
+            np.testing.assert_allclose(getattr(single, part), value, rtol=1e-3)
+
+
+def test_points_that_nearly_coincide():
+    """ReLU's slope is linear in the angle: distances of 1e-6 and 1e-8 of a signal give
+    changes of the NTK that are proportional to them, to half of the digits of 1e-8."""
+    layers = both_heads("relu")[0]
+    x = SIGNALS[:1]
+    move = RNG.normal(size=x.shape)
+
+    def change(step: float) -> float:
+        moved = network_kernels(layers, x, np.concatenate([x, x + step * move]))
+        return float(moved.ntk[0, 0] - moved.ntk[0, 1])
+
+    # The part that is linear and odd in the step is removed by a step of other sign.
+    kinks = [change(h) + change(-h) for h in (1e-4, 1e-6)]
+    np.testing.assert_allclose(kinks[0] / kinks[1], 100, rtol=1e-3)
+
+
+def test_slopes_where_points_coincide():
+    x = jnp.asarray(np.concatenate([SIGNALS[:1], SIGNALS[:1], 2 * SIGNALS[1:2]]))
+    direction = jnp.asarray(RNG.normal(size=x.shape))
+    weights = jnp.cos(jnp.arange(9.0)).reshape(3, 3)
+
+    @jax.jit
+    def total(step: jax.Array, sigma: jax.Array) -> jax.Array:
+        value = jnp.zeros(())
+        for layers in both_heads("erf"):
+            changed = [*layers[:-1], Dense(sigma)]
+            found = network_kernels(changed, x + step * direction)
+            value += jnp.vdot(weights, found.ntk) + jnp.vdot(weights, found.nngp)
+        return value
+
+    point = jnp.asarray(0.0), jnp.asarray(1.2)
+    slopes = jax.jit(jax.grad(total, (0, 1)))(*point)
+    h = 1e-5
+    for k, slope in enumerate(slopes):
+        ends = [
+            total(*(p + s * h * (i == k) for i, p in enumerate(point))) for s in (1, -1)
+        ]
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * h), rtol=1e-7)
+
+
+def test_trained_networks():
+    """The law of trained networks takes these kernels: with the ridge going to 0, the
+    posterior is its end."""
+    problem = nth.Problem(SIGNALS[:2], np.array([1.0, -1.0]), SIGNALS[2:])
+    kernels = network_kernels(both_heads("erf")[1], problem.x)
+    law = nth.infinite.ensemble(kernels, problem, [0.0, jnp.inf], covariance="test")
+    quiet = nth.infinite.posterior(kernels, problem, noise=1e-10)
+    np.testing.assert_allclose(law.mean[1, :2], problem.y_train, atol=1e-9)
+    np.testing.assert_allclose(law.mean[1, 2:], quiet.mean, atol=1e-7)
+    assert law.covariance is not None
+    np.testing.assert_allclose(law.covariance[1], quiet.covariance, atol=1e-7)
+    solved = nth.closed_form(nth.infinite.as_kernels(kernels, problem), problem, [9.0])
+    mean = nth.infinite.ensemble(kernels, problem, [9.0]).mean
+    np.testing.assert_allclose(solved.test, mean[:, 2:], atol=1e-12)
+
+
+def test_bad_layers(without_type_checks):
+    act = Activation("erf")
+
+    def refused(words: str, layers: Any, x: Any = SIGNALS, **options: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            network_kernels(layers, x, **options)
+
+    refused("layers must be a list of layers", [])
+    refused("layers must be a list of layers", [Dense(), "relu"], FLAT)
+    refused(r"Put Flatten\(\) or GlobalAveragePool\(\) before it", [Dense()])
+    refused("Conv follows activations without positions", [Conv(3)], FLAT)
+    refused("GlobalAveragePool follows activations", [GlobalAveragePool()], FLAT)
+    refused("Activation follows inputs", [act, Dense()], FLAT)
+    refused("Activation follows features", [Dense(), act, act], FLAT)
+    refused("layers end in features", [Dense(), act], FLAT)
+    refused(r"layers end in gaussian with positions \(5,\)", [Conv(3)])
+    refused("kernel_size .* give a smaller", [Conv(6), Flatten(), Dense()])
+    refused("give one number for each", [Conv((2, 2)), Flatten(), Dense()])
+    refused("Residual adds the inputs", [Residual([Dense()])], FLAT)
+    refused("Residual adds .* shortcut", [Conv(2), Residual([act, Conv(2, stride=2)])])
+    refused(r"x1 must have shape \(points, d\)", [Dense()], FLAT[0])
+    refused("x2 has inputs of size", [Dense()], FLAT, x2=FLAT[:, :2])
+    refused("too rough or too steep", [Dense(), Activation(jnp.abs), Dense()], FLAT)
+    refused("nodes must be odd", [Dense(), Activation(), Dense()], FLAT, nodes=10)
+    with pytest.raises(ValueError, match=r"layers of Residual must end in Dense"):
+        Residual([Dense(), act])
+    with pytest.raises(ValueError, match="padding must be one of"):
+        Conv(3, padding="same")  # pyright: ignore
+    with pytest.raises(ValueError, match="kernel_size must be at least 1"):
+        Conv(0)
+    with pytest.raises(ValueError, match="sigma_w must be"):
+        Dense(-1.0)
