@@ -1,4 +1,4 @@
-"""Fully connected networks at infinite width: NNGP kernel, NTK and training."""
+"""Networks at infinite width: NNGP kernel, NTK and training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -9,17 +9,15 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._internal.precision import full_precision
 from .._internal.validation import require_integer
+from .._kernels.infinite_width import (
+    InfiniteKernels as InfiniteKernels,
+    as_kernels as as_kernels,
+)
 from .._network.activations import elementwise_activation, refuse_derivative
 from .._network.memory import require_memory
 from ._ensemble import Ensemble as Ensemble, ensemble as ensemble
 from ._finite_width import Corrections as Corrections, corrections as corrections
 from ._gaussian_moments import kink_at_zero, rule_for
-from ._infinite_kernels import (
-    InfiniteKernels as InfiniteKernels,
-    Posterior as Posterior,
-    as_kernels as as_kernels,
-    posterior as posterior,
-)
 from ._layers import (
     AbstractLayer as AbstractLayer,
     Activation as Activation,
@@ -36,6 +34,7 @@ from ._learning_curve import (
 from ._network_kernels import network_kernels as network_kernels
 from ._nodes import require_enough_nodes, sufficient_nodes
 from ._points import as_points, matching_inputs
+from ._posterior import Posterior as Posterior, posterior as posterior
 from ._propagation import (
     Propagation as Propagation,
     critical_line as critical_line,
@@ -80,7 +79,9 @@ def kernels(
 
     In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, to which
     the first layer and the biases do not contribute, and time is in units of
-    1/(learning rate · width).
+    1/(learning rate · width). A network of depth 0, f = aᵀx + c, has no width, and its
+    K⁽²⁾ is returned. In `"nth"` and `"ntk"` the hidden layers may have different widths
+    that all go to infinity; in `"standard"` they are equal.
 
     The moments are in closed form for `"relu"`, `"erf"`, `"sin"` and `"linear"`; for
     others they are computed by the trapezoidal rule in two dimensions, which is exact
@@ -92,7 +93,7 @@ def kernels(
     - `x1`, `x2`: inputs, shapes `(n1, d)` and `(n2, d)`; `x2` is `x1` by default,
         which saves half of the work.
     - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
-        `sigma_b`: as for [`nth.MLP`][].
+        `sigma_b`: as for [`nth.MLP`][]; the depth may be 0.
     - `nodes`: the number of nodes in each direction, odd; not used by closed forms. By
         default the first of 161, 321, 641 and 1,281 that is sufficient, or 161 under
         `jax.jit`.
@@ -112,7 +113,7 @@ def kernels(
     left = as_points("x1", x1)
     right = None if x2 is None else matching_inputs(as_points("x2", x2), left)
     why = "as every layer takes time"
-    depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
+    depth = require_integer("depth", depth, 0, _MOST_LAYERS, why)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
     sigmas = checked_sigmas(parameterization, use_bias, given, left.dtype)
     shape = (len(left), len(left if right is None else right))
@@ -148,7 +149,7 @@ def _computed(
     options: _Options,
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     depth, parameterization, use_bias, function, nodes = options
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    layers = layers_of(sigmas, depth, parameterization, use_bias, left.shape[1])
     left = _scaled(left, parameterization)
     right = None if right is None else _scaled(right, parameterization)
     return recursion(left, right, layers, (function, nodes), use_bias)
@@ -160,7 +161,7 @@ def _change(
 ) -> Float[Array, ""]:
     """The largest relative change of a mean over one point with the nodes."""
     depth, parameterization, use_bias, function, nodes = options
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
     points = _scaled(points, parameterization)
     change = largest_change(rule_for(function, nodes), layers, points)
     return jnp.maximum(change, kink_at_zero(function, points.dtype))

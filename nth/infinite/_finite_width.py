@@ -149,7 +149,7 @@ def corrections(
             "K(4) have no limit. nth.softplus is a smooth one."
         )
     refuse_derivative(function, points.dtype)
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
     if parameterization != "nth":
         points = points / points.shape[1] ** 0.5
     limit, actual = _rates(layers, parameterization, widths, points.shape[1])

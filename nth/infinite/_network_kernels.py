@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from .._internal.precision import full_precision
 from .._internal.validation import require_name
+from .._kernels.infinite_width import InfiniteKernels
 from .._network.activations import (
     ACTIVATIONS,
     elementwise_activation,
@@ -19,7 +20,6 @@ from .._network.activations import (
 )
 from .._network.memory import require_memory
 from ._gaussian_moments import rule_for
-from ._infinite_kernels import InfiniteKernels
 from ._layer_moments import GAUSSIAN, Moments, Walk, first_moments
 from ._layers import (
     AbstractLayer,

@@ -75,9 +75,9 @@ def checked_sigmas(
 
 
 def layers_of(
-    sigmas: list[Array], depth: int, parameterization: str, use_bias: bool
+    sigmas: list[Array], depth: int, parameterization: str, use_bias: bool, in_size: int
 ) -> LayerMaps:
-    """All depth + 1 layers."""
+    """All depth + 1 layers, from means over the `in_size` inputs unless in "nth"."""
     sigma_w, sigma_a, sigma_b = sigmas
     weight = jnp.stack([sigma_w] * depth + [sigma_a]) ** 2
     bias = jnp.full_like(weight, sigma_b**2 if use_bias else 0)
@@ -86,6 +86,8 @@ def layers_of(
         return LayerMaps(weight, bias, weight, bias)
     if parameterization == "nth":
         return LayerMaps(weight, bias, one, one if use_bias else 0 * one)
+    if depth == 0:  # there is no width by which the NTK would grow
+        return LayerMaps(weight, bias, in_size * one, one if use_bias else 0 * one)
     return LayerMaps(weight, bias, one.at[0].set(0), 0 * one)
 
 
@@ -244,7 +246,7 @@ def _layer_by_layer(
     whole: bool,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over layers, unrolled if `whole`."""
-    if not whole:
+    if not whole or len(layers.weight) == 0:
         return jax.lax.scan(step, carry, layers)
     outputs = []
     for k in range(len(layers.weight)):

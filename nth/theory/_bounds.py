@@ -14,6 +14,7 @@ from .._internal.validation import (
     require_positive,
     require_scale,
 )
+from .._kernels.infinite_width import InfiniteKernels, on_training_points
 from .._kernels.kernels import Kernels
 from .._kernels.ntk_analysis import spectrum
 
@@ -172,7 +173,7 @@ def _power(base: float, exponent: int | float) -> float:
 
 
 def bounds(
-    kernels: Kernels,
+    kernels: Kernels | InfiniteKernels,
     width: Any,
     *,
     largest_order: int = 4,
@@ -190,7 +191,8 @@ def bounds(
 
     **Arguments:**
 
-    - `kernels`: from [`nth.kernels`][], of any order.
+    - `kernels`: from [`nth.kernels`][], of any order, or
+        [`nth.infinite.InfiniteKernels`][] on the training points.
     - `width`: the width m.
     - `largest_order`: p*, the highest level p in question, from 2 to 12.
     - `constant`: the value of c, of C′ as a factor, and of the factor in ≲.
@@ -200,6 +202,7 @@ def bounds(
 
     **Raises:** `ValueError` for invalid numbers, or kernels with several outputs.
     """
+    kernels = on_training_points(kernels)
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     if kernels.out_shape:
         raise ValueError(
