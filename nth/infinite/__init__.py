@@ -33,6 +33,7 @@ from ._learning_curve import (
 )
 from ._network_kernels import network_kernels as network_kernels
 from ._nodes import require_enough_nodes, sufficient_nodes
+from ._ntk_moments import NTKMoments as NTKMoments, ntk_moments as ntk_moments
 from ._points import as_points, matching_inputs
 from ._posterior import Posterior as Posterior, posterior as posterior
 from ._propagation import (

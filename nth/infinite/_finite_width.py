@@ -131,7 +131,7 @@ def corrections(
     points = as_points("x", x)
     why = "as every layer takes time"
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
-    widths = _widths(width, depth)
+    widths = widths_of(width, depth)
     why = "as the time grows as its fourth power"
     nodes = require_integer("nodes", nodes, 9, _MOST_NODES, why)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
@@ -184,7 +184,7 @@ def _largest_change(
     return jnp.max(jnp.stack(changes))
 
 
-def _widths(width: Any, depth: int) -> tuple[int, ...]:
+def widths_of(width: Any, depth: int) -> tuple[int, ...]:
     if not isinstance(width, list | tuple):
         return (require_integer("width", width, 1),) * depth
     if len(width) != depth:
