@@ -119,9 +119,12 @@ def test_activations_that_mix_neurons_are_not_recognized(activation, problem):
 
 @pytest.mark.parametrize(
     "activation",
-    ["tanh", "erf", "relu", "gelu", "sigmoid", "softplus", "sin", "linear"],
+    [
+        *("tanh", "erf", "relu", "gelu", "sigmoid", "softplus", "sin", "linear"),
+        *(jax.nn.silu, jax.nn.mish, jax.scipy.special.ndtr, jnp.sinc, jnp.log2),
+    ],
 )
-def test_every_named_activation_is_recognized(activation, problem):
+def test_activations_of_one_neuron_are_recognized(activation, problem):
     assert layers_of(make_network(3, 1, activation=activation), problem) is not None
 
 

@@ -22,11 +22,12 @@ from .mlp import MLP
 # Primitives whose k-th output depends only on the k-th entries of their operands.
 _ELEMENTWISE = frozenset(
     """
-    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
-    convert_element_type copy cos cosh custom_jvp_call digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite jit le lgamma
-    log log1p logistic lt max min mul ne neg not or pjit pow rem round rsqrt
-    select_n sign sin sinh sqrt square sub tan tanh xor
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e bitcast_convert_type cbrt ceil clamp convert_element_type copy cos
+    cosh custom_jvp_call digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge
+    gt integer_pow is_finite jit le lgamma log log1p log2 logistic lt max min mul
+    ne neg not one_minus_square or pjit polygamma polynomial pow rem round rsqrt
+    select_n sign sin sinh sqrt square stop_gradient sub tan tanh xor
     """.split()  # noqa: SIM905
 )
 
