@@ -78,9 +78,20 @@ class Walk(NamedTuple):
         second = jnp.expand_dims(second, range(split, split + positions))
         return jnp.expand_dims(first, range(first.ndim, first.ndim + positions)), second
 
-    def sides(self) -> int:
-        """The number of points whose positions are axes of the pairs."""
-        return 2 if self.all_positions else 1
+    def versine_of_sum(
+        self,
+        first: Sequence[Array],
+        second: Sequence[Array],
+        versines: Sequence[Array],
+        positions: int,
+    ) -> Array:
+        """`versine_of_sum` of parts with the second moments of each point."""
+        pairs = [
+            self.on_pairs(left, right, positions)
+            for left, right in zip(first, second, strict=True)
+        ]
+        lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]
+        return versine_of_sum(lefts, rights, list(versines))
 
     def rates(
         self, sigmas: tuple[Any, Any], use_bias: bool, of: Moments, fan_in: int
@@ -133,25 +144,34 @@ def _unit(x: Float[Array, "c *space"]) -> Float[Array, "c *space"]:
     return x / jnp.where(norm > 0, norm, 1)
 
 
-def affine(walk: Walk, old: Moments, parts: Moments, rates: Rates) -> Moments:
-    """Weights, whose inputs have the mean of the moments `parts` over their first axis,
-    and bias."""
-    weight = rates.weight / len(parts.cross)
-    cross = jnp.sum(parts.cross, axis=0)
-    ntk = weight * jnp.sum(parts.ntk, axis=0)
-    ntk = ntk + rates.weight_rate * cross / len(parts.cross) + rates.bias_rate
+class Parts(NamedTuple):
+    """The arrays of `Moments` at each place of a patch, of the positions of its center.
+
+    Sums over places are written out, so that they are computed in one pass.
+    """
+
+    cross: Sequence[Float[Array, "..."]]
+    ntk: Sequence[Float[Array, "..."]]
+    versine: Sequence[Float[Array, "..."]] | None
+    first: Sequence[Float[Array, "..."]]
+    second: Sequence[Float[Array, "..."]]
+    shape: tuple[int, ...]
+
+
+def affine(walk: Walk, old: Moments, parts: Parts, rates: Rates) -> Moments:
+    """Weights, whose inputs have the mean of the moments `parts` over their places, and
+    bias."""
+    count = len(parts.cross)
+    weight = rates.weight / count
+    cross = jnp.asarray(sum(parts.cross))
+    ntk = weight * sum(parts.ntk) + rates.weight_rate / count * cross + rates.bias_rate
     versine = None
     if parts.versine is not None:
-        dtype = parts.first.dtype
-        one = jnp.ones((1, *parts.first.shape[1:]), dtype)
-        sides = [
-            jnp.concatenate([weight * part, rates.bias * one])
-            for part in (parts.first, parts.second)
-        ]
-        none = jnp.zeros_like(parts.versine[:1])
-        versines = jnp.concatenate([parts.versine, none])
-        first, second = walk.on_pairs(sides[0], sides[1], len(parts.shape))
-        versine = versine_of_sum(first, second, versines)
+        sides = [[weight * v for v in side] for side in (parts.first, parts.second)]
+        constant = rates.bias * jnp.ones_like(parts.first[0])
+        sides = [[*side, constant] for side in sides]
+        versines = [*parts.versine, jnp.zeros_like(parts.versine[0])]
+        versine = walk.versine_of_sum(sides[0], sides[1], versines, len(parts.shape))
     cross = weight * cross + rates.bias
     changes = {"ntk": ntk, "versine": versine, "shape": parts.shape}
     return walk.next(old, cross, kind=GAUSSIAN, fan=1, **changes)
@@ -163,8 +183,8 @@ def patches(
     sizes: Sequence[int],
     strides: Sequence[int],
     padding: str,
-) -> Moments:
-    """The moments at each place of a patch, as the first axis, for each output."""
+) -> Parts:
+    """The moments at each place of a patch, for each output."""
     pads, counts = zip(
         *(
             _padding(length, size, stride, padding)
@@ -173,7 +193,7 @@ def patches(
         strict=True,
     )
 
-    def stacked(array: Array, sides: int) -> Array:
+    def shifted(array: Array, sides: int) -> list[Array]:
         mode = "wrap" if padding == "CIRCULAR" else "constant"
         padded = jnp.pad(array, pads * sides, mode=mode)
         rows = []
@@ -183,15 +203,15 @@ def patches(
                 for first, count, stride in zip(start, counts, strides, strict=True)
             )
             rows.append(padded[cut * sides])
-        return jnp.stack(rows)
+        return rows
 
-    pairs = walk.sides()
-    return old._replace(
-        cross=stacked(old.cross, pairs),
-        ntk=stacked(old.ntk, pairs),
-        versine=None if old.versine is None else stacked(old.versine, pairs),
-        first=stacked(old.first, 1),
-        second=stacked(old.second, 1),
+    pairs = 2 if walk.all_positions else 1
+    return Parts(
+        cross=shifted(old.cross, pairs),
+        ntk=shifted(old.ntk, pairs),
+        versine=None if old.versine is None else shifted(old.versine, pairs),
+        first=shifted(old.first, 1),
+        second=shifted(old.second, 1),
         shape=counts,
     )
 

@@ -22,6 +22,7 @@ from ._layer_moments import (
     GAUSSIAN,
     INPUTS,
     Moments,
+    Parts,
     Walk,
     affine,
     patches,
@@ -242,16 +243,12 @@ class Residual(AbstractLayer):
             )
         versine = None
         if branch.versine is not None and other.versine is not None:
-            parts = [
-                jnp.stack(both)
-                for both in (
-                    (branch.first, other.first),
-                    (branch.second, other.second),
-                    (branch.versine, other.versine),
-                )
-            ]
-            first, second = walk.on_pairs(parts[0], parts[1], len(branch.shape))
-            versine = versine_of_sum(first, second, parts[2])
+            versine = walk.versine_of_sum(
+                (branch.first, other.first),
+                (branch.second, other.second),
+                (branch.versine, other.versine),
+                len(branch.shape),
+            )
         return walk.next(
             branch,
             branch.cross + other.cross,
@@ -289,13 +286,10 @@ def as_layers(argument: str, layers: Any) -> tuple[AbstractLayer, ...]:
     return made
 
 
-def _one_part(moments: Moments) -> Moments:
-    """`moments` with a first axis of length 1."""
-    arrays = ("cross", "ntk", "versine", "first", "second")
-    parts = {name: getattr(moments, name) for name in arrays}
-    return moments._replace(
-        **{k: None if part is None else part[None] for k, part in parts.items()}
-    )
+def _one_part(of: Moments) -> Parts:
+    """A patch with one place."""
+    versine = None if of.versine is None else [of.versine]
+    return Parts([of.cross], [of.ntk], versine, [of.first], [of.second], of.shape)
 
 
 def _equal_positions(walk: Walk, moments: Moments) -> Moments:

@@ -3,6 +3,10 @@
 Where two points coincide the angle is zero, and its cosine loses half of the digits.
 """
 
+import functools
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -66,25 +70,32 @@ def with_bias(
     return jnp.where(scale > 0, turned, versine)
 
 
-def versine_of_sum(
-    first: Float[Array, "k ..."],
-    second: Float[Array, "k ..."],
-    versines: Float[Array, "k ..."],
-) -> Float[Array, "..."]:
-    """1 − cos of the angle between two sums of k orthogonal parts, from the variances
-    of the parts and their versines, as a sum of positive terms.
+_Parts: TypeAlias = Float[Array, "k ..."] | Sequence[Float[Array, "..."]]
 
-    With p and q the standard deviations of the parts, |p|²|q|² − (p·q)² is
-    |p|² |q − t p|² for t = p·q/|p|².
+
+def versine_of_sum(first: _Parts, second: _Parts, versines: _Parts) -> Array:
+    """1 − cos of the angle between two sums of orthogonal parts, from the variances of
+    the parts and their versines, as a sum of positive terms.
+
+    The parts are the first axis of an array, or a sequence, whose sums are written out
+    and so computed in one pass. With p and q the standard deviations of the parts,
+    |p|²|q|² − (p·q)² is |p|² |q − t p|² for t = p·q/|p|².
     """
-    p, q = safe_root(first), safe_root(second)
-    inner, square = jnp.sum(p * q, axis=0), jnp.sum(p**2, axis=0)
-    scale = safe_root(square) * safe_root(jnp.sum(q**2, axis=0))
+    p, q = (jax.tree.map(safe_root, parts) for parts in (first, second))
+    square, other = (_total(jax.tree.map(jnp.square, parts)) for parts in (p, q))
+    inner = _total(jax.tree.map(jnp.multiply, p, q))
+    scale = safe_root(square) * safe_root(other)
     ratio = inner / jnp.where(square > 0, square, 1)
-    rest = jnp.sum((q - ratio[None] * p) ** 2, axis=0)
+    rest = _total(jax.tree.map(lambda p, q: (q - ratio * p) ** 2, p, q))
     apart = square * rest / jnp.where(scale > 0, scale + inner, 1)
-    turned = jnp.sum(p * q * versines, axis=0) + apart
-    return jnp.where(scale > 0, turned / jnp.where(scale > 0, scale, 1), 0)
+    own = _total(jax.tree.map(lambda p, q, v: p * q * v, p, q, versines))
+    return jnp.where(scale > 0, (own + apart) / jnp.where(scale > 0, scale, 1), 0)
+
+
+def _total(parts: _Parts) -> Array:
+    if isinstance(parts, Array):
+        return jnp.sum(parts, axis=0)
+    return functools.reduce(jnp.add, parts)
 
 
 def versine_of_moments(
