@@ -25,7 +25,6 @@ from ._layers import (
     Dense as Dense,
     Flatten as Flatten,
     GlobalAveragePool as GlobalAveragePool,
-    Residual as Residual,
 )
 from ._learning_curve import (
     LearningCurve as LearningCurve,
@@ -42,6 +41,7 @@ from ._propagation import (
     propagation as propagation,
 )
 from ._recursion import checked_sigmas, largest_change, layers_of, recursion
+from ._residual import Residual as Residual
 
 # Every layer costs time, and compiled code cannot be interrupted.
 _MOST_LAYERS = 1000

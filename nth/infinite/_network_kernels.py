@@ -25,12 +25,10 @@ from ._layers import (
     AbstractLayer,
     Activation,
     GlobalAveragePool,
-    all_layers,
-    as_layers,
-    propagate_through,
 )
 from ._nodes import require_enough_nodes, sufficient_nodes
 from ._points import as_inputs, matching_inputs
+from ._residual import all_layers, as_layers, propagate_through
 
 # Pairs of points are evaluated together up to this number of pairs of positions: what
 # fits in a processor's cache for closed forms; sums over nodes fill it by themselves.
