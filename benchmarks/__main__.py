@@ -38,6 +38,7 @@ BENCHMARKS = (
     "error_estimate",
     "stress",
     "corrections",
+    "corrections_given_layer",
     "devices",
 )
 

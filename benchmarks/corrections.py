@@ -4,14 +4,16 @@
 
 At widths 64, 128 and 256 each statistic is compared with its mean over networks, in
 standard errors. At widths 4 to 32, where the next order is resolved, the exponent of
-the difference is fitted. Statistics of outputs are means over the last layer in closed
-form, given the others.
+the difference is fitted. Statistics of outputs are means over the last layer, given the
+others.
 """
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,13 +30,46 @@ OPTIONS |= {"depth": 2, "sigma_w": 1.4, "sigma_a": SIGMA_A}
 NAMES = ("nngp", "ntk", "outputs", "ntk_covariance", "ntk_output", "third", "fourth")
 
 
-def draws(width: int, samples: int) -> tuple[np.ndarray, ...]:
-    """Σ̂, the covariance of outputs over the last layer, and f, K⁽²⁾, K⁽³⁾, K⁽⁴⁾."""
+class Draws(NamedTuple):
+    """Of each network: Σ̂, the covariance of outputs over the last layer a; K⁽²⁾ and
+    K⁽⁴⁾; and derivatives along the gradients v of the outputs in a: ∂K⁽³⁾/∂v_d, whose
+    mean is E K⁽³⁾ f_d, and ∂²K⁽²⁾/∂v_c∂v_d, since a is Gaussian (Stein's lemma)."""
 
-    def of_key(key: jax.Array) -> tuple[jax.Array, ...]:
+    covariance: Any
+    ntk: Any
+    fourth: Any
+    third: Any
+    curvature: Any
+
+
+def draws(width: int, samples: int) -> Draws:
+    def of_key(key: jax.Array) -> Draws:
         network = nth.MLP(3, width, key=key, **OPTIONS)
-        kernels = nth.kernels(network, PROBLEM, order=4, progress=False)
-        return nth.nngp(network, PROBLEM, sigma_a=SIGMA_A), *kernels.tensors
+        last = network.weights[-1]
+
+        def changed(last: jax.Array) -> nth.MLP:
+            return eqx.tree_at(lambda net: net.weights[-1], network, last)
+
+        def kernel(order: int, last: jax.Array) -> jax.Array:
+            network = changed(last)
+            return nth.kernels(network, PROBLEM, order=order, progress=False)[order]
+
+        def along(function: Any, v: jax.Array) -> Any:
+            return lambda last: jax.jvp(function, (last,), (v,))[1]
+
+        gradients = jax.jacfwd(lambda last: jax.vmap(changed(last))(X))(last)
+        third = [along(partial(kernel, 3), v)(last) for v in gradients]
+        second = [
+            [along(along(partial(kernel, 2), v), w)(last) for w in gradients]
+            for v in gradients
+        ]
+        return Draws(
+            nth.nngp(network, PROBLEM, sigma_a=SIGMA_A),
+            kernel(2, last),
+            kernel(4, last),
+            jnp.stack(third, axis=-1),
+            jnp.stack([jnp.stack(row, axis=-1) for row in second], axis=-2),
+        )
 
     run = jax.jit(lambda keys: jax.lax.map(of_key, keys, batch_size=20))
     size = min(samples, 5000)
@@ -42,24 +77,23 @@ def draws(width: int, samples: int) -> tuple[np.ndarray, ...]:
         jax.tree.map(np.asarray, run(keys))
         for keys in jax.random.split(jax.random.key(width), (samples // size, size))
     ]
-    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+    return Draws(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def statistics(parts: tuple[np.ndarray, ...]) -> dict[str, Any]:
+def statistics(rows: Draws) -> dict[str, Any]:
     """Of each network, what has the statistic as its mean."""
-    covariance, f, k2, k3, k4 = parts
-    rest, ntk = covariance - covariance.mean(axis=0), k2 - k2.mean(axis=0)
+    rest = rows.covariance - rows.covariance.mean(axis=0)
+    ntk = rows.ntk - rows.ntk.mean(axis=0)
     fluctuation = np.einsum("zab,zcd->zabcd", rest, rest)
     first, second = (fluctuation.transpose(0, *a) for a in ((1, 3, 2, 4), (1, 3, 4, 2)))
-    outputs = fluctuation + first + second
     return {
-        "nngp": covariance,
-        "ntk": k2,
-        "outputs": outputs,
+        "nngp": rows.covariance,
+        "ntk": rows.ntk,
+        "outputs": fluctuation + first + second,
         "ntk_covariance": np.einsum("zab,zcd->zabcd", ntk, ntk),
-        "ntk_output": np.einsum("zab,zc,zd->zabcd", ntk, f, f),
-        "third": np.einsum("zabc,zd->zabcd", k3, f),
-        "fourth": k4,
+        "ntk_output": np.einsum("zab,zcd->zabcd", ntk, rest) + rows.curvature,
+        "third": rows.third,
+        "fourth": rows.fourth,
     }
 
 

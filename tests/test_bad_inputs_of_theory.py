@@ -113,7 +113,7 @@ def fit(widths: Any = (1, 2, 4), values: Any = (1.0, 2.0, 3.0), **options: Any) 
     ("statistic", lambda: fit(values=np.ones((3, 4)), statistic=np.cumsum)),
     ("x1", lambda: nth.infinite.kernels(None, depth=1)),
     ("x1", lambda: nth.infinite.kernels(jnp.asarray(X, LOW[1]), depth=1)),
-    ("depth", lambda: nth.infinite.kernels(X, depth=0)),
+    ("depth", lambda: nth.infinite.kernels(X, depth=-1)),
     ("nodes", lambda: nth.infinite.kernels(X, depth=1, nodes=10)),
     ("kernels", lambda: nth.infinite.ensemble(None, PROBLEM, [1.0])),
 )

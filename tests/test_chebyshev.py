@@ -181,10 +181,9 @@ def training(width=64):
     return network, nth.Problem(x, jnp.sin(x[:, 0]), x[:2] + 0.1)
 
 
-@pytest.mark.parametrize("order", [2, 3, 4])
-def test_hierarchy_agrees_with_tsit5(order):
+def test_hierarchy_agrees_with_tsit5():
     network, problem = training()
-    dynamics = nth.MatrixFreeHierarchy(network, problem, order=order)
+    dynamics = nth.MatrixFreeHierarchy(network, problem, order=3)
     ts = [0.3, 2.0, 4.0]
     solved = nth.integrate(dynamics, ts, solver=ROCK4())
     tsit5 = nth.integrate(dynamics, ts, solver=diffrax.Tsit5())

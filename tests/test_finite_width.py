@@ -131,6 +131,77 @@ def test_catapult_network():
     np.testing.assert_allclose(found.fourth, 4 / 11 * found.ntk[0, 0], rtol=1e-12)
 
 
+def given_first_layer(averages: jax.Array, width: float) -> jax.Array:
+    """E f f and E K⁽²⁾ at two points given the first of two hidden layers, in "ntk".
+
+    They depend on averages over its neurons: C φ_c φ_d, and φ′_a φ′_b Θ_ab without and
+    with φ_c φ_d, for (c, d) = aa, ab, bb. With a Gaussian w and g(z) = φ′(z_a) φ′(z_b)
+    of z = √C w·φ, E g wᵀM w is tr M E g plus terms in the curvature of g.
+    """
+    line = jnp.linspace(-8, 8, 65)
+    weights = jnp.exp(-(line**2) / 2) / jnp.sum(jnp.exp(-(line**2) / 2))
+    aa, ab, bb, chain, *quadratic = averages
+    u = jnp.sqrt(aa) * jnp.broadcast_to(line[:, None], (65, 65))
+    along = ab / jnp.sqrt(aa)
+    v = along * line[:, None] + jnp.sqrt(bb - along**2) * line[None]
+    slope, third = (lambda z: jnp.cos(z)), (lambda z: -jnp.cos(z))
+
+    def mean(values: jax.Array) -> jax.Array:
+        return weights @ values @ weights
+
+    c = SCALES["sigma_w"] ** 2
+    curvature = (
+        mean(third(u) * slope(v)),
+        2 * mean(jnp.sin(u) * jnp.sin(v)),
+        mean(slope(u) * third(v)),
+    )
+    bent = sum(q * g for q, g in zip(quadratic, curvature, strict=True))
+    own = ab + c * chain  # the NTK's parts of the second layer and of the first
+    neuron = mean(slope(u) * slope(v)) * own + c**2 * bent / width
+    outputs = mean(jnp.sin(u) * jnp.sin(v))
+    return SCALES["sigma_a"] ** 2 * jnp.stack([outputs, outputs + neuron])
+
+
+def test_two_hidden_layers_given_the_first():
+    """Expanded to second order about the means of the averages over the first layer,
+    whose covariance is an integral over one neuron, without any recursion. What is left
+    of E K⁽²⁾ is of order 1/m², and of E f f nothing."""
+    scales: Any = {k: SCALES[k] for k in ("sigma_w", "sigma_a")}
+    c, x = SCALES["sigma_w"] ** 2, X[:2]
+    first = c / 2 * x @ x.T  # Σ and Θ of the first layer
+    line = np.linspace(-8, 8, 201)
+    weights = np.exp(-(line**2) / 2)
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    root = np.linalg.cholesky(first)
+    z = [root[0, 0] * line[:, None] + 0 * line, None]
+    z[1] = root[1, 0] * line[:, None] + root[1, 1] * line
+    squares = [np.sin(z[i]) * np.sin(z[j]) for i, j in ((0, 0), (0, 1), (1, 1))]
+    chain = np.cos(z[0]) * np.cos(z[1]) * first[0, 1]
+    parts = np.stack([*[c * s for s in squares], chain, *[chain * s for s in squares]])
+    means = jnp.asarray(np.sum(weights * parts, axis=(1, 2)))
+    covariance = np.einsum("xy,ixy,jxy->ij", weights, parts, parts)
+    covariance -= np.outer(means, means)
+    hessian = jax.jit(jax.hessian(given_first_layer))
+    gaps = []
+    for width in (8.0, 16.0):
+        bent = jnp.einsum("kij,ij->k", hessian(means, width), jnp.asarray(covariance))
+        expected = given_first_layer(means, width) + bent / 2 / width
+        found = nth.infinite.corrections(
+            x,
+            width=int(width),
+            depth=2,
+            activation="sin",
+            parameterization="ntk",
+            **scales,
+        )
+        value = found.nngp + found.nngp_correction, found.ntk + found.ntk_correction
+        gaps.append([float(e - v[0, 1]) for e, v in zip(expected, value, strict=True)])
+        size = abs(float(found.nngp_correction[0, 1]))
+        assert abs(gaps[-1][0]) < 1e-6 * size
+        assert size > 1e-4
+    np.testing.assert_allclose(gaps[0][1] / gaps[1][1], 4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("depth", "parameterization"), [(2, "ntk"), (2, "standard"), (3, "nth")]
 )

@@ -84,6 +84,35 @@ def test_closed_forms_are_the_sums_over_nodes(name, parameterization):
     np.testing.assert_allclose(closed.ntk, summed.ntk, rtol=1e-12)
 
 
+def test_wide_inputs_of_an_activation_take_more_nodes():
+    """tanh at a standard deviation of 8, for which 161 nodes are too few: in one
+    dimension, for one point, against the trapezoidal rule with 20,001 nodes."""
+    x = np.array([[8.0, 0.0], [0.0, 6.0]])
+    found = nth.infinite.kernels(x, depth=1, activation="tanh")
+    z, step = np.linspace(-10, 10, 20_001, retstep=True)
+    weights = step * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+    for k, size in enumerate((8, 6)):
+        value = weights @ np.tanh(size * z) ** 2
+        slope = weights @ np.cosh(size * z) ** -4.0
+        np.testing.assert_allclose(found.nngp[k, k], value, rtol=1e-9)
+        np.testing.assert_allclose(found.ntk[k, k], value + size**2 * slope, rtol=1e-6)
+    with pytest.raises(ValueError, match="too rough or too steep for sums over 161"):
+        nth.infinite.kernels(x, depth=1, activation="tanh", nodes=161)
+
+
+@pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
+def test_depth_zero_is_a_linear_model(parameterization):
+    """f = aᵀx + c, whose K⁽²⁾ is the same for every initialization."""
+    options: Any = {"parameterization": parameterization, "use_bias": True}
+    found = nth.infinite.kernels(X, depth=0, **options, **SCALES)
+    inner = X @ X.T
+    mean = inner if parameterization == "nth" else inner / 3
+    np.testing.assert_allclose(found.nngp, 0.64 * mean + 0.25, rtol=1e-13)
+    # The gradient in a is x, times σ_a/√d in "ntk", and in c is 1, or σ_b.
+    ntk = 0.64 * inner / 3 + 0.25 if parameterization == "ntk" else inner + 1
+    np.testing.assert_allclose(found.ntk, ntk, rtol=1e-13)
+
+
 def test_softplus_tends_to_relu():
     """By sums over nodes, as 1/a: the closed form of ReLU, in all three layers."""
     relu = nth.infinite.kernels(X, depth=2, activation="relu", **SCALES)
@@ -433,8 +462,8 @@ def test_errors(monkeypatch):
         kernels(X, X[:, :2], depth=1)
     with pytest.raises(ValueError, match="x1 has NaN or infinite entries"):
         kernels(np.full((2, 2), np.nan), depth=1)
-    with pytest.raises(ValueError, match="depth must be at least 1"):
-        kernels(X, depth=0)
+    with pytest.raises(ValueError, match="depth must be at least 0"):
+        kernels(X, depth=-1)
     with pytest.raises(ValueError, match="depth must be at most 1000"):
         kernels(X, depth=10**6)
     with pytest.raises(ValueError, match=r"nodes must be odd.*got 100"):
@@ -445,7 +474,7 @@ def test_errors(monkeypatch):
     with pytest.raises(ValueError, match=r"too rough or too steep.*give more nodes"):
         kernels(X, depth=1, activation=jax.nn.leaky_relu)
     with pytest.raises(ValueError, match="too rough or too steep"):
-        kernels(20 * X, depth=1, activation="tanh")
+        kernels(20 * X, depth=1, activation="tanh", nodes=161)
     problem, _, formed = gaussian_problem()
     with pytest.raises(ValueError, match=r"shape \(5, 5\) and problem has m = 3"):
         nth.infinite.ensemble(

@@ -14,6 +14,7 @@ PROBLEM = make_problem()
 KERNELS = nth.infinite.kernels(PROBLEM.x, depth=2, activation="erf")
 TS = jnp.array([0.0, 2.0, jnp.inf])
 N = PROBLEM.n_train
+KERNELS_PARTS = (KERNELS.nngp, KERNELS.ntk)
 
 
 def test_closed_form_spectrum_and_bounds():
@@ -52,6 +53,55 @@ def test_dynamics_with_another_loss_and_several_outputs():
     expected = 2 * euler(400) - euler(200)  # without the first order in the step
     both = np.concatenate([path.train[0], path.test[0]])
     np.testing.assert_allclose(both, expected, atol=1e-5)
+
+
+def test_functions_of_kernels_take_those_of_infinite_width():
+    """The same as with the kernels that `as_kernels` makes."""
+    kernels = nth.infinite.as_kernels(KERNELS, PROBLEM)
+    direct = nth.closed_form(KERNELS, PROBLEM, TS)
+    np.testing.assert_array_equal(
+        direct.test, nth.closed_form(kernels, PROBLEM, TS).test
+    )
+    train = nth.infinite.InfiniteKernels(*(part[:N, :N] for part in KERNELS_PARTS))
+    values = nth.spectrum(kernels).eigenvalues
+    np.testing.assert_array_equal(nth.spectrum(train).eigenvalues, values)
+    bounds = nth.theory.bounds(train, 1000)
+    np.testing.assert_allclose(bounds.smallest_eigenvalue, values[-1])
+    assert bounds.n == N
+    with pytest.raises(ValueError, match=r"kernels have shape \(4, 6\): give those"):
+        nth.spectrum(nth.infinite.InfiniteKernels(*(p[:N] for p in KERNELS_PARTS)))
+    # Two outputs that start at 0 and are trained as two networks.
+    both = np.stack([PROBLEM.y_train, 2 * PROBLEM.y_train], axis=1)
+    problem = nth.Problem(PROBLEM.x_train, both, PROBLEM.x_test)
+    path = nth.closed_form(KERNELS, problem, TS)
+    np.testing.assert_allclose(path.test[..., 1], 2 * direct.test, atol=1e-12)
+
+
+def test_cross_entropy_of_kernels_of_infinite_width():
+    """From outputs 0, with the logistic loss: one Euler step at a time."""
+    labels = np.array([1.0, -1.0, -1.0, 1.0])
+    problem = nth.Problem(
+        PROBLEM.x_train, labels, PROBLEM.x_test, loss=nth.LogisticLoss()
+    )
+    path = nth.integrate(nth.DenseHierarchy(KERNELS, problem), jnp.array([1.0]))
+
+    def euler(steps: int) -> np.ndarray:
+        f = np.zeros(len(KERNELS.ntk))
+        for _ in range(steps):
+            gradient = -labels / (1 + np.exp(labels * f[:N]))
+            f = f - np.asarray(KERNELS.ntk)[:, :N] @ gradient / N / steps
+        return f
+
+    expected = 2 * euler(400) - euler(200)
+    both = np.concatenate([path.train[0], path.test[0]])
+    np.testing.assert_allclose(both, expected, atol=1e-5)
+    classes = nth.Problem(
+        PROBLEM.x_train, (labels > 0).astype(int), loss=nth.SoftmaxCrossEntropy()
+    )
+    with pytest.raises(ValueError, match=r"outputs must be given .*as_kernels"):
+        nth.DenseHierarchy(
+            nth.infinite.kernels(PROBLEM.x_train, depth=1, activation="erf"), classes
+        )
 
 
 def test_posterior_of_bayesian_inference():

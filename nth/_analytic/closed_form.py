@@ -13,6 +13,7 @@ from .._dynamics.dense import DenseHierarchy
 from .._internal.eigenvalues import require_nonnegative, require_symmetric
 from .._internal.precision import full_precision
 from .._internal.validation import require_instance, require_times
+from .._kernels.infinite_width import InfiniteKernels
 from .._kernels.kernels import Kernels, kernels as form_kernels
 from .._network.base import TrainableNetwork, trainable
 from .._network.finiteness import checked_finite
@@ -53,7 +54,9 @@ class Trajectory(AbstractPrediction):
 
 
 @full_precision
-def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
+def closed_form(
+    kernels: Kernels | InfiniteKernels, problem: Problem, ts: Times
+) -> Trajectory:
     """Level p = 2 in closed form at any times, for the squared error.
 
     With K the NTK on the training points and k its rows at a point x, both at
@@ -68,7 +71,8 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
 
     **Arguments:**
 
-    - `kernels`: computed by [`nth.kernels`][] on the points of `problem`, of any order.
+    - `kernels`: computed by [`nth.kernels`][] on the points of `problem`, of any order;
+        or [`nth.infinite.InfiniteKernels`][] on them, with outputs 0 at initialization.
     - `problem`: targets, with the loss [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
 
@@ -84,7 +88,7 @@ def closed_form(kernels: Kernels, problem: Problem, ts: Times) -> Trajectory:
     require_squared_error(problem, "closed_form")
     finite = checked_finite("kernels", level.levels, NOT_FINITE)
     level = eqx.tree_at(lambda level: level.levels, level, finite)
-    times = require_times(ts, kernels[1].dtype, with_infinity=True)
+    times = require_times(ts, finite[0].dtype, with_infinity=True)
     require_symmetric_ntk(finite[1], level.problem)
     outputs, eigenvalues = _outputs(level, times)
     require_nonnegative("kernels", eigenvalues, FORM_THEM)

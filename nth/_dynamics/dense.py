@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._custom_types import Scalar
 from .._internal.validation import require_instance, require_order
+from .._kernels.infinite_width import InfiniteKernels, at_any_width
 from .._kernels.kernels import Kernels, require_all_outputs, require_ntk
 from .._network.base import TrainableNetwork, trainable
 from .._problem.inputs import floating_dtype, require_like
@@ -34,7 +35,9 @@ class DenseHierarchy(AbstractKernelDynamics):
     **Arguments:**
 
     - `kernels`: computed by [`nth.kernels`][] on the points of `problem`; the targets
-        and the loss may differ from those of that call.
+        and the loss may differ from those of that call. Or
+        [`nth.infinite.InfiniteKernels`][] on these points, with outputs 0 at
+        initialization ([`nth.infinite.as_kernels`][] for others).
     - `problem`: targets and loss.
     - `order`: the level p, from 2 to `kernels.order`, which is the default.
     - `network`, `filter_spec`, `learning_rates`: those that `kernels` were formed with.
@@ -53,7 +56,7 @@ class DenseHierarchy(AbstractKernelDynamics):
 
     def __init__(
         self,
-        kernels: Kernels,
+        kernels: Kernels | InfiniteKernels,
         problem: Problem,
         *,
         order: int | None = None,
@@ -61,9 +64,10 @@ class DenseHierarchy(AbstractKernelDynamics):
         filter_spec: PyTree = eqx.is_inexact_array,
         learning_rates: PyTree = None,
     ):
+        require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
+        kernels = at_any_width(kernels, problem)
         require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
         require_ntk(kernels)
-        require_instance("problem", problem, Problem, "nth.Problem(x_train, y_train)")
         require_all_outputs(kernels, "a solve")
         order = require_order("order", kernels.order if order is None else order)
         if order > kernels.order:

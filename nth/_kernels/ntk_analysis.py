@@ -19,6 +19,7 @@ from .._network.mlp import MLP
 from .._problem.problem import Problem
 from .assembly import form
 from .evaluation import Points, points_of
+from .infinite_width import InfiniteKernels, on_training_points
 from .kernels import Kernels, require_all_outputs, require_ntk
 from .mlp_derivatives import forward
 
@@ -42,19 +43,21 @@ class Spectrum(eqx.Module):
 
 
 @full_precision
-def spectrum(kernels: Kernels) -> Spectrum:
+def spectrum(kernels: Kernels | InfiniteKernels) -> Spectrum:
     """Eigenvalues of the NTK on the training points, and their time scales.
 
     With squared error and a constant NTK, f(t) = y + e^{−K⁽²⁾t/n}(f₀ − y) (Huang & Yau,
     eq. 6), so the residual along each eigenvector decays independently. The spectrum of
     kernels with `outputs="trace"` is that of the mean of the outputs' kernels, with one
     slot for each training point, and is the spectrum of each output's residual where
-    all outputs have that kernel and none acts on another, as at infinite width.
+    all outputs have that kernel and none acts on another, as at infinite width. All
+    points of [`nth.infinite.InfiniteKernels`][] are training points.
 
     **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points,
     contains NaN or has `outputs="diagonal"`, or if the eigenvectors would not fit in
     memory.
     """
+    kernels = on_training_points(kernels)
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     require_ntk(kernels)
     if not kernels.complete:

@@ -1,47 +1,48 @@
-"""Fully connected networks at infinite width: NNGP kernel, NTK and training."""
+"""Networks at infinite width: NNGP kernel, NTK and training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._internal.precision import full_precision
-from .._internal.validation import require, require_integer
-from .._network.activations import (
-    ACTIVATIONS,
-    elementwise_activation,
-    refuse_derivative,
+from .._internal.validation import require_integer
+from .._kernels.infinite_width import (
+    InfiniteKernels as InfiniteKernels,
+    as_kernels as as_kernels,
 )
-from .._network.finiteness import checked_finite
+from .._network.activations import elementwise_activation, refuse_derivative
 from .._network.memory import require_memory
 from ._ensemble import Ensemble as Ensemble, ensemble as ensemble
 from ._finite_width import Corrections as Corrections, corrections as corrections
-from ._infinite_kernels import (
-    InfiniteKernels as InfiniteKernels,
-    Posterior as Posterior,
-    as_kernels as as_kernels,
-    posterior as posterior,
+from ._gaussian_moments import kink_at_zero, rule_for
+from ._layers import (
+    AbstractLayer as AbstractLayer,
+    Activation as Activation,
+    Conv as Conv,
+    Dense as Dense,
+    Flatten as Flatten,
+    GlobalAveragePool as GlobalAveragePool,
 )
 from ._learning_curve import (
     LearningCurve as LearningCurve,
     learning_curve as learning_curve,
 )
-from ._points import as_points
+from ._network_kernels import network_kernels as network_kernels
+from ._nodes import require_enough_nodes, sufficient_nodes
+from ._ntk_moments import NTKMoments as NTKMoments, ntk_moments as ntk_moments
+from ._points import as_points, matching_inputs
+from ._posterior import Posterior as Posterior, posterior as posterior
 from ._propagation import (
     Propagation as Propagation,
     critical_line as critical_line,
     propagation as propagation,
 )
-from ._recursion import checked_sigmas, layers_of, recursion
+from ._recursion import checked_sigmas, largest_change, layers_of, recursion
+from ._residual import Residual as Residual
 
-# A pair of points takes about 2·nodes² activations in each layer.
-_MOST_NODES, _WHY_NODES = 10_001, "as the time grows as its square"
-# The largest relative change of a mean when the spacing of the nodes is doubled: the
-# error itself is then below 1e-8.
-_MAX_CHANGE = 1e-3
 # Every layer costs time, and compiled code cannot be interrupted.
 _MOST_LAYERS = 1000
 
@@ -58,7 +59,7 @@ def kernels(
     sigma_w: Any = 1.0,
     sigma_a: Any = 1.0,
     sigma_b: Any = 1.0,
-    nodes: int = 161,
+    nodes: int | None = None,
 ) -> InfiniteKernels:
     r"""The NNGP kernel and the NTK of [`nth.MLP`][] as its width goes to infinity.
 
@@ -79,7 +80,9 @@ def kernels(
 
     In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, to which
     the first layer and the biases do not contribute, and time is in units of
-    1/(learning rate · width).
+    1/(learning rate · width). A network of depth 0, f = aᵀx + c, has no width, and its
+    K⁽²⁾ is returned. In `"nth"` and `"ntk"` the hidden layers may have different widths
+    that all go to infinity; in `"standard"` they are equal.
 
     The moments are in closed form for `"relu"`, `"erf"`, `"sin"` and `"linear"`; for
     others they are computed by the trapezoidal rule in two dimensions, which is exact
@@ -91,8 +94,10 @@ def kernels(
     - `x1`, `x2`: inputs, shapes `(n1, d)` and `(n2, d)`; `x2` is `x1` by default,
         which saves half of the work.
     - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
-        `sigma_b`: as for [`nth.MLP`][].
-    - `nodes`: the number of nodes in each direction, odd; not used by closed forms.
+        `sigma_b`: as for [`nth.MLP`][]; the depth may be 0.
+    - `nodes`: the number of nodes in each direction, odd; not used by closed forms. By
+        default the first of 161, 321, 641 and 1,281 that is sufficient, or 161 under
+        `jax.jit`.
 
     **Returns:** [`nth.infinite.InfiniteKernels`][].
 
@@ -107,13 +112,9 @@ def kernels(
     an activation that is too rough or too steep for the number of nodes.
     """
     left = as_points("x1", x1)
-    right = None if x2 is None else _matching(as_points("x2", x2), left)
+    right = None if x2 is None else matching_inputs(as_points("x2", x2), left)
     why = "as every layer takes time"
-    depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
-    if require_integer("nodes", nodes, 9, _MOST_NODES, _WHY_NODES) % 2 == 0:
-        raise ValueError(
-            f"nodes must be odd, so that every second node can be used; got {nodes}."
-        )
+    depth = require_integer("depth", depth, 0, _MOST_LAYERS, why)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
     sigmas = checked_sigmas(parameterization, use_bias, given, left.dtype)
     shape = (len(left), len(left if right is None else right))
@@ -126,17 +127,19 @@ def kernels(
     )
     function = elementwise_activation(activation, left.dtype)
     refuse_derivative(function, left.dtype)
-    options = (depth, parameterization, use_bias, function, nodes)
-    nngp, ntk, change = _computed(left, right, sigmas, options)
-    tolerance = max(_MAX_CHANGE, 1000 * float(jnp.finfo(left.dtype).eps))
-    message = (
-        f"activation is too rough or too steep for sums over {nodes} nodes in each "
-        "direction: give more nodes if it is smooth; of activations with a kink only "
-        '"relu" can be used (nth.softplus is a smooth one).'
-    )
-    nngp, ntk = (require(k, change < tolerance, message) for k in (nngp, ntk))
-    cure = "rescale x1, x2, sigma_w, sigma_a or sigma_b."
-    return InfiniteKernels(*checked_finite("kernels", (nngp, ntk), cure))
+    options = (depth, parameterization, use_bias, function)
+    both = left if right is None else jnp.concatenate([left, right])
+
+    def change(count: int) -> Array:
+        return _change(both, sigmas, (*options, count))
+
+    by_sums = None if rule_for(function, 9).closed else change
+    count, amount = sufficient_nodes(nodes, (both, sigmas), by_sums)
+    parts = _computed(left, right, sigmas, (*options, count))
+    return InfiniteKernels(*require_enough_nodes(parts, amount, count))
+
+
+_Options = tuple[int, str, bool, Callable[[Array], Array], int]
 
 
 @eqx.filter_jit
@@ -144,37 +147,26 @@ def _computed(
     left: Float[Array, "n1 d"],
     right: Float[Array, "n2 d"] | None,
     sigmas: list[Array],
-    options: tuple[int, str, bool, Callable[[Array], Array], int],
-) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
-    """The kernels, and the relative change of a mean with the number of nodes."""
+    options: _Options,
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     depth, parameterization, use_bias, function, nodes = options
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
-    if parameterization != "nth":
-        root = left.shape[1] ** 0.5
-        left, right = left / root, None if right is None else right / root
-    nngp, ntk, change = recursion(left, right, layers, (function, nodes), use_bias)
-    if function is not ACTIVATIONS["relu"]:  # its moments are in closed form
-        change = jnp.maximum(change, _kink_at_zero(function, left.dtype))
-    return nngp, ntk, change
+    layers = layers_of(sigmas, depth, parameterization, use_bias, left.shape[1])
+    left = _scaled(left, parameterization)
+    right = None if right is None else _scaled(right, parameterization)
+    return recursion(left, right, layers, (function, nodes), use_bias)
 
 
-def _kink_at_zero(function: Callable[[Array], Array], dtype: Any) -> Array:
-    """The jump of the slope at 0, in units of the slope at ±1.
+@eqx.filter_jit
+def _change(
+    points: Float[Array, "n d"], sigmas: list[Array], options: _Options
+) -> Float[Array, ""]:
+    """The largest relative change of a mean over one point with the nodes."""
+    depth, parameterization, use_bias, function, nodes = options
+    layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
+    points = _scaled(points, parameterization)
+    change = largest_change(rule_for(function, nodes), layers, points)
+    return jnp.maximum(change, kink_at_zero(function, points.dtype))
 
-    The nodes are symmetric about 0, so sums over every second node show no kink there.
-    """
-    near = float(jnp.finfo(dtype).eps) ** 0.5
-    z = jnp.asarray([near, -near, 1.0, -1.0], dtype)
-    slopes = jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
-    size = jnp.maximum(jnp.max(jnp.abs(slopes[2:])), near)
-    jump = jnp.abs(slopes[0] - slopes[1]) / size
-    return jnp.where(jump > 1e-2, jump, 0)
 
-
-def _matching(x2: Float[Array, "n2 _"], x1: Float[Array, "n1 d"]) -> Array:
-    if x2.shape[1] != x1.shape[1] or x2.dtype != x1.dtype:
-        raise ValueError(
-            f"x2 has inputs of size {x2.shape[1]} and dtype {x2.dtype}, x1 of size "
-            f"{x1.shape[1]} and dtype {x1.dtype}: they must be equal."
-        )
-    return x2
+def _scaled(points: Float[Array, "n d"], parameterization: str) -> Array:
+    return points if parameterization == "nth" else points / points.shape[1] ** 0.5

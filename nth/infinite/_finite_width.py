@@ -131,7 +131,7 @@ def corrections(
     points = as_points("x", x)
     why = "as every layer takes time"
     depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
-    widths = _widths(width, depth)
+    widths = widths_of(width, depth)
     why = "as the time grows as its fourth power"
     nodes = require_integer("nodes", nodes, 9, _MOST_NODES, why)
     given = {"sigma_w": sigma_w, "sigma_a": sigma_a, "sigma_b": sigma_b}
@@ -149,7 +149,7 @@ def corrections(
             "K(4) have no limit. nth.softplus is a smooth one."
         )
     refuse_derivative(function, points.dtype)
-    layers = layers_of(sigmas, depth, parameterization, use_bias)
+    layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
     if parameterization != "nth":
         points = points / points.shape[1] ** 0.5
     limit, actual = _rates(layers, parameterization, widths, points.shape[1])
@@ -184,7 +184,7 @@ def _largest_change(
     return jnp.max(jnp.stack(changes))
 
 
-def _widths(width: Any, depth: int) -> tuple[int, ...]:
+def widths_of(width: Any, depth: int) -> tuple[int, ...]:
     if not isinstance(width, list | tuple):
         return (require_integer("width", width, 1),) * depth
     if len(width) != depth:

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from .._network.activations import ACTIVATIONS
 
@@ -173,6 +173,19 @@ def rule_for(activation: Function, nodes: int) -> Rule:
     return Rule(
         partial(_mean, _Square(activation), nodes), by_sums, change, False, False
     )
+
+
+def kink_at_zero(function: Function, dtype: DTypeLike) -> Float[Array, ""]:
+    """The jump of the slope at 0, in units of the slope at ±1.
+
+    The nodes are symmetric about 0, so sums over every second node show no kink there.
+    """
+    near = float(jnp.finfo(dtype).eps) ** 0.5
+    z = jnp.asarray([near, -near, 1.0, -1.0], dtype)
+    slopes = jax.jvp(function, (z,), (jnp.ones_like(z),))[1]
+    size = jnp.maximum(jnp.max(jnp.abs(slopes[2:])), near)
+    jump = jnp.abs(slopes[0] - slopes[1]) / size
+    return jnp.where(jump > 1e-2, jump, 0)
 
 
 class _Derivative(eqx.Module):

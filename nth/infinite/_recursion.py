@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from .._internal.validation import require_bool, require_name, require_scale
-from ._gaussian_moments import Pairs, Rule, rule_for, safe_root
+from ._gaussian_moments import Pairs, Rule, rule_for
+from ._versines import first_versine, with_bias
 
 # Points per side of a tile: few for sums over nodes, so that little work is repeated on
 # the diagonal; for closed forms as many as fit in a processor's cache.
 _TILE, _TILE_OF_SUMS = 128, 4
-# 1 − cos of an angle below which a difference from 1 loses too many digits of it.
-_CLOSE = 1e-2
 # No loop is used up to these limits: pairs of points times layers, and layers.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
@@ -76,9 +75,9 @@ def checked_sigmas(
 
 
 def layers_of(
-    sigmas: list[Array], depth: int, parameterization: str, use_bias: bool
+    sigmas: list[Array], depth: int, parameterization: str, use_bias: bool, in_size: int
 ) -> LayerMaps:
-    """All depth + 1 layers."""
+    """All depth + 1 layers, from means over the `in_size` inputs unless in "nth"."""
     sigma_w, sigma_a, sigma_b = sigmas
     weight = jnp.stack([sigma_w] * depth + [sigma_a]) ** 2
     bias = jnp.full_like(weight, sigma_b**2 if use_bias else 0)
@@ -87,6 +86,8 @@ def layers_of(
         return LayerMaps(weight, bias, weight, bias)
     if parameterization == "nth":
         return LayerMaps(weight, bias, one, one if use_bias else 0 * one)
+    if depth == 0:  # there is no width by which the NTK would grow
+        return LayerMaps(weight, bias, in_size * one, one if use_bias else 0 * one)
     return LayerMaps(weight, bias, one.at[0].set(0), 0 * one)
 
 
@@ -97,13 +98,12 @@ def recursion(
     layers: LayerMaps,
     activation_and_nodes: tuple[Callable[[Array], Array], int],
     use_bias: bool,
-) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"], Float[Array, ""]]:
-    """Σ and Θ of the last layer, and the error estimate of the integration rule."""
+) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
+    """Σ and Θ of the last layer."""
     rule = _Steps(rule_for(*activation_and_nodes), use_bias)
     sides = (x1, x1 if x2 is None else x2)
-    whole = _fits_whole(sides, layers)
-    nngp, ntk = (_at_once if whole else _by_tiles)(rule, layers, sides, x2 is None)
-    return nngp, ntk, _largest_change(rule.rule, layers, jnp.concatenate(sides), whole)
+    computed = _at_once if _fits_whole(sides, layers) else _by_tiles
+    return computed(rule, layers, sides, x2 is None)
 
 
 def _fits_whole(sides: _Sides, layers: LayerMaps) -> bool:
@@ -218,7 +218,7 @@ def _of_pairs(
     start = _Moments(
         (jnp.sum(sides[0] ** 2, axis=1), jnp.sum(sides[1] ** 2, axis=1)),
         cross,
-        first_versine(sides, pairs.same) if rule.by_angle else None,
+        first_versine(*sides, pairs.same) if rule.by_angle else None,
         jnp.zeros_like(cross),
     )
 
@@ -246,7 +246,7 @@ def _layer_by_layer(
     whole: bool,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over layers, unrolled if `whole`."""
-    if not whole:
+    if not whole or len(layers.weight) == 0:
         return jax.lax.scan(step, carry, layers)
     outputs = []
     for k in range(len(layers.weight)):
@@ -266,13 +266,14 @@ def _affine(
     (first, second), cross, versine, ntk = moments
     ntk = layer.weight_rate * cross + layer.bias_rate + layer.weight * slope * ntk
     if versine is not None and use_bias:  # weights alone keep angles
-        versine = _with_bias(versine, *pairs.of(first, second), layer)
+        left, right = pairs.of(layer.weight * first, layer.weight * second)
+        versine = with_bias(versine, left, right, layer.bias)
     variances = (layer.weight * first + layer.bias, layer.weight * second + layer.bias)
     return _Moments(variances, layer.weight * cross + layer.bias, versine, ntk)
 
 
-def _largest_change(
-    rule: Rule, layers: LayerMaps, points: Float[Array, "m d"], whole: bool
+def largest_change(
+    rule: Rule, layers: LayerMaps, points: Float[Array, "m d"]
 ) -> Float[Array, ""]:
     """The largest error estimate over all points and layers."""
 
@@ -282,51 +283,4 @@ def _largest_change(
 
     hidden = jax.tree.map(lambda part: part[:-1], layers)
     variance = jnp.sum(points**2, axis=1)
-    return jnp.max(_layer_by_layer(deeper, variance, hidden, whole)[1])
-
-
-def first_versine(
-    sides: _Sides, same: Bool[Array, "r c"] | None
-) -> Float[Array, "r c"]:
-    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero at equal points.
-
-    Expanded into a product of matrices, unless two points are so close that it would
-    lose digits.
-    """
-    norms = [safe_root(jnp.sum(x**2, axis=1, keepdims=True)) for x in sides]
-    left, right = (
-        x / jnp.where(norm > 0, norm, 1) for x, norm in zip(sides, norms, strict=True)
-    )
-    squares = [(norm[:, 0] > 0).astype(norm.dtype) / 2 for norm in norms]
-    versine = squares[0][:, None] + squares[1][None] - left @ right.T
-    if same is not None:
-        versine = jnp.where(same, 1, versine)
-
-    def exact() -> Array:
-        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            return total + (pair[0][:, None] - pair[1][None]) ** 2 / 2, None
-
-        return jax.lax.scan(add, jnp.zeros_like(versine), (left.T, right.T))[0]
-
-    close = jnp.any(versine < _CLOSE)
-    versine = jax.lax.cond(close, exact, lambda: versine)
-    return versine if same is None else jnp.where(same, 0, versine)
-
-
-def _with_bias(
-    versine: Float[Array, "..."],
-    first: Float[Array, "..."],
-    second: Float[Array, "..."],
-    layer: LayerMaps,
-) -> Float[Array, "..."]:
-    """1 − cos of the angle after weights and bias, as a sum of positive terms.
-
-    With p, q the two standard deviations and β that of the bias, it is
-    p q · versine + β²(p − q)²/(√((p²+β²)(q²+β²)) + p q + β²) over √((p²+β²)(q²+β²)).
-    """
-    p, q = (safe_root(layer.weight * part) for part in (first, second))
-    scale = safe_root(p**2 + layer.bias) * safe_root(q**2 + layer.bias)
-    whole = scale + p * q + layer.bias
-    apart = layer.bias * (p - q) ** 2 / jnp.where(whole > 0, whole, 1)
-    turned = (p * q * versine + apart) / jnp.where(scale > 0, scale, 1)
-    return jnp.where(scale > 0, turned, versine)
+    return jnp.max(jax.lax.scan(deeper, variance, hidden)[1], initial=0)

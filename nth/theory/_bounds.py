@@ -14,6 +14,7 @@ from .._internal.validation import (
     require_positive,
     require_scale,
 )
+from .._kernels.infinite_width import InfiniteKernels, on_training_points
 from .._kernels.kernels import Kernels
 from .._kernels.ntk_analysis import spectrum
 
@@ -52,11 +53,42 @@ class Bounds(eqx.Module):
         """The time up to which Theorem 2.6 holds (eq. 17):
         min{c √(λm/n), m^{p*/(2(p*+1))}}/(ln m)^C′."""
         self._require_concrete()
-        power = self.largest_order / (2 * (self.largest_order + 1))
         first = self.constant * math.sqrt(
             self.smallest_eigenvalue * self.width / self.n
         )
-        return min(first, self.width**power) / self._log(self.width)
+        return min(first / self._log(self.width), self.horizon)
+
+    def training_error(self, t: float) -> float:
+        """Σ_b (f_b − y_b)² at time t: n e^{−λt/(2n)} (Corollary 2.5), for widths above
+        `width_to_converge`. Level 2 decays four times as fast, as e^{−2λt/n} along the
+        slowest mode."""
+        self._require_concrete()
+        exponent = self.smallest_eigenvalue * _time(t) / (2 * self.n)
+        return self.constant * self.n * math.exp(-exponent)
+
+    @property
+    def horizon(self) -> float:
+        """The time up to which eq. 12 and Corollary 2.4 hold, for any λ:
+        m^{p*/(2(p*+1))}/(ln m)^C′."""
+        self._require_concrete()
+        power = self.largest_order / (2 * (self.largest_order + 1))
+        return self.width**power / self._log(self.width)
+
+    def kernel_deviation(self, order: int) -> float:
+        """|K⁽ʳ⁾ − 𝒦⁽ʳ⁾/m^{r/2−1}| at initialization, r = `order` (eq. 11):
+        (ln m)^C/m^{(r−1)/2}, where 𝒦⁽ʳ⁾ is deterministic, and 0 for odd r. 𝒦⁽²⁾ is the
+        NTK of [`nth.infinite.kernels`][], and 𝒦⁽⁴⁾/m is `fourth` of
+        [`nth.infinite.corrections`][]."""
+        return self._kernel_scale((self._rank(order) - 1) / 2)
+
+    def kernel_size(self, order: int) -> float:
+        """|K⁽ʳ⁾| at any time up to `horizon`, r = `order` (eq. 12):
+        (ln m)^C/m^{r/2−1}."""
+        return self._kernel_scale(self._rank(order) / 2 - 1)
+
+    def kernel_rate(self, t: float) -> float:
+        """|∂K⁽²⁾/∂t| at a time t up to `horizon` (Corollary 2.4): (1 + t)(ln m)^C/m."""
+        return (1 + _time(t)) * self._kernel_scale(1.0)
 
     def width_to_converge(self, epsilon: float = 0.01) -> float:
         """The width above which training converges (eq. 14): the m with
@@ -116,6 +148,17 @@ class Bounds(eqx.Module):
             "larger width or largest_order to nth.theory.bounds."
         )
 
+    def _rank(self, order: int) -> int:
+        """r of K⁽ʳ⁾, up to p* + 1."""
+        self._require_concrete()
+        why = "the largest_order of these bounds and one more"
+        return require_integer("order", order, 2, self.largest_order + 1, why)
+
+    def _kernel_scale(self, power: float) -> float:
+        """(ln m)^C/m^power."""
+        self._require_concrete()
+        return self.constant * self._log(self.width) / _power(self.width, power)
+
     def _require_concrete(self) -> None:
         require_concrete("bounds", self, "theory.Bounds")
 
@@ -172,25 +215,26 @@ def _power(base: float, exponent: int | float) -> float:
 
 
 def bounds(
-    kernels: Kernels,
+    kernels: Kernels | InfiniteKernels,
     width: Any,
     *,
     largest_order: int = 4,
     constant: float = 1.0,
     log_power: float = 0.0,
 ) -> Bounds:
-    """The quantities in Corollary 2.5 and Theorem 2.6, for given points.
+    """The quantities in Theorems 2.3 and 2.6 and their corollaries, for given points.
 
     The theorems are for squared error, scalar networks of the parameterization `"nth"`,
     and hold with a probability that tends to one as m grows. They do not
     specify the constant c of eq. 17, the C′ of eq. 14, the powers C and C′ of ln m, and
-    the factors in ≲ of eqs. 18 and 19, which depend on depth, activation and data. So
+    the factors in ≲, which depend on depth, activation and data. So
     the results are **scales, not guarantees**: comparisons between widths, times and
     levels are meaningful, a single number only if the constants are known.
 
     **Arguments:**
 
-    - `kernels`: from [`nth.kernels`][], of any order.
+    - `kernels`: from [`nth.kernels`][], of any order, or
+        [`nth.infinite.InfiniteKernels`][] on the training points.
     - `width`: the width m.
     - `largest_order`: p*, the highest level p in question, from 2 to 12.
     - `constant`: the value of c, of C′ as a factor, and of the factor in ≲.
@@ -200,6 +244,7 @@ def bounds(
 
     **Raises:** `ValueError` for invalid numbers, or kernels with several outputs.
     """
+    kernels = on_training_points(kernels)
     require_instance("kernels", kernels, Kernels, "nth.kernels(...)")
     if kernels.out_shape:
         raise ValueError(
