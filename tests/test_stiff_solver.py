@@ -171,9 +171,7 @@ def test_level_2_is_the_closed_form(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(
-    ("case", "order"), [(COUPLED, 2), (SOFTMAX, 3), (SQUARED, 4)]
-)
+@pytest.mark.parametrize(("case", "order"), [(COUPLED, 2), (SOFTMAX, 3), (SQUARED, 4)])
 def test_agrees_with_an_explicit_method(case, order, solver):
     dynamics = hierarchy(case, order, width=64)
     ts = jnp.array([0.3, 0.9, 4.1, 9.7])
