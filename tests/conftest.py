@@ -17,6 +17,9 @@ if jax.__version_info__ < (0, 11):
     FAST += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FAST)
 
+# Tracing creates many objects that live on: frequent collections cost 5 %.
+gc.set_threshold(100_000, 50, 50)
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

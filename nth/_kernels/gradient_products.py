@@ -36,7 +36,7 @@ class Gradients(eqx.Module):
     side by side in the first array, then the others.
     """
 
-    whole: tuple[Float[Array, "*points out params"], ...]
+    whole: tuple[Float[Array, "*points out _"], ...]
     factors: tuple[Factors, ...]
     lookups: tuple[Lookups, ...]
 
