@@ -68,6 +68,7 @@ def test_smooth_problems_take_the_same_steps(dtype):
         np.testing.assert_allclose(plain.train, relaxed.train, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [True], ids=["float64"], indirect=True)
 @pytest.mark.parametrize("method", ["DenseExponential", "DenseRosenbrock", "ROCK4"])
 def test_other_solvers_keep_their_tolerances(method, dtype):
     """Multistep methods start with a lower order, which is not taken for a kink."""
