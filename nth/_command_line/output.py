@@ -63,8 +63,9 @@ def _write_tables(comparison: Any, output: Path, formats: Sequence[str]) -> None
     """The errors of each model, and its outputs at each time and point."""
     import pandas
 
-    models = {"truth": comparison.truth}
-    models |= {f"p={p}": solution for p, solution in comparison.solutions.items()}
+    from nth._compare.export import models_of
+
+    models = models_of(comparison)
     outputs = {name: model.to_dataframe() for name, model in models.items()}
     tables = {
         "levels": comparison.to_dataframe(),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._integrate.estimates import rms_over_points
+from .._internal.clock import clock_of
 from .._internal.validation import require_concrete, require_name
 from .._problem.losses import SoftmaxCrossEntropy
 from .._problem.problem import Problem
@@ -53,8 +54,7 @@ class Comparison(eqx.Module):
     @property
     def clock(self) -> Literal["time", "step"]:
         """Whether `ts` holds times or steps of an optimizer."""
-        discrete = jnp.issubdtype(self.ts.dtype, jnp.integer)
-        return "step" if discrete else "time"
+        return clock_of(self.ts)
 
     @property
     def every(self) -> dict[int | str, AbstractPrediction]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, Points
 
 
-def _models(comparison: "Comparison") -> dict[str, AbstractPrediction]:
+def models_of(comparison: "Comparison") -> dict[str, AbstractPrediction]:
     """The trained network, levels and other models, by name."""
     levels = {name_of(p, "="): found for p, found in comparison.every.items()}
     return {"truth": comparison.truth, **levels}
@@ -42,7 +42,7 @@ def _estimates(comparison: "Comparison") -> np.ndarray:
 def comparison_table(comparison: "Comparison") -> "pandas.DataFrame":
     """Implementation of [`nth.Comparison.to_dataframe`][]."""
     pandas = require_pandas("Comparison.to_dataframe")
-    models = _models(comparison)
+    models = models_of(comparison)
     ts = np.asarray(comparison.ts)
     columns: dict[str, Any] = {
         "model": np.repeat(list(models), len(ts)),
@@ -63,7 +63,7 @@ def comparison_data_set(comparison: "Comparison") -> "xarray.Dataset":
     """Implementation of [`nth.Comparison.to_xarray`][]."""
     import xarray
 
-    models, truth = _models(comparison), comparison.truth
+    models, truth = models_of(comparison), comparison.truth
     out = [f"output_{k}" for k in range(truth.train.ndim - 2)]
     ends = [comparison.valid_until(p) for p in comparison.every]
     data: dict[str, Any] = {

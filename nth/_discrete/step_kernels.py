@@ -17,13 +17,13 @@ from .._internal.precision import full_precision
 from .._internal.validation import require_integer, require_order, require_scale
 from .._kernels.assembly import closed_form, form
 from .._kernels.evaluation import Points, points_of
-from .._kernels.factored_gradients import GradientFunction
 from .._kernels.hierarchy_operator import (
     TensorFunction,
     along,
     require_forward_mode,
     slot_gradient,
 )
+from .._kernels.jacobian import jacobian_products
 from .._kernels.kernels import kernel_bytes
 from .._kernels.third_products import slots_at_once
 from .._network.base import TrainableNetwork, trainable
@@ -120,11 +120,8 @@ def step_kernels(
 
 
 def _require_memory(points: Points, order: int) -> None:
-    rows, n_slots, itemsize = (
-        points.n_rows,
-        points.n_slots,
-        points.output.dtype.itemsize,
-    )
+    rows, n_slots = points.n_rows, points.n_slots
+    itemsize = points.output.dtype.itemsize
     formed = 2 * kernel_bytes(rows, n_slots, order, itemsize)
     require_memory(
         "order",
@@ -175,11 +172,11 @@ def _ntk(points: Points) -> TensorFunction:
     if closed := closed_form(points, 2):
         return closed
 
+    columns, _ = jacobian_products(points, points.n_slots)
+
     def product(params: Params) -> Float[Array, "rows slots"]:
-        gradients = GradientFunction(points, points.n_train)
-        columns = gradients.over(params, points.x_train)
-        rows = gradients.over(params, points.x)
-        return gradients.products(rows, gradients.times_rates(columns, points.rates))
+        at = eqx.tree_at(lambda points: points.params, points, params)
+        return columns(at, jnp.zeros((), int), points.n_slots)
 
     return product
 

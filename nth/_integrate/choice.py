@@ -115,10 +115,10 @@ def _for_jumps(dynamics: AbstractDynamics) -> diffrax.AbstractAdaptiveSolver:
     if isinstance(dynamics, DenseHierarchy):
         return DenseRosenbrock(dynamics)
     like = jax.eval_shape(lambda: _outputs(dynamics)[: dynamics.problem.n_train])
-    known = isinstance(dynamics, AbstractDescent | TaylorizedFlow)
-    return (
-        LowRankRosenbrock(dynamics) if known and like.size <= _MOST_SLOTS else ROCK4()
-    )
+    of_parameters = isinstance(dynamics, AbstractDescent | TaylorizedFlow)
+    if of_parameters and like.size <= _MOST_SLOTS:
+        return LowRankRosenbrock(dynamics)
+    return ROCK4()
 
 
 def _for_tensors(

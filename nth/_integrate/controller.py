@@ -11,9 +11,8 @@ from .._custom_types import Scalar, State
 from .._dynamics.base import AbstractDynamics
 from .choice import Choice
 from .kinks import KinkController
+from .solvers.abstract_rosenbrock import AbstractRosenbrock
 from .solvers.chebyshev import ROCK4
-from .solvers.low_rank_rosenbrock import LowRankRosenbrock
-from .solvers.rosenbrock import DenseRosenbrock
 
 # rtol, atol and the rtol up to which kinks relax it. A loss with kinks is averaged over
 # outputs ± 5e-4, which leaves errors of this size at any tolerance.
@@ -38,8 +37,7 @@ def default_controller(
     )
     # A kink is detected by the order of the error estimate, which for multistep methods
     # is lower in the first steps.
-    rosenbrock = DenseRosenbrock | LowRankRosenbrock
-    one_step = diffrax.AbstractRungeKutta | rosenbrock | ROCK4
+    one_step = diffrax.AbstractRungeKutta | AbstractRosenbrock | ROCK4
     if isinstance(choice.solver, one_step):
         return KinkController(controller, loosest)
     return controller

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._dynamics.base import AbstractDynamics
+from .solvers.abstract_rosenbrock import AbstractRosenbrock
 from .solvers.chebyshev import ROCK4
 from .solvers.exponential import DenseExponential
-from .solvers.low_rank_rosenbrock import LowRankRosenbrock
-from .solvers.rosenbrock import DenseRosenbrock
 
 
 def counts(
@@ -29,7 +28,7 @@ def counts(
         assert isinstance(tableau, diffrax.ButcherTableau)
         fsal = int(tableau.fsal)
         total = (tableau.num_stages - fsal) * steps + fsal * jnp.minimum(steps, 1)
-    elif isinstance(solver, DenseExponential | DenseRosenbrock | LowRankRosenbrock):
+    elif isinstance(solver, DenseExponential | AbstractRosenbrock):
         total = solver.evaluations_per_step * steps
     elif isinstance(solver, ROCK4):
         total = solver_state.evaluations

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .._internal.clock import clock_of
 from .._internal.validation import is_traced
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def is_shown(ts: Array, *others: Any) -> bool:
 
 def times_text(ts: Array) -> str:
     """Such as `5 times from 0 to 10`, or `3 steps from 0 to 2`."""
-    kind = "steps" if jnp.issubdtype(ts.dtype, jnp.integer) else "times"
-    return f"{len(ts)} {kind} from {ts[0]:.4g} to {ts[-1]:.4g}"
+    return f"{len(ts)} {clock_of(ts)}s from {ts[0]:.4g} to {ts[-1]:.4g}"
 
 
 def summary(

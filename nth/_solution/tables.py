@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from .._internal.clock import clock_of
 from .._internal.frames import require_pandas
 from .._internal.validation import require_concrete
 from .prediction import AbstractPrediction
@@ -37,11 +38,6 @@ def prediction_table(prediction: AbstractPrediction) -> "pandas.DataFrame":
     if errors is not None:
         columns["error_estimate"] = np.abs(np.asarray(errors))
     return pandas.DataFrame({name: c.ravel() for name, c in columns.items()})
-
-
-def clock_of(ts: np.ndarray) -> str:
-    """`time`, or `step` for the steps of an optimizer."""
-    return "step" if np.issubdtype(ts.dtype, np.integer) else "time"
 
 
 def output_name(k: int, count: int) -> str:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._custom_types import Scalar
 from ._gaussian_moments import safe_root
+from ._recursion import LayerMaps
 from ._versines import versine_of_moments, versine_of_sum
 
 # What entries of the activations are: numbers of a given point; Gaussian variables; or
@@ -41,16 +41,6 @@ class Moments(NamedTuple):
 
     fan: int
     """Entries at a position, in units of the width; of inputs their number."""
-
-
-class Rates(NamedTuple):
-    """Variances and speeds of a layer: second moments S and the NTK Θ of its inputs
-    become weight·S + bias and weight_rate·S + bias_rate + weight·Θ."""
-
-    weight: Scalar
-    bias: Scalar
-    weight_rate: Scalar
-    bias_rate: Scalar
 
 
 class Walk(NamedTuple):
@@ -95,20 +85,20 @@ class Walk(NamedTuple):
 
     def rates(
         self, sigmas: tuple[Any, Any], use_bias: bool, of: Moments, fan_in: int
-    ) -> Rates:
+    ) -> LayerMaps:
         """The rates of a layer with inputs of the moments `of`, means over `fan_in`."""
         dtype = of.cross.dtype
         sigma_w, sigma_b = (jnp.asarray(sigma, dtype) for sigma in sigmas)
         one = jnp.ones((), dtype)
         weight, bias = sigma_w**2, (sigma_b**2 if use_bias else 0 * one)
         if self.parameterization == "ntk":
-            return Rates(weight, bias, weight, bias)
+            return LayerMaps(weight, bias, weight, bias)
         if self.parameterization == "nth":
             # The first layer of the paper is not divided by the root of its fan-in.
             count = one * (fan_in if of.kind == INPUTS else 1)
-            return Rates(count * weight, bias, count, one if use_bias else 0 * one)
+            return LayerMaps(count * weight, bias, count, one if use_bias else 0 * one)
         count = one * (0 if of.kind == INPUTS else fan_in)
-        return Rates(weight, bias, count, 0 * one)
+        return LayerMaps(weight, bias, count, 0 * one)
 
     def next(self, old: Moments, cross: Array, **changes: Any) -> Moments:
         """`old` after a layer, with its changes; a versine of `None` is computed from
@@ -158,7 +148,7 @@ class Parts(NamedTuple):
     shape: tuple[int, ...]
 
 
-def affine(walk: Walk, old: Moments, parts: Parts, rates: Rates) -> Moments:
+def affine(walk: Walk, old: Moments, parts: Parts, rates: LayerMaps) -> Moments:
     """Weights, whose inputs have the mean of the moments `parts` over their places, and
     bias."""
     count = len(parts.cross)

@@ -81,7 +81,7 @@ def _posterior(
 
 
 def matching_covariances(kernels: Any, problem: Problem) -> InfiniteKernels:
-    """The same, for kernels that must have no negative eigenvalues."""
+    """`matching_kernels`, for kernels that must have no negative eigenvalues."""
     kernels = matching_kernels(kernels, problem)
     for name, part in (("nngp", kernels.nngp), ("ntk", kernels.ntk)):
         require_covariance(f"kernels.{name}", part, f"Form them by {EXAMPLE}.")

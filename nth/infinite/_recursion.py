@@ -25,7 +25,7 @@ class LayerMaps(NamedTuple):
 
     Σ = weight·S + bias, and Θ′ = weight_rate·S + bias_rate + weight·(Σ̇ ∘ Θ).
 
-    Each field has one entry for each layer.
+    Each field has one entry for each layer, or is a scalar of one layer.
     """
 
     weight: Float[Array, "..."]

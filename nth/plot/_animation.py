@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._internal.validation import require_bool, require_concrete, require_integer
-from ._style import _RESOLUTION, style
+from ._style import _RESOLUTION, style, symmetric_scale, time_symbol
 
 if TYPE_CHECKING:
     from matplotlib.animation import FuncAnimation
@@ -85,16 +85,13 @@ def _animation(
     from matplotlib.animation import FuncAnimation
     from matplotlib.figure import Figure
 
-    finite = np.abs(kernels[np.isfinite(kernels)])
-    limit = (float(finite.max()) if finite.size else 0.0) or 1.0
-    unit = "step" if np.issubdtype(ts.dtype, np.integer) else "$t$"
+    scale, unit = symmetric_scale(kernels), time_symbol(ts)
     with style():
         size = (_PANEL * len(names) + 1.0, _HEIGHT)
         figure = Figure(size, _RESOLUTION, layout="constrained")
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         images = []
         for axis, name, along in zip(axes, names, kernels, strict=True):
-            scale: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
             images.append(axis.imshow(along[0], **scale))
             axis.set(title=name, xticks=[], yticks=[], xlabel="training slot")
         axes[0].set_ylabel("training slot")

@@ -10,6 +10,7 @@ from ._style import NETWORK, OTHERS, level_color, log_times, panels, style
 if TYPE_CHECKING:
     from .._compare.comparison import Comparison, Points
 
+_NAMES = {"train": "training", "test": "test"}
 _IN_A_ROW = 4  # entries of the legend, as wide as two panels
 
 
@@ -76,8 +77,9 @@ def _plot_error(axis: Any, comparison: "Comparison", kind: "Points") -> None:
         shown = (estimate > 0) & (ts > 0)
         axis.plot(ts[shown], estimate[shown], color=color, lw=1, ls="--", alpha=0.7)
     axis.set_yscale("log")
-    title = {"train": "training", "test": "test"}[kind]
-    axis.set(title=f"{title} points (dashed: estimate)", ylabel="RMS error of outputs")
+    axis.set(
+        title=f"{_NAMES[kind]} points (dashed: estimate)", ylabel="RMS error of outputs"
+    )
 
 
 def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
@@ -87,8 +89,7 @@ def _plot_accuracy(axis: Any, comparison: "Comparison", kind: "Points") -> None:
     for p, _, color in _levels(comparison):
         share = comparison.accuracy(p, kind)
         axis.plot(ts, 100 * np.asarray(share), color=color, lw=1.2)
-    title = {"train": "training", "test": "test"}[kind]
-    axis.set(title=f"{title} points", ylabel="accuracy (%)")
+    axis.set(title=f"{_NAMES[kind]} points", ylabel="accuracy (%)")
 
 
 def _mark_windows(axis: Any, comparison: "Comparison") -> None:

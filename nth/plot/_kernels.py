@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ._style import chosen, log_times, panels, style
+from ._style import chosen, log_times, panels, style, symmetric_scale, time_symbol
 
 _MATRICES = 3
 
@@ -25,18 +25,15 @@ def plot_kernels(
     default = spread.astype(int).tolist()
     rows = chosen("indices", default if indices is None else indices, len(ts))
     shown = kernels[np.asarray(rows)]
-    finite = np.abs(shown[np.isfinite(shown)])
-    limit = finite.max() if finite.size else 1.0
-    unit = "step" if np.issubdtype(ts.dtype, np.integer) else "$t$"
     with style():
         figure, every = panels(axes, len(rows), columns=3)
-        # A diverging scale, symmetric about zero: the sign of an entry is visible.
+        scale = symmetric_scale(shown)
         images = [
-            axis.imshow(kernel, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axis.imshow(kernel, **scale)
             for axis, kernel in zip(every, shown, strict=True)
         ]
         for axis, i in zip(every, rows, strict=True):
-            axis.set_title(f"{unit} = {ts[i]:.4g}")
+            axis.set_title(f"{time_symbol(ts)} = {ts[i]:.4g}")
             axis.set_xlabel("training slot")
             for side in (axis.xaxis, axis.yaxis):
                 side.set_major_locator(MaxNLocator(5, integer=True))

@@ -14,7 +14,7 @@ from .._internal.validation import (
     require_integer,
 )
 from .._problem.problem import Problem
-from ._style import LEVELS, panels, style
+from ._style import LEVELS, panels, style, symmetric_scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,10 +111,8 @@ def _signs(
     axis: Any, sides: list[np.ndarray], outputs: np.ndarray, labels: np.ndarray
 ) -> list[str]:
     """The output as a color, and its zero as a line; the colors of the points."""
-    limit = float(np.nanmax(np.abs(outputs))) or 1.0
-    image = axis.pcolormesh(
-        *sides, outputs, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=True
-    )
+    scale = symmetric_scale(outputs)
+    image = axis.pcolormesh(*sides, outputs, rasterized=True, **scale)
     axis.get_figure().colorbar(image, ax=axis, label="output", shrink=0.8)
     if outputs.min() < 0 < outputs.max():
         axis.contour(*sides, outputs, levels=[0.0], colors="black", linewidths=1.2)

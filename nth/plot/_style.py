@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._internal.clock import clock_of
 from .._internal.validation import require_integer
 
 if TYPE_CHECKING:
@@ -96,12 +97,25 @@ def panels(axes: Any, count: int, columns: int = 2) -> tuple["Figure", list["Axe
     return figure, given
 
 
+def time_symbol(ts: Any) -> str:
+    """`$t$`, or `step` for the steps of an optimizer."""
+    return {"time": "$t$", "step": "step"}[clock_of(ts)]
+
+
+def symmetric_scale(values: np.ndarray) -> dict[str, Any]:
+    """Options of an image: a diverging scale, symmetric about zero, on which signs are
+    visible, for the finite ones of `values`."""
+    finite = np.abs(values[np.isfinite(values)])
+    limit = (float(finite.max()) if finite.size else 0.0) or 1.0
+    return {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+
+
 def log_times(axis: "Axes", ts: Any) -> None:
     """A logarithmic axis if the times are spaced so over a decade, and its label."""
     from matplotlib.ticker import NullFormatter
 
     ts = np.asarray(ts)
-    if np.issubdtype(ts.dtype, np.integer):
+    if clock_of(ts) == "step":
         axis.set_xlabel("step")
         return
     axis.set_xlabel("time $t$")

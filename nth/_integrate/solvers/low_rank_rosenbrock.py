@@ -1,10 +1,8 @@
 """A Rosenbrock method for stiff training of parameters, by linear solves in output
 space."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,11 +14,15 @@ from ..._dynamics.parameter_dynamics import AbstractDescent
 from ..._problem.inputs import take
 from ..._problem.losses import AbstractLoss
 from . import ros34pw2
+from .abstract_rosenbrock import (
+    AbstractRosenbrock,
+    RosenbrockCoefficients,
+    weighted_sum,
+)
 from .output_space import output_hessian, times_blocks
-from .rosenbrock import RosenbrockInterpolation
 
 
-class LowRankRosenbrock(diffrax.AbstractAdaptiveSolver):
+class LowRankRosenbrock(AbstractRosenbrock):
     """ROS34PW2 with a Jacobian of rank n·C: for losses with kinks, and long times.
 
     For [`nth.GradientFlow`][], [`nth.MatrixFreeHierarchy`][] and
@@ -40,44 +42,22 @@ class LowRankRosenbrock(diffrax.AbstractAdaptiveSolver):
     """
 
     dynamics: AbstractDynamics
-    term_structure: ClassVar[Any] = diffrax.ODETerm
-    interpolation_cls: ClassVar[Callable[..., RosenbrockInterpolation]] = (
-        RosenbrockInterpolation
-    )
+    coefficients: ClassVar[RosenbrockCoefficients] = ros34pw2.COEFFICIENTS
     evaluations_per_step: ClassVar[int] = ros34pw2.STAGES
 
-    def order(self, terms: Any) -> int:
-        return ros34pw2.ORDER
-
-    def init(self, terms: Any, t0: Any, t1: Any, y0: State, args: Any) -> None:
-        return None
-
-    def step(
-        self,
-        terms: Any,
-        t0: Any,
-        t1: Any,
-        y0: State,
-        args: Any,
-        solver_state: None,
-        made_jump: Any,
-    ) -> tuple[State, State, dict[str, Any], None, diffrax.RESULTS]:
-        del solver_state, made_jump
-        h, gamma = t1 - t0, ros34pw2.GAMMA
-        newton = LowRankNewton(self.dynamics, y0, gamma * h)
+    def stages(
+        self, terms: Any, t0: Scalar, y0: State, h: Scalar, args: Any
+    ) -> list[State]:
+        known = self.coefficients
+        newton = LowRankNewton(self.dynamics, y0, known.gamma * h)
         zero = jax.tree.map(jnp.zeros_like, y0)
         u: list[State] = []
-        for row, coupling in zip(ros34pw2.A, ros34pw2.C, strict=True):
-            rate = terms.vf(t0, _sum(row, u, y0), args)
-            b = _sum([gamma * c for c in coupling], u, zero)
-            u.append(newton.solve(_sum([gamma * h], [rate], b)))
-        y1 = _sum(ros34pw2.B, u, y0)
-        error = _sum(ros34pw2.ERROR, u, zero)
-        dense_info = {"y0": y0, "y1": y1, "d": (_sum(ros34pw2.D, u, zero),)}
-        return y1, error, dense_info, None, diffrax.RESULTS.successful
-
-    def func(self, terms: Any, t0: Any, y0: State, args: Any) -> State:
-        return terms.vf(t0, y0, args)
+        for row, coupling in zip(known.a, known.c, strict=True):
+            rate = terms.vf(t0, weighted_sum(row, u, y0), args)
+            coupled = weighted_sum(coupling, u, zero)
+            right = jax.tree.map(lambda c, k: known.gamma * (h * k + c), coupled, rate)
+            u.append(newton.solve(right))
+        return u
 
 
 class LowRankNewton(eqx.Module):
@@ -100,7 +80,7 @@ class LowRankNewton(eqx.Module):
 
     def __init__(self, dynamics: AbstractDynamics, state: State, a: Scalar):
         self.dynamics, self.state, self.a = _driven(dynamics), state, a
-        self.hessian = output_hessian(dynamics, dynamics.outputs(state))
+        self.hessian = output_hessian(dynamics, self.dynamics.outputs(state))
         kernel = self._kernel()
         one = jnp.eye(len(kernel), dtype=kernel.dtype)
         product = times_blocks(kernel.T, self.hessian.mT).T
@@ -108,10 +88,13 @@ class LowRankNewton(eqx.Module):
 
     def solve(self, r: State) -> State:
         """δ with (I + a B H C) δ = r."""
-        _, moved = jax.jvp(self.dynamics.outputs, (self.state,), (r,))
-        sloped = times_blocks(moved.reshape(1, -1), self.hessian.mT)[0]
-        w = jax.scipy.linalg.lu_solve(self.factors, sloped)
-        return _sum([-self.a], [self._response(w)], r)
+        w = times_blocks(self._push(r)[None], self.hessian.mT)[0]
+        w = jax.scipy.linalg.lu_solve(self.factors, w)
+        return jax.tree.map(lambda r, k: r - self.a * k, r, self._response(w))
+
+    def _push(self, r: State) -> Float[Array, " slots"]:
+        """C·r. Forward mode, since it holds no more than a block of points."""
+        return jax.jvp(self.dynamics.outputs, (self.state,), (r,))[1].ravel()
 
     def _response(self, g: Float[Array, " slots"]) -> State:
         """B·g."""
@@ -128,8 +111,7 @@ class LowRankNewton(eqx.Module):
             return self.dynamics.ntk(self.state).reshape(slots, slots)
 
         def column(unit: Float[Array, " slots"]) -> Float[Array, " slots"]:
-            moved = self._response(unit)
-            return jax.jvp(self.dynamics.outputs, (self.state,), (moved,))[1].ravel()
+            return self._push(self._response(unit))
 
         dtype = self.dynamics.problem.y_train.dtype
         return jax.lax.map(column, jnp.eye(slots, dtype=dtype), batch_size=16).T
@@ -165,10 +147,3 @@ def _driven(dynamics: AbstractDynamics) -> AbstractDynamics:
         none = jnp.zeros_like(driven.weight_decay)
         driven = eqx.tree_at(lambda d: d.weight_decay, driven, none)
     return driven
-
-
-def _sum(weights: Sequence[Any], terms: list[State], start: State) -> State:
-    """`start` plus the sum of `terms` with these weights."""
-    for weight, term in zip(weights, terms, strict=True):
-        start = jax.tree.map(lambda a, b, w=weight: a + w * b, start, term)
-    return start

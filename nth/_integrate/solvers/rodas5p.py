@@ -3,15 +3,12 @@
 Steinebach, *Construction of Rosenbrock–Wanner method Rodas5P and numerical benchmarks
 within the Julia Differential Equations package*, BIT Numerical Mathematics 63:27, 2023.
 The method is stiffly accurate and L-stable; its embedded method has order 4, and so has
-its continuous extension. In the form without products of matrices with vectors (Hairer
-& Wanner, *Solving Ordinary Differential Equations II*, section IV.7), with h the step,
-
-    (I − hγJ) u_i = hγ F(y₀ + Σ_{j<i} A_ij u_j) + γ Σ_{j<i} C_ij u_j,
-    y₁ = y₀ + Σ_j B_j u_j,          error estimate u_8,
-    y(t₀ + θh) = (1−θ) y₀ + θ y₁ + θ(1−θ) (d₁ + θ(d₂ + θ d₃)),   d_k = Σ_j D_kj u_j.
+its continuous extension.
 """
 
 import numpy as np
+
+from .abstract_rosenbrock import RosenbrockCoefficients
 
 STAGES = 8
 ORDER = 5
@@ -114,4 +111,14 @@ D = np.array(
             4.883087185713722,
         ],
     ]
+)
+
+COEFFICIENTS = RosenbrockCoefficients(
+    order=ORDER,
+    gamma=GAMMA,
+    a=A,
+    c=C,
+    b=B.tolist(),
+    error=(0.0,) * (STAGES - 1) + (1.0,),
+    d=D.tolist(),
 )

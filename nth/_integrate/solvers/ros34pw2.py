@@ -7,17 +7,14 @@ in place of the Jacobian,
     k_i = F(y₀ + h Σ_{j<i} α_ij k_j) + h W Σ_{j≤i} γ_ij k_j,    y₁ = y₀ + h Σ_j b_j k_j.
 
 The method is stiffly accurate, and L-stable if W is the Jacobian; its embedded method
-has order 2. With u = h Γ k it takes the form without products of matrices with vectors
-(Hairer & Wanner, *Solving Ordinary Differential Equations II*, section IV.7),
-
-    (I − hγW) u_i = hγ F(y₀ + Σ_{j<i} A_ij u_j) + γ Σ_{j<i} C_ij u_j,
-    y₁ = y₀ + Σ_j B_j u_j,    error estimate Σ_j ERROR_j u_j.
+has order 2. u = h Γ k takes it to the form of `RosenbrockCoefficients`.
 """
 
 import numpy as np
 
+from .abstract_rosenbrock import RosenbrockCoefficients
+
 STAGES = 4
-ORDER = 3
 GAMMA = 0.435866521508459
 
 ALPHA = np.array(
@@ -50,12 +47,6 @@ def _lower_rows(matrix: np.ndarray) -> list[list[float]]:
     return [matrix[i, :i].tolist() for i in range(STAGES)]
 
 
-A = _lower_rows(ALPHA @ _INVERSE)
-C = _lower_rows(-_INVERSE)
-B = (WEIGHTS @ _INVERSE).tolist()
-ERROR = ((WEIGHTS - EMBEDDED) @ _INVERSE).tolist()
-
-
 def _extension() -> np.ndarray:
     """Weights q of a continuous extension of order 2,
 
@@ -68,5 +59,12 @@ def _extension() -> np.ndarray:
     return np.linalg.lstsq(rows, np.array([0, 1 / 2, 0]), rcond=None)[0]
 
 
-# In the form (1−θ) y₀ + θ y₁ + θ(1−θ) d.
-D = (-_extension() @ _INVERSE).tolist()
+COEFFICIENTS = RosenbrockCoefficients(
+    order=3,
+    gamma=GAMMA,
+    a=_lower_rows(ALPHA @ _INVERSE),
+    c=_lower_rows(-_INVERSE),
+    b=(WEIGHTS @ _INVERSE).tolist(),
+    error=((WEIGHTS - EMBEDDED) @ _INVERSE).tolist(),
+    d=[(-_extension() @ _INVERSE).tolist()],  # θ (b − q) + θ² q = θ b − θ(1 − θ) q
+)
