@@ -11,15 +11,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from textwrap import dedent
 
 DOCS = Path(__file__).parent
 PAGES = [*(DOCS / "tutorials").glob("*.md"), *(DOCS / "howto").glob("*.md")]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# A block may be indented, inside a tab.
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+def code_blocks(text: str) -> list[str]:
+    """The blocks of Markdown that are run, by this script and in tests."""
+    return [dedent(code) for _, code in BLOCK.findall(text)]
 
 
 def main(pages: list[Path]) -> None:
     for page in pages:
-        code = "\n".join(BLOCK.findall(page.read_text()))
+        code = "\n".join(code_blocks(page.read_text()))
         if "savefig" not in code:
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parent.parent
 BENCHMARK = re.compile(r"^<!-- benchmark: (\w+)(?: \| (.*?))? -->$", re.MULTILINE)
 # Where and when it was measured.
 SETTING = re.compile(r"^<!-- setting: (\w+) -->$", re.MULTILINE)
-# An image that is not in a link.
-IMAGE = re.compile(r"(?<!\[)!\[([^\]]*)\]\(([^)\s]+\.(?:png|gif|webp))\)")
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.(?:png|gif))\)")
+# Figures have 150 dots to the inch, of which a column of 688 pixels shows 7.
+COLUMN, DOTS = 688, 1050
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -32,7 +33,17 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         markdown = markdown.replace(NAMES, _names())
     markdown = BENCHMARK.sub(lambda match: benchmark(*match.groups()), markdown)
     markdown = SETTING.sub(lambda match: setting(match[1]), markdown)
-    return IMAGE.sub(r"[![\1](\2)](\2)", markdown)
+    return IMAGE.sub(lambda match: _image(*match.groups()), markdown)
+
+
+def _image(text: str, file: str) -> str:
+    """A narrow figure is not stretched to the column, so that text has one size."""
+    header = (ROOT / "docs" / "figures" / Path(file).name).read_bytes()[:24]
+    size = ""
+    if header.startswith(b"\x89PNG"):
+        dots = int.from_bytes(header[16:20], "big")
+        size = f"{{ width={round(COLUMN * dots / DOTS)} }}" if dots < DOTS else ""
+    return f"[![{text}]({file}){size}]({file})"
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -47,7 +58,7 @@ def benchmark(name: str, start: str | None) -> str:
     lines = ["| " + " | ".join(columns).replace("case", "", 1) + " |"]
     lines.append("|---|" + "---:|" * (len(columns) - 1))
     for row in rows:
-        case = row["case"].removeprefix(start or "").strip(", ")
+        case = row["case"].removeprefix(start or "").strip(", ") or row["case"]
         cells = [case, *(_number(row.get(key)) for key in columns[1:])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", setting(name)] if start is None else [])])
@@ -98,6 +109,7 @@ def _names() -> str:
 
 def _row(name: str, value: object) -> str:
     first = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
+    first = re.sub(":$", ".", first)  # of an equation that follows
     return f"| [`nth.{name}`][] | {first.replace('|', chr(92) + '|')} |"
 
 

@@ -10,7 +10,6 @@ import traceback
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from textwrap import dedent
 
 import matplotlib
 import pytest
@@ -27,12 +26,11 @@ LIBRARIES = [
     "optax",
     "sklearn.datasets",
 ]
-# A block may be indented, inside a tab.
-BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.M | re.S)
+code_blocks = runpy.run_path(str(ROOT / "docs" / "draw.py"))["code_blocks"]
 PAGES = {
     str(page.relative_to(ROOT)): blocks
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    if (blocks := [dedent(code) for _, code in BLOCK.findall(page.read_text())])
+    if (blocks := code_blocks(page.read_text()))
 }
 
 
@@ -47,7 +45,7 @@ NAMES = {
 def docstring_blocks() -> list[str]:
     """The code blocks of the docstrings of public names."""
     docstrings = (inspect.getdoc(attrgetter(name)(nth)) or "" for name in sorted(NAMES))
-    return [dedent(b) for text in docstrings for _, b in BLOCK.findall(text)]
+    return [block for text in docstrings for block in code_blocks(text)]
 
 
 @pytest.mark.parametrize("page", PAGES)

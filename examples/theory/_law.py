@@ -69,7 +69,7 @@ def draw(
     axis.plot(line, law.prefactor * line**law.slope, color=color, lw=0.9, ls="--")
     middle, bars = interval(values, statistic)
     options: Any = {"ms": 4, "capsize": 2, "elinewidth": 1}
-    label = f"{label}: exponent {law}"
+    label = f"{label}: exponent {law}".replace("-", "−")
     axis.errorbar(line, middle, bars, fmt="o", color=color, label=label, **options)
     below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
     over_widths(axis, at, fontsize=8, **below)

@@ -104,8 +104,8 @@ def solve_discrete(
     - f̃ and the network at θ₀ + Σ_k u_k, two predictions that are equal up to the order
         of the level, part on the training points by more than half of the greatest
         change predicted up to there;
-    - for p > 2, the series does not converge: the last term [f]_{p−1} exceeds half of
-        that change, or ‖u_{p−1}‖ exceeds ‖u_{p−2}‖;
+    - for p > 2, the series does not converge: the last term, of order ε^{p−1},
+        exceeds half of that change, or the last u_k is larger than the one before;
     - the predicted loss has risen by more than the loss at step 0, and by more than
         that of outputs 0. With momentum and batches it may well rise by less;
     - outputs are infinite or undefined, as where the square root of a second moment has

@@ -22,8 +22,8 @@ class WindowWarning(UserWarning):
 class AccuracyWarning(WindowWarning):
     """The estimated error of a prediction passed half of the change that it predicts.
 
-    Issued once for a solve, at the first requested time where
-    [`nth.Solution`][]`.error_share` exceeds 0.5, unless the prediction left its window.
+    Issued once for a solve, at the first requested time where the `error_share` of
+    [`nth.Solution`][] exceeds 0.5, unless the prediction left its window.
     """
 
 

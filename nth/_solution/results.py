@@ -21,7 +21,7 @@ NAMES = (
 
 
 class RESULTS(eqx.Enumeration):
-    """How a solve ended: the type of [`nth.Solution`][]`.result`.
+    """How a solve ended: the type of [`nth.Solution.result`][nth.Solution].
 
     - `successful`: the last time was reached, inside the window of validity.
     - `left_window`: the last time was reached, and the truncation left its window at

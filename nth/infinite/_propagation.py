@@ -40,7 +40,7 @@ class Propagation(eqx.Module):
     network is in the ordered phase, above 1 in the chaotic phase."""
 
     variance_slope: Float[Array, "*shape"]
-    """dq′/dq at q*: the factor by which a layer changes a deviation of q from q*."""
+    """dq′/dq at the fixed point q*: the factor by which a layer changes a deviation."""
 
     correlation: Float[Array, "*shape"]
     """c*, the stable fixed point of the correlation of two points: 1 in the ordered

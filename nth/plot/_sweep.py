@@ -29,7 +29,8 @@ def plot_sweep(sweep: "Sweep", laws: Sequence["Exponent | None"], axes: Any) -> 
             if (law := laws[i]) is not None:
                 line = law.prefactor * widths[order] ** law.slope
                 axis.plot(widths[order], line, color=color, lw=1, ls="--")
-                label = f"{label}: exponent {law}".removeprefix(": ")
+                exponent = f"exponent {law}".replace("-", "−")
+                label = f"{label}: {exponent}".removeprefix(": ")
             axis.plot(widths[order], middle, "o", color=color, ms=4, label=label)
             axis.fill_between(widths[order], low, high, color=color, alpha=0.2, lw=0)
         axis.set(xscale="log", yscale="log", xlabel="width")

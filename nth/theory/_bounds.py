@@ -35,7 +35,7 @@ class Bounds(eqx.Module):
     """λ, the smallest eigenvalue of the NTK on the training points."""
 
     largest_order: int
-    """p*, the highest level p; Assumptions 2.1 and 2.2 involve 2p* + 1 derivatives."""
+    """p*, the highest level p. Assumptions 2.1 and 2.2 have `2p* + 1` derivatives."""
 
     constant: float
     """The prefactors: c, C and those in ≲."""
@@ -51,7 +51,7 @@ class Bounds(eqx.Module):
     @property
     def window(self) -> float:
         """The time up to which Theorem 2.6 holds (eq. 17):
-        min{c √(λm/n), m^{p*/(2(p*+1))}}/(ln m)^C′."""
+        `min{c √(λm/n), m^{p*/(2(p*+1))}}/(ln m)^C′`."""
         self._require_concrete()
         first = self.constant * math.sqrt(
             self.smallest_eigenvalue * self.width / self.n
@@ -69,7 +69,7 @@ class Bounds(eqx.Module):
     @property
     def horizon(self) -> float:
         """The time up to which eq. 12 and Corollary 2.4 hold, for any λ:
-        m^{p*/(2(p*+1))}/(ln m)^C′."""
+        `m^{p*/(2(p*+1))}/(ln m)^C′`."""
         self._require_concrete()
         power = self.largest_order / (2 * (self.largest_order + 1))
         return self.width**power / self._log(self.width)

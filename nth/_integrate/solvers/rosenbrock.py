@@ -21,9 +21,8 @@ class DenseRosenbrock(AbstractRosenbrock):
 
     An L-stable Rosenbrock method of order 5 with an error estimate of order 4
     (Steinebach 2023). A step costs 8 evaluations of the vector field and one LU
-    factorization of n·C equations, whatever the level: see
-    [`NewtonMatrix`][nth._integrate.solvers.dense_newton.NewtonMatrix]. The Jacobian is
-    exact, for any loss.
+    factorization of n·C equations, whatever the level. The Jacobian is exact, for any
+    loss.
 
     Kernels are taken to be symmetric in their first two slots, as those of a network
     are. Derivatives are right along changes that keep that symmetry, as all changes of
