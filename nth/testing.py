@@ -70,10 +70,10 @@ def assert_close(
     margin, atol = require_positive("margin", margin), require_positive("atol", atol)
     i = _index(index, len(prediction.ts))
     expected = np.asarray(getattr(prediction, points))[i]
-    found = np.asarray(outputs)
-    if found.shape != expected.shape or found.size == 0:
+    actual = np.asarray(outputs)
+    if actual.shape != expected.shape or actual.size == 0:
         raise ValueError(
-            f"outputs has shape {found.shape}; the prediction has {expected.shape} "
+            f"outputs has shape {actual.shape}; the prediction has {expected.shape} "
             f"for {points} points: give one entry for each of at least one output."
         )
     time, until = float(prediction.ts[i]), float(prediction.valid_until)
@@ -82,7 +82,7 @@ def assert_close(
             f"prediction is not valid at {time:.4g}, after its valid_until "
             f"{until:.4g}: give an earlier index, or a prediction of higher order."
         )
-    distance = float(np.sqrt(np.mean((found - expected) ** 2)))
+    distance = float(np.sqrt(np.mean((actual - expected) ** 2)))
     estimate = float(jnp.nan_to_num(prediction.error_estimate[i]))
     limit = margin * estimate + atol
     if not distance <= limit:  # NaN is an error, too

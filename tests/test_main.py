@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 import nth
 from nth._command_line import command
-from nth._command_line.command import cli, main, times_until
+from nth._command_line.command import cli, main
+from nth._command_line.run import times_until
 from nth._network.activations import ACTIVATIONS
 
 TINY = ["--width=8", "--depth=1", "--train=4", "--test=3", "--until=1", "--order=2"]

@@ -79,19 +79,19 @@ def draw(
 
 
 def medians(
-    axis: Axes, found: nth.scaling.Sweep, published: dict[str, str]
+    axis: Axes, sweep: nth.scaling.Sweep, published: dict[str, str]
 ) -> list[Row]:
     """The law of each median over initializations, beside what was published."""
     rows = []
     for (name, words), color in zip(published.items(), COLORS, strict=False):
-        values = found.values[name]
-        law = nth.scaling.fit(found.widths, values, statistic=np.median)
-        draw(axis, found.widths, values, np.median, law, name, color)
+        values = sweep.values[name]
+        law = nth.scaling.fit(sweep.widths, values, statistic=np.median)
+        draw(axis, sweep.widths, values, np.median, law, name, color)
         rows.append((name, law, words))
     return rows
 
 
 def report(title: str, rows: Iterable[Row]) -> None:
-    table = [(what, str(law), f"{law.r2:.4f}", words) for what, law, words in rows]
+    table = [(name, str(law), f"{law.r2:.4f}", words) for name, law, words in rows]
     headers = (title, "exponent [95%]", "R²", "published")
     print(tabulate(table, headers=headers, disable_numparse=True))

@@ -30,14 +30,15 @@ PAIR = jnp.asarray([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
 def ntk_draws(width: int, samples: int) -> np.ndarray:
     """K⁽²⁾ at a pair of points, of many networks of one width."""
 
-    def one(key: jax.Array) -> jax.Array:
+    def of_network(key: jax.Array) -> jax.Array:
         network = nth.MLP(3, width, key=key, **OPTIONS)
         rows = jax.vmap(eqx.filter_grad(lambda f, x: f(x)), (None, 0))(network, PAIR)
         leaves = jax.tree.leaves(rows)
         return jnp.sum(jnp.stack([jnp.vdot(leaf[0], leaf[1]) for leaf in leaves]))
 
     keys = jax.random.split(jax.random.key(width), samples)
-    return np.asarray(jax.jit(lambda k: jax.lax.map(one, k, batch_size=1000))(keys))
+    many = jax.jit(lambda k: jax.lax.map(of_network, k, batch_size=1000))
+    return np.asarray(many(keys))
 
 
 def scaling(widths: list[int], samples: int) -> None:

@@ -37,7 +37,7 @@ def distances(problem: nth.Problem, width: int, seeds: int, t: float) -> np.ndar
     ts = jnp.asarray([t])
 
     @jax.jit
-    def one(key: jax.Array) -> list[jax.Array]:
+    def of_network(key: jax.Array) -> list[jax.Array]:
         network = nth.MLP(3, width, 1, key=key)
         kernels = nth.kernels(network, problem, order=4, progress=False)
         closed = nth.perturbative(kernels, problem, ts).test
@@ -51,7 +51,7 @@ def distances(problem: nth.Problem, width: int, seeds: int, t: float) -> np.ndar
         return [jnp.sqrt(jnp.mean((closed - o.test) ** 2)) for o in others]
 
     keys = jax.random.split(jax.random.key(0), seeds)
-    return np.array([one(key) for key in keys], float).T
+    return np.array([of_network(key) for key in keys], float).T
 
 
 @click.command()

@@ -28,10 +28,10 @@ SIGMA_B = 0.3
 def phases(axis: Axes, size: int) -> None:
     """The depth scale of correlations, and the edge of chaos."""
     weights, biases = np.linspace(0.4, 3, size), np.linspace(0, 1.2, size)
-    found = nth.infinite.propagation(
+    deep = nth.infinite.propagation(
         "tanh", sigma_w=weights[:, None], sigma_b=biases[None]
     )
-    scale = np.clip(np.asarray(found.depth_scale), 0, 100)
+    scale = np.clip(np.asarray(deep.depth_scale), 0, 100)
     mesh = axis.pcolormesh(
         weights,
         biases,
@@ -71,9 +71,9 @@ def correlations(sigma_w: float, depths: list[int]) -> np.ndarray:
 def convergence(axis: Axes, depths: list[int]) -> None:
     """The distance of correlations from their fixed point, and its predicted slope."""
     for sigma_w, color in ((1.1, BLUE), (1.8, ORANGE), (2.5, GREEN)):
-        found = nth.infinite.propagation("tanh", sigma_w=sigma_w, sigma_b=SIGMA_B)
-        gap = np.abs(correlations(sigma_w, depths) - float(found.correlation))
-        scale = float(found.depth_scale)
+        deep = nth.infinite.propagation("tanh", sigma_w=sigma_w, sigma_b=SIGMA_B)
+        gap = np.abs(correlations(sigma_w, depths) - float(deep.correlation))
+        scale = float(deep.depth_scale)
         label = f"$\\sigma_w$ = {sigma_w}: {scale:.1f} layers"
         axis.plot(depths, gap, "o", ms=4, color=color, label=label)
         line = np.exp(-(np.array(depths) - depths[-1]) / scale) * gap[-1]

@@ -44,7 +44,7 @@ def flat(tree: Any) -> jax.Array:
 def measure(activation: str) -> nth.scaling.Measure:
     x = points(4).astype(jnp.float32)
 
-    def one(width: int, key: jax.Array) -> dict[str, jax.Array]:
+    def averaged(width: int, key: jax.Array) -> dict[str, jax.Array]:
         network = nth.MLP(
             4, width, 3, activation=activation, dtype=jnp.float32, key=key
         )
@@ -66,7 +66,7 @@ def measure(activation: str) -> nth.scaling.Measure:
             "(df df ddf)^2": bent**2,
         }
 
-    return one
+    return averaged
 
 
 @click.command()
@@ -75,8 +75,8 @@ def main(small: bool) -> None:
     widths = [8, 16, 32] if small else [64, 128, 256, 512, 1024]
     figure, panels = axes(3)
     rows = []
-    for which, activation in enumerate(("linear", "relu", "tanh")):
-        found = nth.scaling.sweep(
+    for column, activation in enumerate(("linear", "relu", "tanh")):
+        sweep = nth.scaling.sweep(
             measure(activation),
             widths,
             200 if small else 1000,
@@ -88,13 +88,13 @@ def main(small: bool) -> None:
             PUBLISHED.items(), COLORS, strict=True
         ):
             spread = name.startswith("variance")
-            values = found.values["df df" if spread else name]
+            values = sweep.values["df df" if spread else name]
             statistic = np.var if spread else np.mean
             law = nth.scaling.fit(widths, values, statistic=statistic)
-            words = f"{predicted} predicted, {fitted[which]} fitted"
-            rows.append((f"{name}, {activation}", law, words))
-            draw(panels[which], widths, values, statistic, law, label, color)
-        panels[which].set_title(activation)
+            published = f"{predicted} predicted, {fitted[column]} fitted"
+            rows.append((f"{name}, {activation}", law, published))
+            draw(panels[column], widths, values, statistic, law, label, color)
+        panels[column].set_title(activation)
     panels[0].set_ylabel("average over initializations")
     report("average", rows)
     figure.savefig("scaling_correlators.png")

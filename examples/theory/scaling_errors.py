@@ -28,8 +28,8 @@ def solved(dynamics: nth.AbstractDynamics) -> jax.Array:
     """Outputs to many digits: the errors of high levels are small."""
     controller = diffrax.PIDController(1e-11, 1e-13, norm=dynamics.error_norm)
     ts = [*EARLY, LATE]
-    how = {"stepsize_controller": controller, "solver": diffrax.Dopri8()}
-    return nth.integrate(dynamics, ts, max_steps=2**11, **how).train
+    options = {"stepsize_controller": controller, "solver": diffrax.Dopri8()}
+    return nth.integrate(dynamics, ts, max_steps=2**11, **options).train
 
 
 @click.command()
@@ -57,18 +57,17 @@ def main(small: bool) -> None:
         return errors
 
     count = 4 if small else 96
-    how = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
-    found = nth.scaling.sweep(measure, widths, count, **how)
+    options = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
+    sweep = nth.scaling.sweep(measure, widths, count, **options)
     figure, (left, right) = axes(2)
-    published = {f"p = {p}": words for p, words in LEVELS.items()}
-    rows = medians(left, found, published)
+    rows = medians(left, sweep, {f"p = {p}": text for p, text in LEVELS.items()})
     left.set_title(f"error at $t = {LATE:g}$, median")
     for p, color in zip(LEVELS, COLORS, strict=False):
-        over = np.stack([found.values[f"p = {p}, t = {t}"][-1] for t in EARLY])
+        over = np.stack([sweep.values[f"p = {p}, t = {t}"][-1] for t in EARLY])
         law = nth.scaling.fit(EARLY, over, statistic=np.median)
         draw(right, EARLY, over, np.median, law, f"p = {p}", color)
-        words = f"{p} (Theorem 2.6)" if p % 2 == 0 else "none for odd levels"
-        rows.append((f"p = {p}, in the time", law, words))
+        published = f"{p} (Theorem 2.6)" if p % 2 == 0 else "none for odd levels"
+        rows.append((f"p = {p}, in the time", law, published))
     left.set_ylabel("distance from the trained network")
     right.set(xlabel="time $t$")
     right.set_title(f"error at width {widths[-1]}, median")

@@ -40,10 +40,10 @@ def main(small: bool) -> None:
         }
 
     count = 32 if small else 200
-    how = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
-    found = nth.scaling.sweep(measure, widths, count, **how)
+    options = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
+    sweep = nth.scaling.sweep(measure, widths, count, **options)
     figure, (axis,) = axes(1)
-    report("largest entry, median", medians(axis, found, PUBLISHED))
+    report("largest entry, median", medians(axis, sweep, PUBLISHED))
     axis.set_title("largest entry, median over initializations")
     axis.set_ylabel("largest entry")
     figure.savefig("scaling_kernels.png")

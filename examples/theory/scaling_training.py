@@ -56,10 +56,10 @@ def main(small: bool) -> None:
         }
 
     count = 4 if small else 96
-    how = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
-    found = nth.scaling.sweep(measure, widths, count, **how)
+    options = {"key": jax.random.key(0), "batch_size": 100, "progress": not small}
+    sweep = nth.scaling.sweep(measure, widths, count, **options)
     figure, (axis,) = axes(1)
-    report("relative change, median", medians(axis, found, PUBLISHED))
+    report("relative change, median", medians(axis, sweep, PUBLISHED))
     axis.set_title(f"relative change from $t = 0$ to {LAST:g}, medians")
     axis.set_ylabel("relative change in Frobenius norm")
     figure.savefig("scaling_training.png")

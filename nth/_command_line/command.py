@@ -1,19 +1,15 @@
 """`python -m nth`: levels of the hierarchy compared with the trained network.
 
-The data are handwritten digits, or the user's own with `--data`. Prints the table of
-[`nth.compare`][] and writes its figure. JAX is imported after the options
-are checked, so that `--help` and `--version` are fast.
+The data are handwritten digits, or the user's own with `--data`. JAX is imported after
+the options are checked, so that `--help` and `--version` are fast.
 """
 
 import math
 import sys
-import time
 import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 try:
     import click
@@ -25,18 +21,10 @@ except ImportError:
 
 import nth
 
-from .dataset import LOSSES, as_inputs, as_targets, digits, read
-from .output import (
-    FORMATS,
-    check_writable,
-    files,
-    require_package,
-    require_packages,
-    write,
-)
+from .dataset import LOSSES
+from .output import FORMATS
+from .run import Options, run
 
-# Renard's series R10: ten times to a decade, in round numbers.
-_DECADE = (1.0, 1.25, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 # The activations of nth.MLP, listed without importing JAX; a test compares them.
 _ACTIVATIONS = ("tanh", "erf", "relu", "gelu", "sigmoid", "softplus", "sin", "linear")
 # Each further level takes about 5 s more to compile.
@@ -90,15 +78,6 @@ def _check_until(ctx: Any, param: Any, until: float) -> float:
     if not (math.isfinite(until) and until > 0):
         raise click.BadParameter(f"must be finite and above 0; got {until}")
     return until
-
-
-def times_until(last: float) -> np.ndarray:
-    """0, and round times at even ratios over the three decades up to `last`."""
-    decade = np.floor(np.log10(last))
-    powers = 10.0 ** np.arange(decade - 3, decade + 1)
-    grid = np.outer(powers, _DECADE).ravel()
-    grid = grid[(grid >= last / 2000) & (grid < last * (1 - 1e-9))]
-    return np.array([0.0, *grid, last])
 
 
 @click.command(context_settings={"show_default": True})
@@ -185,80 +164,7 @@ def main(**options: Any) -> None:
     against even, or on --data; the level-p hierarchy predicts its outputs from the
     initialization alone. Prints root-mean-square errors over time and writes a figure.
     """
-    run(**options)
-
-
-def run(
-    *,
-    order: tuple[int, ...],
-    width: int,
-    depth: int,
-    activation: str,
-    loss: str | None,
-    train: int,
-    test: int,
-    until: float,
-    times: tuple[float, ...] | None,
-    seed: int,
-    dtype: str,
-    output: Path,
-    formats: tuple[str, ...],
-    data: Path | None,
-    normalize: bool,
-) -> None:
-    """Run the comparison with checked options."""
-    start = time.perf_counter()
-    require_packages(formats)
-    if data is None:
-        require_package("sklearn", "the digits need scikit-learn; or give --data")
-    arrays = digits(train, test, seed) if data is None else read(data)
-    x_train, x_test = as_inputs(arrays, dtype, normalize)
-    targets = as_targets(arrays, loss, dtype)
-    ts = _as_times(until, times, dtype)
-    check_writable(output, formats)
-
-    import jax
-
-    jax.config.update("jax_enable_x64", dtype == "float64")
-    loss_of = {
-        "squared-error": nth.SquaredError,
-        "cross-entropy": nth.SoftmaxCrossEntropy,
-        "logistic": nth.LogisticLoss,
-    }[targets.loss]
-    problem = nth.Problem(x_train, targets.train, x_test, loss=loss_of())
-    network = nth.MLP(
-        x_train.shape[1],
-        width,
-        depth,
-        out_size=targets.out_size,
-        activation=activation,
-        key=jax.random.key(seed),
-    )
-    name = data.name if data else "handwritten digits, odd against even"
-    click.echo(
-        f"{name}: {problem.n_train} training and {problem.n_test} test points; "
-        f"{activation} network, width {width}, depth {depth}, seed {seed}, {dtype}\n"
-        f"{targets.description}\n"
-    )
-    comparison = nth.compare(network, problem, ts, order, y_test=targets.test)
-    click.echo(f"{comparison}\n")
-    write(comparison, output, formats)
-    *names, last = files(formats)
-    listed = f"{', '.join(names)} and {last}"
-    seconds = time.perf_counter() - start
-    click.echo(f"Wrote {output / listed}, in {seconds:.0f} s.")
-
-
-def _as_times(until: float, times: tuple[float, ...] | None, dtype: str) -> np.ndarray:
-    ts = times_until(until) if times is None else np.array(times)
-    with np.errstate(over="ignore"):
-        rounded = ts.astype(dtype)
-    if not (np.all(np.isfinite(rounded)) and np.all(np.diff(rounded) > 0)):
-        option = f"--until {until:g}" if times is None else "--times"
-        raise click.ClickException(
-            f"{option}: times must be finite and increasing when rounded to {dtype}"
-        )
-    return ts
+    run(Options(**options))
 
 
 def cli() -> int:

@@ -122,12 +122,12 @@ def _normalized(name: str, x: np.ndarray) -> np.ndarray:
 
 def _warn_of_norm(largest: float) -> None:
     if largest > _LARGEST_NORM:
-        what = f"above about {_LARGEST_NORM:g} no level predicts its training well"
+        effect = f"above about {_LARGEST_NORM:g} no level predicts its training well"
     else:
-        what = f"below about {_SMALLEST_NORM:g} it hardly trains"
+        effect = f"below about {_SMALLEST_NORM:g} it hardly trains"
     warnings.warn(
         f"the largest norm of an input is {largest:.3g}, and the network is meant for "
-        f"norms near 1: {what}. Rescale the inputs, or give --normalize.",
+        f"norms near 1: {effect}. Rescale the inputs, or give --normalize.",
         stacklevel=3,
     )
 

@@ -153,12 +153,12 @@ def check_predictions(
     """Raise if a model predicts other outputs, or at other times, than `truth` has."""
     for name, model in models.items():
         for part in ("ts", "train", "test"):
-            theirs, ours = getattr(model, part), getattr(truth, part)
-            if theirs.shape != ours.shape:
+            of_model, of_truth = getattr(model, part), getattr(truth, part)
+            if of_model.shape != of_truth.shape:
                 raise ValueError(
-                    f"models[{name!r}].{part} has shape {theirs.shape}, and that of "
-                    f"the trained network {ours.shape}: predict at the same times, on "
-                    "the points of problem."
+                    f"models[{name!r}].{part} has shape {of_model.shape}, and that of "
+                    f"the trained network {of_truth.shape}: predict at the same times, "
+                    "on the points of problem."
                 )
         same = np.allclose if not is_traced(model.ts, truth.ts) else None
         if same and not same(model.ts, truth.ts, rtol=1e-5, equal_nan=True):
@@ -180,9 +180,9 @@ def _check_models(models: Mapping[str, Model], flow: GradientFlow) -> None:
     start = flow.outputs(flow.initial_state())
     for name, dynamics in dynamics_of.items():
         for points in ("x_train", "y_train", "x_test"):
-            ours = getattr(flow.problem, points)
-            theirs = getattr(dynamics.problem, points)
-            if not eqx.tree_equal(ours, theirs):
+            of_truth = getattr(flow.problem, points)
+            of_model = getattr(dynamics.problem, points)
+            if not eqx.tree_equal(of_truth, of_model):
                 raise ValueError(
                     f"models[{name!r}] and problem have different {points}: make the "
                     "model with the same problem."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def models_of(comparison: "Comparison") -> dict[str, AbstractPrediction]:
     """The trained network, levels and other models, by name."""
-    levels = {name_of(p, "="): found for p, found in comparison.every.items()}
+    levels = {name_of(p, "="): model for p, model in comparison.every.items()}
     return {"truth": comparison.truth, **levels}
 
 
@@ -89,7 +89,7 @@ def comparison_data_set(comparison: "Comparison") -> "xarray.Dataset":
 
 def _points(comparison: "Comparison") -> dict[str, Any]:
     """Inputs and targets as coordinates of the points."""
-    problem, found = comparison.problem, {}
+    problem, coordinates = comparison.problem, {}
     targets = {"train": problem.y_train, "test": comparison.y_test}
     for points, inputs in (("train", problem.x_train), ("test", problem.x_test)):
         arrays = {"x": inputs if hasattr(inputs, "shape") else None}
@@ -98,8 +98,8 @@ def _points(comparison: "Comparison") -> dict[str, Any]:
             if array is not None:
                 axis = {"x": "input", "y": "target"}[kind]
                 axes = [f"{axis}_{k}" for k in range(array.ndim - 1)]
-                found[f"{kind}_{points}"] = ((f"{points}_point", *axes), array)
-    return {name: (axes, np.asarray(array)) for name, (axes, array) in found.items()}
+                coordinates[f"{kind}_{points}"] = ((f"{points}_point", *axes), array)
+    return {k: (axes, np.asarray(array)) for k, (axes, array) in coordinates.items()}
 
 
 def _stack(models: dict[str, AbstractPrediction], name: str) -> np.ndarray:

@@ -246,9 +246,8 @@ def require_scale(argument: str, value: Any) -> Any:
         return require(value, jnp.isfinite(value) & (value >= 0), message)
     try:
         kind = np.asarray(value).dtype.kind
-        if (
-            np.shape(value) != () or kind not in "fiuV"
-        ):  # "V": bfloat16 and similar dtypes
+        numeric = kind in "fiuV"  # "V": bfloat16 and similar dtypes
+        if np.shape(value) != () or not numeric:
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
