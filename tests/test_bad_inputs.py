@@ -182,6 +182,7 @@ FLOW = typed_nth.GradientFlow(NETWORK, PROBLEM)
     ("kernels", lambda: nth.DenseHierarchy(None, PROBLEM)),
     ("problem", lambda: nth.DenseHierarchy(formed(), None)),
     ("order", lambda: nth.DenseHierarchy(formed(), PROBLEM, order=10**9)),
+    ("order", lambda: nth.MatrixFreeHierarchy(NETWORK, PROBLEM, order=10**9)),
     ("kernels", lambda: nth.DenseHierarchy(formed(), make_problem(3, 2))),
     ("order", lambda: nth.cheaper_method(NETWORK, PROBLEM, order=10**9)),
     ("problem", lambda: nth.cheaper_method(NETWORK, None, order=2)),

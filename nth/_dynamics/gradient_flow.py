@@ -51,12 +51,8 @@ class GradientFlow(AbstractDescent):
         weight_decay: Any = 0.0,
     ):
         trained = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = (
-            trained.apply,
-            trained.params,
-            trained.problem,
-        )
-        self.rates = trained.rates
+        self.apply, self.params = trained.apply, trained.params
+        self.problem, self.rates = trained.problem, trained.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         self.label = "network"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from .._custom_types import Inputs, Params, Scalar
-from .._internal.validation import require_integer, require_scale
+from .._internal.validation import require_integer, require_order, require_scale
 from .._kernels.hierarchy_operator import require_forward_mode
 from .._network.base import OutputFunction, trainable
 from .._network.learning_rates import as_decay, by_rates
@@ -58,13 +58,13 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
     **Arguments:**
 
     - `network`, `problem`, `filter_spec`, `learning_rates`: as for [`nth.kernels`][].
-    - `order`: the level p ≥ 2.
+    - `order`: the level p, from 2 to 12.
     - `weight_decay`: λ ≥ 0; adds λ/2 ‖θ‖² to the training loss.
     - `block_size`: the number of points evaluated together. By default, as many as take
         about 64 MiB on a CPU, 1 GiB elsewhere. With points sharded over several
         devices, give a multiple of the number of devices.
 
-    **Raises:** `ValueError` for an order below 2, or an unsuitable network or learning
+    **Raises:** `ValueError` for another order, or an unsuitable network or learning
     rates.
     """
 
@@ -91,14 +91,10 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         weight_decay: Any = 0.0,
         block_size: int | None = None,
     ):
-        self.order = require_integer("order", order, 2)
+        self.order = require_order("order", order)
         trained = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = (
-            trained.apply,
-            trained.params,
-            trained.problem,
-        )
-        self.rates = trained.rates
+        self.apply, self.params = trained.apply, trained.params
+        self.problem, self.rates = trained.problem, trained.rates
         decay = require_scale("weight_decay", weight_decay)
         self.weight_decay = as_decay(decay, self.params)
         if block_size is None:

@@ -68,12 +68,8 @@ class TaylorizedFlow(AbstractDynamics):
     ):
         self.degree = require_order("degree", degree, 1)
         trained = trainable(network, problem, filter_spec, learning_rates)
-        self.apply, self.params, self.problem = (
-            trained.apply,
-            trained.params,
-            trained.problem,
-        )
-        self.rates = trained.rates
+        self.apply, self.params = trained.apply, trained.params
+        self.problem, self.rates = trained.problem, trained.rates
         require_forward_mode(
             self.apply, self.params, problem.x_train, "a Taylor polynomial"
         )
