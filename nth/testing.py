@@ -44,7 +44,7 @@ def assert_close(
         [`nth.gradient_flow`][] has no estimate: the distance is then at most `atol`.
     - `points`: which outputs of the prediction, `"train"` or `"test"`.
     - `index`: which of the times of the prediction; the last one by default.
-    - `margin`: a factor above 0. The estimate is no bound.
+    - `margin`: a factor above 0. The estimate is not a bound.
     - `atol`: what rounding may contribute; above 0.
 
     **Raises:** `AssertionError` if the distance is larger, or not finite;

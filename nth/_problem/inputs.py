@@ -17,7 +17,7 @@ def as_inputs(argument: str, value: Any) -> Inputs:
     A list is an array of points. A tuple of arrays is one input in several parts, as is
     a dict; a tuple of numbers or lists is an array too.
 
-    **Raises:** `ValueError` for a scalar, entries that are no finite real numbers, an
+    **Raises:** `ValueError` for a scalar, entries that are not finite real numbers, an
     empty pytree, or parts of different lengths.
     """
     if hasattr(value, "todense"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # The palette of Okabe & Ito, suitable for print and color-blind readers. Levels 2 to 6
-# come first; what is no level has one of the other colors.
+# come first; other models have one of the other colors.
 LEVELS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 OTHERS = ("#56B4E9", "#8C564B", "#6A3D9A")
 NETWORK: dict[str, Any] = {"color": "black", "lw": 2.5, "alpha": 0.5}
