@@ -168,6 +168,8 @@ def cheaper_method(
     **Arguments:** `network`, `problem`, `filter_spec` and `learning_rates` as for
     [`nth.kernels`][]; `ts` and `order` as for [`nth.solve`][].
 
+    **Returns:** `"dense"` or `"matrix-free"`.
+
     **Raises:** `ValueError` for invalid input.
     """
     order = require_order("order", order)

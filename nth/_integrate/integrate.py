@@ -113,6 +113,8 @@ def integrate(
     is not possible, because its outputs exceed a million times their initial scale or
     the steps become too small, later values are NaN, and no error is raised.
 
+    **Returns:** [`nth.Solution`][].
+
     **Raises:** `ValueError` for invalid times, incompatible options, or a
     checkpoint that is damaged, belongs to another solve or cannot be written;
     `RuntimeError` with the cause, if `throw`, for a solve that failed inside the

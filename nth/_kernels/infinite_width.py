@@ -54,6 +54,8 @@ def as_kernels(
         mean over initializations, and gives the mean of trained outputs with squared
         error.
 
+    **Returns:** [`nth.Kernels`][].
+
     **Raises:** `ValueError` for kernels or outputs that do not match `problem`, or that
     would not fit in memory, and for class labels without `outputs`.
     """

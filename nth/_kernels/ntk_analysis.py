@@ -53,6 +53,10 @@ def spectrum(kernels: Kernels | InfiniteKernels) -> Spectrum:
     all outputs have that kernel and none acts on another, as at infinite width. All
     points of [`nth.infinite.InfiniteKernels`][] are training points.
 
+    **Arguments:** `kernels`, from [`nth.kernels`][] or [`nth.infinite.kernels`][].
+
+    **Returns:** [`nth.Spectrum`][].
+
     **Raises:** `ValueError` if `kernels` is not a [`nth.Kernels`][] of all points,
     contains NaN or has `outputs="diagonal"`, or if the eigenvectors would not fit in
     memory.
@@ -103,6 +107,9 @@ def layer_kernels(
 
     **Returns:** one kernel for each trained array, keyed by its path in the network:
     `".weights[0]"`, `".weights[1]"` and so on for an [`nth.MLP`][] without biases.
+
+    **Raises:** `ValueError` for a network that does not fit, or kernels that are not
+    finite or would not fit in memory.
     """
     points = points_of(trainable(network, problem, filter_spec, learning_rates))
     leaves = jax.tree_util.tree_leaves_with_path(points.params)
@@ -158,6 +165,8 @@ def nngp(
     - `problem`: the points.
     - `sigma_a`, `sigma_b`: scales of the last layer's weights and bias, as for
         [`nth.MLP`][].
+
+    **Returns:** Σ, of shape `(m, n)`, all points against the training points.
 
     **Raises:** `ValueError` if `network` is none of these.
     """

@@ -27,6 +27,10 @@ def softplus(a: float = 1.0) -> Callable[[Array], Array]:
 
     It satisfies Assumption 2.1 of Huang & Yau (2020) for every a > 0.
 
+    **Arguments:** `a`, the steepness; `a=1` is the activation `"softplus"`.
+
+    **Returns:** an elementwise function, for `activation` of [`nth.MLP`][].
+
     **Raises:** `ValueError` if `a` is not a number above zero.
     """
     number = isinstance(a, int | float) and not isinstance(a, bool)

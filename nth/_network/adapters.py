@@ -69,6 +69,8 @@ def from_apply(
     Flax collections other than `"params"`, such as `"batch_stats"`, are not parameters:
     close over them, `from_apply(lambda p, x: apply({"params": p, **rest}, x), ...)`.
 
+    **Returns:** a network of one input, an `eqx.Module`.
+
     **Raises:** `ValueError` if `apply_fn` is not callable or `batched` is not a bool.
     """
     if not callable(apply_fn):

@@ -127,6 +127,11 @@ def critical_line(
     (Poole et al. 2016). σ_b is NaN where its square is negative: no network has this
     fixed point and χ = 1.
 
+    **Arguments:** `activation` and `nodes` as for [`nth.infinite.propagation`][];
+    `variance`, an array or a number of at least 0.
+
+    **Returns:** `(sigma_w, sigma_b)`, each of the shape of `variance`.
+
     **Raises:** `ValueError` for invalid input.
     """
     q = _scales("variance", variance)

@@ -85,6 +85,9 @@ def check_activation(
         varies strongly within a cell appears to have a kink: use more cells.
 
     **Returns:** [`nth.theory.ActivationCheck`][].
+
+    **Raises:** `ValueError` for an activation that is not elementwise or cannot be
+    differentiated so often, or an invalid order or grid.
     """
     function = elementwise_activation(activation, jnp.result_type(float))
     order = require_order("order", order, 1)
@@ -201,6 +204,9 @@ def check_data(
     - `seed`: the seed of the sampling.
 
     **Returns:** [`nth.theory.DataCheck`][].
+
+    **Raises:** `ValueError` for inputs that are not finite or have no shape `(n, *in)`,
+    or an invalid number.
     """
     array = require_finite("x", as_array("x", x))
     require_concrete("x", array, "theory.check_data")

@@ -176,6 +176,8 @@ def motion(path: KernelPath, problem: Problem) -> Motion:
     - `path`: the result of [`nth.kernel_along`][].
     - `problem`: the problem solved, with targets of the shape of the outputs.
 
+    **Returns:** [`nth.theory.Motion`][].
+
     **Raises:** `ValueError` if the targets have another shape.
     """
     require_instance("path", path, KernelPath, "nth.kernel_along(dynamics, ts)")
