@@ -32,8 +32,9 @@ f, ntk = (kernel.ravel()[0] for kernel in nth.kernels(network, problem, order=2)
 critical = nth.max_learning_rate(network, problem)
 print(f"width {width}: critical rate {critical:.6f}, 2/NTK {2 / ntk:.6f}")
 
-figure = Figure(figsize=(9.6, 4.8), layout="constrained", dpi=150)
-panels = figure.subplots(2, 3, sharex=True)
+with nth.plot.style():
+    figure = Figure(figsize=(7.0, 4.2), layout="constrained", dpi=150)
+    panels = figure.subplots(2, 3, sharex=True)
 for (top, bottom), share in zip(panels.T, (0.8, 1.5, 2.1), strict=True):
     optimizer = optax.sgd(share * critical)
     exact = nth.catapult(f, ntk, share * critical, width, steps)

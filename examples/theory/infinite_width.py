@@ -94,8 +94,9 @@ def ensemble(width: int, members: int) -> None:
         return nth.closed_form(formed, problem, ts).test
 
     draws = [trained(jax.random.key(k)) for k in range(members)]
-    figure = Figure(figsize=(8.7, 2.9), layout="constrained", dpi=150)
-    panels = figure.subplots(1, 3, sharey=True)
+    with nth.plot.style():
+        figure = Figure(figsize=(7.0, 2.6), layout="constrained", dpi=150)
+        panels = figure.subplots(1, 3, sharey=True)
     for i, (axis, t) in enumerate(zip(panels, ("0", "10", r"\infty"), strict=True)):
         mean, spread = (np.asarray(part[i, 5:]) for part in (law.mean, law.deviation))
         for draw in draws:

@@ -20,7 +20,7 @@ jax.config.update("jax_enable_x64", True)
 COLORS = {
     "p = 3": nth.plot.level_color(3),
     "p = 4": nth.plot.level_color(4),
-    "network": "black",
+    "trained network": "black",
 }
 TITLES = {
     "change": "relative change",
@@ -65,14 +65,15 @@ def main(small: bool) -> None:
     models: dict[str, nth.AbstractDynamics] = {
         "p = 3": nth.DenseHierarchy(kernels, problem, order=3),
         "p = 4": nth.DenseHierarchy(kernels, problem),
-        "network": nth.GradientFlow(network, problem),
+        "trained network": nth.GradientFlow(network, problem),
     }
     paths = {name: nth.kernel_along(model, ts) for name, model in models.items()}
-    figure = Figure(figsize=(8.4, 5.0), layout="constrained", dpi=150)
-    axes = figure.subplots(2, 2, sharex=True).ravel()
+    with nth.plot.style():
+        figure = Figure(figsize=(7.0, 4.4), layout="constrained", dpi=150)
+        axes = figure.subplots(2, 2, sharex=True).ravel()
     for name, path in paths.items():
         motion = nth.theory.motion(path, problem)
-        style = {"lw": 3, "alpha": 0.35} if name == "network" else {"lw": 1.3}
+        style = {"lw": 3, "alpha": 0.35} if name == "trained network" else {"lw": 1.3}
         for axis, part in zip(axes, TITLES, strict=True):
             axis.plot(
                 ts, getattr(motion, part), color=COLORS[name], label=name, **style
@@ -84,7 +85,7 @@ def main(small: bool) -> None:
         axis.set_xlabel("time $t$")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig("kernel_motion.png")
-    modes = nth.spectrum_along(models["network"], ts[[0, -1]], 3)
+    modes = nth.spectrum_along(models["trained network"], ts[[0, -1]], 3)
     print("largest eigenvalues at the start:", np.round(modes.eigenvalues[0], 3))
     print("largest eigenvalues at the end:  ", np.round(modes.eigenvalues[1], 3))
 

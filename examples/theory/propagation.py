@@ -99,8 +99,9 @@ def critical() -> str:
 @click.command()
 @click.option("--small", is_flag=True, help="Seconds, not a minute.")
 def main(small: bool) -> None:
-    figure = Figure(figsize=(8.6, 3.4), layout="constrained", dpi=150)
-    left, right = figure.subplots(1, 2)
+    with nth.plot.style():
+        figure = Figure(figsize=(7.0, 3.0), layout="constrained", dpi=150)
+        left, right = figure.subplots(1, 2)
     phases(left, 8 if small else 80)
     convergence(right, [1, 2] if small else [1, 2, 4, 6, 9, 12, 16])
     print(critical())
