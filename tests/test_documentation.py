@@ -82,6 +82,18 @@ def test_every_public_name_has_an_example() -> None:
     assert not without
 
 
+def test_cross_references_lead_to_documented_names() -> None:
+    """A page shows those that lead nowhere as raw Markdown."""
+    files = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "nth").rglob("*.py")]
+    for file in files:
+        text = file.read_text()
+        for name in re.findall(r"\[`nth\.([^`]+)`\]\[\]|\]\[nth\.([^\]]+)\]", text):
+            target = "".join(name)
+            shown = target in NAMES or target.rpartition(".")[0] in NAMES
+            assert shown, (file.name, target)
+            attrgetter(target)(nth)  # it exists
+
+
 def run(code: str, tmp_path: Path) -> None:
     """In a process of its own, forked from one that has imported the libraries."""
     (tmp_path / "page.py").write_text(code)
