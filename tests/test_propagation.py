@@ -18,7 +18,9 @@ def test_relu_and_linear_networks():
         np.testing.assert_allclose(found.variance, 0.09 / (1 - share), rtol=1e-12)
         np.testing.assert_allclose(found.chi, share, rtol=1e-12)
         np.testing.assert_allclose(found.variance_slope, share, rtol=1e-12)
-        np.testing.assert_allclose(found.depth_scale, -1 / np.log(share), rtol=1e-12)
+        depth = -1 / np.log(share)
+        np.testing.assert_allclose(found.depth_scale, depth, rtol=1e-12)
+        np.testing.assert_allclose(found.variance_depth_scale, depth, rtol=1e-12)
         assert np.all(found.correlation == 1)
     # He initialization: every variance is a fixed point, and χ = 1.
     found = propagation("relu", sigma_w=2**0.5)
