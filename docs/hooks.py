@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 BENCHMARK = re.compile(r"^<!-- benchmark: (\w+)(?: \| (.*?))? -->$", re.MULTILINE)
 # Where and when it was measured.
 SETTING = re.compile(r"^<!-- setting: (\w+) -->$", re.MULTILINE)
-IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+\.(?:png|gif))\)")
+# An image that is not in a link.
+IMAGE = re.compile(r"(?<!\[)!\[([^\]]*)\]\(([^)\s]+\.(?:png|gif))\)")
 # Figures have 150 dots to the inch, of which a column of 688 pixels shows 7.
 COLUMN, DOTS = 688, 1050
 
