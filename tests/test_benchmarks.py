@@ -74,7 +74,7 @@ def test_pages_quote_the_stored_errors(page: str) -> None:
     text = " ".join((ROOT / page).read_text().split())
     found = re.search(r"by a factor of ([^()]*) \((training) points\)", text)
     assert found is not None
-    quoted = re.findall(r"([\d.]+) at t = (\d+)", found[1])
+    quoted = re.findall(r"([\d.]+) at \$?t = (\d+)", found[1])
     assert len(quoted) == 3
     for factor, t in quoted:
         ratio = rows[f"digits, train, t = {t}"]["p = 2 / p = 4"]
