@@ -191,7 +191,8 @@ def test_linear_models(parameterization):
     slope = -rates[:, None] * (features[:2].T @ features[:2]) / 2
     source = rates * (features[:2].T @ np.array([1.0, -0.5])) / 2
     flow = np.block([[slope, source[:, None]], [np.zeros((1, 4))]])
-    for t, mean, covariance in zip(ts, law.mean, law.covariance, strict=True):
+    covariances = np.asarray(law.covariance)
+    for t, mean, covariance in zip(ts, law.mean, covariances, strict=True):
         moved = np.asarray(jax.scipy.linalg.expm(jnp.asarray(flow * t)))
         outputs = features @ moved[:3]
         np.testing.assert_allclose(mean, outputs[:, 3], atol=1e-12)
