@@ -33,7 +33,7 @@ from ._tiles import by_tiles
 
 # Pairs of points are evaluated together up to this number of pairs of positions: what
 # fits in a processor's cache for closed forms; sums over nodes fill it by themselves.
-_MOST_TOGETHER, _MOST_SUMS = 2**16, 32
+_MOST_TOGETHER, _MOST_SUMS = 2**14, 32
 # The arrays over pairs of positions of one pair of points in memory.
 _ARRAYS = 40
 
