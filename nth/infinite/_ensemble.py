@@ -18,9 +18,9 @@ from .._internal.validation import (
 from .._kernels.infinite_width import InfiniteKernels
 from .._network.memory import require_memory
 from .._problem.problem import Problem
+from ._angles import safe_root
 from ._finite_width import Corrections
 from ._finite_width_law import finite_width_ensemble
-from ._gaussian_moments import safe_root
 from ._posterior import matching_covariances
 
 # The number of matrices in memory in addition to the result of `ensemble`.

@@ -31,9 +31,9 @@ from ._points import as_inputs, matching_inputs
 from ._residual import all_layers, as_layers, propagate_through
 from ._tiles import by_tiles
 
-# Pairs of points are evaluated together up to this number of pairs of positions: what
-# fits in a processor's cache for closed forms; sums over nodes fill it by themselves.
-_MOST_TOGETHER, _MOST_SUMS = 2**14, 32
+# Pairs of points are evaluated together up to this number of pairs of positions, which
+# fits in a processor's cache; sums over nodes fill it with one pair.
+_MOST_TOGETHER = 2**14
 # The arrays over pairs of positions of one pair of points in memory.
 _ARRAYS = 40
 
@@ -210,7 +210,7 @@ def _computed(
 
     def of_pair(first: Any, second: Any) -> tuple[Array, Array]:
         (x1, rows1), (x2, rows2) = first, second
-        tape = _Tape(iter(list(zip(rows1, rows2, strict=True))))
+        tape = _Tape(zip(rows1, rows2, strict=True))
         moments = _propagated(network, (x1, x2), options, tape)
         return moments.cross, moments.ntk
 
@@ -240,4 +240,4 @@ def _together(
     _, all_positions, nodes = options
     pairs = math.prod(x.shape[2:]) ** (2 if all_positions else 1)
     closed = all(rule_for(f, nodes).closed for f in _functions(network, x.dtype))
-    return max(1, (_MOST_TOGETHER if closed else _MOST_SUMS) // max(1, pairs))
+    return max(1, _MOST_TOGETHER // max(1, pairs)) if closed else 1

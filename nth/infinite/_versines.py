@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._custom_types import Scalar
-from ._gaussian_moments import safe_root
+from ._angles import safe_root
 
 # 1 − cos of an angle below which a difference from 1 loses too many digits of it.
 _CLOSE = 1e-2
