@@ -165,7 +165,10 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     axes[1, 0].set_ylabel("variance − limit of the variance")
     for color, label in ((GREEN, "law to O(1/width), resummed"), (GRAY, "expanded")):
         axes[0, 0].plot([], [], "_", ms=9, mew=2, color=color, label=label)
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(
+        handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=5
+    )
     return drawn
 
 

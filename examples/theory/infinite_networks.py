@@ -6,6 +6,7 @@
 Prints a table and writes infinite_networks.png.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,9 +32,10 @@ SIGMA = 1.5
 ACT = Activation("erf")
 
 
-def weighted(inputs: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weights of the "ntk" parameterization."""
-    return SIGMA / inputs.shape[0] ** 0.5 * (weights @ inputs)
+def drawn(key: jax.Array, *shape: int) -> jax.Array:
+    """Weights of the "standard" parameterization."""
+    fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+    return SIGMA / fan_in**0.5 * jax.random.normal(key, shape)
 
 
 class ResNet(eqx.Module):
@@ -45,17 +47,15 @@ class ResNet(eqx.Module):
     def __init__(self, width: int, key: jax.Array):
         shapes = [(width, 3), *[(width, width)] * 4]
         *keys, last = jax.random.split(key, 6)
-        self.weights = [
-            jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)
-        ]
-        self.last = jax.random.normal(last, (width,))
+        self.weights = [drawn(k, *shape) for k, shape in zip(keys, shapes, strict=True)]
+        self.last = drawn(last, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         first, *blocks = self.weights
-        h = weighted(x, first)
+        h = first @ x
         for inner, outer in zip(blocks[::2], blocks[1::2], strict=True):
-            h = h + weighted(erf(weighted(erf(h), inner)), outer)
-        return weighted(erf(h), self.last)
+            h = h + outer @ erf(inner @ erf(h))
+        return jnp.vdot(self.last, erf(h))
 
 
 class CNN(eqx.Module):
@@ -68,11 +68,10 @@ class CNN(eqx.Module):
     def __init__(self, pooled: bool, width: int, key: jax.Array):
         keys = jax.random.split(key, 3)
         self.convs = [
-            jax.random.normal(k, (width, fan, 3, 3))
+            drawn(k, width, fan, 3, 3)
             for k, fan in zip(keys[:2], (2, width), strict=True)
         ]
-        features = width if pooled else 25 * width
-        self.last = jax.random.normal(keys[2], (features,))
+        self.last = drawn(keys[2], width if pooled else 25 * width)
         self.pooled = pooled
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,10 +81,8 @@ class CNN(eqx.Module):
                 padded[:, i : i + 5, j : j + 5] for i in range(3) for j in range(3)
             ]
             patches = jnp.stack(places, axis=1).reshape(-1, 25)
-            x = erf(weighted(patches, weights.reshape(len(weights), -1))).reshape(
-                -1, 5, 5
-            )
-        return weighted(jnp.mean(x, (1, 2)) if self.pooled else x.ravel(), self.last)
+            x = erf(weights.reshape(len(weights), -1) @ patches).reshape(-1, 5, 5)
+        return jnp.vdot(self.last, jnp.mean(x, (1, 2)) if self.pooled else x.ravel())
 
 
 class Case(NamedTuple):
@@ -115,13 +112,13 @@ def cases() -> list[Case]:
 
 
 def ntk_draws(case: Case, width: int, samples: int) -> np.ndarray:
-    """K⁽²⁾ at the two points, of many networks of one width."""
+    """K⁽²⁾/width at the two points, of many networks of one width."""
 
     def of_key(key: jax.Array) -> jax.Array:
         network = case.make(width, key)
         rows = jax.vmap(eqx.filter_grad(lambda f, x: f(x)), (None, 0))(network, case.x)
         parts = [jnp.vdot(leaf[0], leaf[1]) for leaf in jax.tree.leaves(rows)]
-        return jnp.sum(jnp.stack(parts))
+        return jnp.sum(jnp.stack(parts)) / width
 
     keys = jax.random.split(jax.random.key(width), samples)
     run = jax.jit(lambda keys: jax.lax.map(of_key, keys, batch_size=200))
@@ -134,7 +131,7 @@ def compared(widths: list[int], samples: int) -> None:
     w, rows = np.array(widths), []
     for place, case in enumerate(cases()):
         kernels = nth.infinite.network_kernels(
-            case.layers, case.x, parameterization="ntk"
+            case.layers, case.x, parameterization="standard"
         )
         limit = float(kernels.ntk[0, 1])
         draws = np.stack([ntk_draws(case, m, samples) for m in widths]) / limit
@@ -163,7 +160,7 @@ def compared(widths: list[int], samples: int) -> None:
 @click.command()
 @click.option("--small", is_flag=True, help="Seconds, not minutes.")
 def main(small: bool) -> None:
-    compared([4] if small else [4, 8, 16, 32], 200 if small else 20_000)
+    compared([4] if small else [4, 8, 16, 32], 200 if small else 8000)
 
 
 if __name__ == "__main__":
