@@ -67,8 +67,8 @@ def kernels(
     Layer by layer (Jacot et al. 2018, Theorem 1; Lee et al. 2018), from S = xᵀx′ for
     `"nth"` and xᵀx′/d for the others,
 
-        Σ = σ² S + σ_b²,       S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),  (u, v) ~ N(0,
-        Σ), Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+        Σ = σ² S + σ_b²,    Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+        S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),    (u, v) ~ N(0, Σ),
 
     where Σ and Θ of the last layer are the two kernels; σ is `sigma_w`, and `sigma_a`
     in the last layer. The speeds of weights and biases are s and s_b:
