@@ -34,7 +34,7 @@ ACT = Activation("erf")
 
 def drawn(key: jax.Array, *shape: int) -> jax.Array:
     """Weights of the "standard" parameterization."""
-    fan_in = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+    fan_in = math.prod(shape[-1:] if len(shape) == 1 else shape[1:])
     return SIGMA / fan_in**0.5 * jax.random.normal(key, shape)
 
 
