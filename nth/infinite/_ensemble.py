@@ -11,15 +11,16 @@ from .._analytic.closed_form import require_squared_error
 from .._analytic.decay_integrals import eigendecomposition, relax_with
 from .._internal.precision import full_precision
 from .._internal.validation import (
+    require_bool,
     require_name,
     require_times,
 )
 from .._kernels.infinite_width import InfiniteKernels
 from .._network.memory import require_memory
 from .._problem.problem import Problem
+from ._angles import safe_root
 from ._finite_width import Corrections
 from ._finite_width_law import finite_width_ensemble
-from ._gaussian_moments import safe_root
 from ._posterior import matching_covariances
 
 # The number of matrices in memory in addition to the result of `ensemble`.
@@ -55,6 +56,7 @@ def ensemble(
     ts: ArrayLike | Sequence[float],
     *,
     covariance: str = "all",
+    resummed: bool = False,
 ) -> Ensemble:
     """The distribution of wide networks trained by gradient flow.
 
@@ -81,6 +83,9 @@ def ensemble(
     - `covariance`: `"all"` for the covariance of all m points, `"test"` for that of the
         test points, or `"variances"` for the variance at each point alone, which takes
         less time and memory.
+    - `resummed`: at finite width, whether e^{−K⁽²⁾t/n} is averaged over a distribution
+        of K⁽²⁾ in place of its expansion to second order. Also exact to order 1/width,
+        it is much closer to narrow networks at long times.
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
@@ -90,6 +95,11 @@ def ensemble(
     second order. Where the correction is as large as the limit the width is too small:
     a variance may then be negative, and its `deviation` 0.
 
+    With `resummed` K⁽²⁾ = Θ^½ e^S Θ^½ with Gaussian symmetric S, which has the mean and
+    the covariance of K⁽²⁾ to order 1/width and is positive. Its average is over 1,024
+    or more S, by quasi-Monte Carlo, with an error of about a hundredth of what it
+    adds; the terms of K⁽³⁾ and K⁽⁴⁾ are as before.
+
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
     `problem` or contain NaN, or a covariance that would not fit in memory; with
     corrections also for several outputs, which are not independent at this order, and
@@ -98,12 +108,19 @@ def ensemble(
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
     covariance = require_name("covariance", covariance, ("all", "test", "variances"))
+    resummed = require_bool("resummed", resummed)
     if isinstance(kernels, Corrections):
-        times, mean, full = finite_width_ensemble(kernels, problem, ts)
+        law = finite_width_ensemble(kernels, problem, ts, resummed=resummed)
+        times, mean, full = law
         variance = jnp.diagonal(full, axis1=1, axis2=2)
         n = problem.n_train
         part = {"all": full, "test": full[:, n:, n:], "variances": None}[covariance]
         return Ensemble(times, mean, part, variance)
+    if resummed:
+        raise ValueError(
+            "resummed is True, and kernels of infinite width do not fluctuate: give "
+            "nth.infinite.corrections(problem.x, width=..., ...), or leave it out."
+        )
     kernels = matching_covariances(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
