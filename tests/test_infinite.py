@@ -362,26 +362,28 @@ def test_ensemble_at_the_ends_is_prior_and_posterior():
     np.testing.assert_allclose(law.deviation[1][3:] ** 2, np.diag(posterior))
 
 
-def test_parts_of_the_covariance_of_an_ensemble():
+def test_parts_of_the_law_of_an_ensemble():
     problem, _, kernels = gaussian_problem()
     ts = [0.0, 2.0, jnp.inf]
     law = nth.infinite.ensemble(kernels, problem, ts)
-    assert law.covariance is not None
-    np.testing.assert_allclose(
-        law.variance, jnp.diagonal(law.covariance, axis1=1, axis2=2), atol=1e-14
-    )
-    test = nth.infinite.ensemble(kernels, problem, ts, covariance="test")
-    assert test.covariance is not None
-    np.testing.assert_allclose(
-        test.covariance, law.covariance[:, 3:, 3:], rtol=1e-12, atol=1e-14
-    )
-    alone = nth.infinite.ensemble(kernels, problem, ts, covariance="variances")
-    assert alone.covariance is None
-    for other in (test, alone):
-        np.testing.assert_allclose(other.deviation, law.deviation, atol=1e-14)
-        np.testing.assert_allclose(other.mean, law.mean, atol=1e-14)
-    with pytest.raises(ValueError, match=r"covariance must be one of .*'variances'"):
-        nth.infinite.ensemble(kernels, problem, ts, covariance="diagonal")
+    for points, kept in (("all", slice(0, None)), ("test", slice(3, None))):
+        for covariance in (True, False):
+            part = nth.infinite.ensemble(
+                kernels, problem, ts, points=points, covariance=covariance
+            )
+            np.testing.assert_allclose(part.mean, law.mean[:, kept], atol=1e-14)
+            np.testing.assert_allclose(part.variance, law.variance[:, kept], atol=1e-14)
+            assert (part.covariance is not None) == covariance
+            if part.covariance is not None:
+                expected = law.covariance[:, kept, kept]
+                np.testing.assert_allclose(part.covariance, expected, atol=1e-14)
+                own = jnp.diagonal(part.covariance, axis1=1, axis2=2)
+                np.testing.assert_allclose(part.variance, own, atol=1e-14)
+    with pytest.raises(ValueError, match=r"points must be one of 'all', 'test'"):
+        nth.infinite.ensemble(kernels, problem, ts, points="train")
+    whole = nth.Problem(problem.x, jnp.zeros(5))
+    with pytest.raises(ValueError, match='points is "test", and problem has no test'):
+        nth.infinite.ensemble(kernels, whole, ts, points="test")
 
 
 def test_ensemble_with_a_singular_kernel_and_several_outputs():

@@ -63,10 +63,12 @@ def _linear(pairs: Pairs) -> Moments:
 
 
 def _erf(pairs: Pairs) -> Moments:
-    """Williams (1997), eq. 11, and its derivative in c."""
+    """Williams (1997), eq. 11, and its derivative in c; arcsin(c/√(ab)) as an arctan,
+    which XLA computes in less time."""
     a, b, c = 1 + 2 * pairs.first, 1 + 2 * pairs.second, 2 * pairs.cross
-    value = 2 / math.pi * jnp.arcsin(c / jnp.sqrt(a * b))
-    return Moments(value, None, 4 / math.pi / jnp.sqrt(a * b - c**2))
+    inverse = 1 / jnp.sqrt(a * b - c**2)
+    value = 2 / math.pi * jnp.arctan(c * inverse)
+    return Moments(value, None, 4 / math.pi * inverse)
 
 
 def _sin(pairs: Pairs) -> Moments:
@@ -90,7 +92,9 @@ def _angle(versine: Array) -> Array:
 
     This is the mean of the slopes in all directions.
     """
-    return jnp.arctan2(_sine(versine), 1 - versine)
+    # tan(θ/2) is infinite at π. XLA's arctan takes less time than its arctan2.
+    half = jnp.sqrt(jnp.maximum(versine, 0) / jnp.maximum(2 - versine, 0))
+    return 2 * jnp.arctan(half)
 
 
 def _sine(versine: Array) -> Array:
