@@ -52,9 +52,6 @@ def _outputs_of(equation: Any, inputs: list[Value]) -> list[Value]:
     if name == "mul" and not all(isinstance(value, tuple) for value in inputs):
         return [_each(equation, inputs)]
     if name == "div" and not isinstance(inputs[1], tuple):
-        if jnp.ndim(inputs[1]) == 0:  # one division, and not one for each parameter
-            inverse = 1 / inputs[1]
-            return [tuple(term * inverse for term in inputs[0])]
         return [_each(equation, inputs)]
     if rule := _RULES.get(name):
         order = _order_of(inputs)
@@ -119,10 +116,10 @@ def _product(equation: Any, left: Series, right: Series) -> Series:
 
 
 def _quotient(equation: Any, numerator: Series, denominator: Series) -> Series:
-    found, inverse = [numerator[0] / denominator[0]], 1 / denominator[0]
-    for k, term in enumerate(numerator[1:], 1):
+    found: list[Array] = []
+    for k, term in enumerate(numerator):
         rest = sum(denominator[i] * found[k - i] for i in range(1, k + 1))
-        found.append((term - rest) * inverse)
+        found.append((term - rest) / denominator[0])
     return tuple(found)
 
 
@@ -131,12 +128,12 @@ def _root(equation: Any, series: Series) -> Series:
     root = jnp.sqrt(first)
     found = [root]
     nowhere = jnp.stack([term != 0 for term in rest]).any(axis=0) if rest else False
-    # The root of a series that begins at a higher order is no power series.
-    at_zero = jnp.where(nowhere, jnp.nan, 0)
-    inverse = 1 / jnp.where(root == 0, 1, 2 * root)
     for k, term in enumerate(rest, 1):
         term = term - sum(found[i] * found[k - i] for i in range(1, k))
-        found.append(jnp.where(root == 0, at_zero, term * inverse))
+        safe = jnp.where(root == 0, 1, 2 * root)
+        # The root of a series that begins at a higher order is no power series.
+        at_zero = jnp.where(nowhere, jnp.nan, 0)
+        found.append(jnp.where(root == 0, at_zero, term / safe))
     return tuple(found)
 
 
