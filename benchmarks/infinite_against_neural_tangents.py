@@ -70,6 +70,7 @@ def of_nth(case: dict[str, Any]) -> dict[str, Any]:
         problem = nth.Problem(x1, targets(x1), x2)
         kernels = nth.infinite.kernels(problem.x, depth=DEPTH, **options)
         found = nth.infinite.ensemble(kernels, problem, TIMES, points="test")
+        assert found.covariance is not None  # for the type checker
         return jnp.concatenate([found.mean[..., None], found.covariance], axis=2)
 
     function = law if case["what"] == "law" else both

@@ -366,6 +366,7 @@ def test_parts_of_the_law_of_an_ensemble():
     problem, _, kernels = gaussian_problem()
     ts = [0.0, 2.0, jnp.inf]
     law = nth.infinite.ensemble(kernels, problem, ts)
+    assert law.covariance is not None
     for points, kept in (("all", slice(0, None)), ("test", slice(3, None))):
         for covariance in (True, False):
             part = nth.infinite.ensemble(
