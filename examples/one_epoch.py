@@ -24,7 +24,7 @@ n, q, width = (40, 20, 16) if small else (1500, 297, 256)
 batch_size = 8 if small else 64
 OPTIMIZERS = {
     "SGD": (optax.sgd(8.0), (2, 3) if small else (2, 3, 4)),
-    "Adam": (optax.adam(4e-3), (2,) if small else (2, 3)),
+    "Adam": (optax.adam(8e-3), (2,) if small else (2, 3)),
 }
 
 images, labels = map(np.asarray, load_digits(return_X_y=True))

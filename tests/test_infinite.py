@@ -151,22 +151,23 @@ def test_relu_has_every_digit_at_every_angle(angle):
 @pytest.mark.parametrize("name", ["relu", "sin", "tanh"])
 @pytest.mark.parametrize("two_sets", [False, True])
 def test_tiles_and_loops_over_layers_change_nothing(monkeypatch, name, two_sets):
-    """Seven points in tiles of three, the last of which overlaps, against all pairs at
-    once with the layers unrolled."""
+    """Seven points in tiles of three, the last of which overlaps, one after another or
+    all at once, against one tile with the layers unrolled."""
     x = np.random.default_rng(1).normal(size=(11, 3)) / 2
     points = (x[:7], x[7:]) if two_sets else (x[:7],)
     options: Any = {"depth": 3, "activation": name, "use_bias": True}
     whole = nth.infinite.kernels(*points, **options, **SCALES)
-    for name in ("_TILE", "_TILE_OF_SUMS"):
-        monkeypatch.setattr(_recursion, name, 3)
-    monkeypatch.setattr(_recursion, "_MOST_WHOLE", 0)
+    for size in ("_TILE", "_TILE_OF_SUMS", "_UNROLLED_TILE"):
+        monkeypatch.setattr(_recursion, size, 3)
+    for most in (0,) if two_sets or name == "tanh" else (0, _recursion._MOST_WHOLE):
+        monkeypatch.setattr(_recursion, "_MOST_WHOLE", most)
+        eqx.clear_caches()
+        tiled = nth.infinite.kernels(*points, **options, **SCALES)
+        for part, expected in zip(*map(jax.tree.leaves, (tiled, whole)), strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-13)
+            if not two_sets:
+                np.testing.assert_array_equal(part, part.T)
     eqx.clear_caches()
-    tiled = nth.infinite.kernels(*points, **options, **SCALES)
-    eqx.clear_caches()
-    for part, expected in zip(*map(jax.tree.leaves, (tiled, whole)), strict=True):
-        np.testing.assert_allclose(part, expected, rtol=1e-13)
-        if not two_sets:
-            np.testing.assert_array_equal(part, part.T)
 
 
 def test_a_deep_linear_network_by_hand():
