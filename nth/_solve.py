@@ -14,16 +14,17 @@ from ._dynamics.dense import DenseHierarchy
 from ._dynamics.gradient_flow import GradientFlow
 from ._dynamics.matrix_free import MatrixFreeHierarchy
 from ._dynamics.stiffness import rate_of_network
-from ._integrate.choice import (
-    NOT_STIFF,
-    READING,
-    explicit_evaluations,
-    implicit_cost,
-)
 from ._integrate.integrate import (
     IntegrateOptions,
     check_options,
     integrate,
+)
+from ._integrate.solver_costs import (
+    NOT_STIFF,
+    READING,
+    explicit_evaluations,
+    implicit_cost,
+    low_rank_evaluations,
 )
 from ._internal.precision import full_precision
 from ._internal.validation import (
@@ -39,6 +40,7 @@ from ._kernels.evaluation import Points, points_of
 from ._kernels.kernels import kernels
 from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes
+from ._problem.losses import SquaredError
 from ._problem.problem import Problem
 from ._solution.solution import Solution
 
@@ -182,15 +184,19 @@ def _cheaper(
     """The cheaper method up to ρT = `stiffness`."""
     rows, slots = points.n_rows, points.n_slots
     size = rows * slots ** (order - 1)
-    reading, explicit = READING * _EVALUATIONS * size, float(_EVALUATIONS)
+    reading, evaluations = READING * _EVALUATIONS * size, float(_EVALUATIONS)
     if stiffness is not None:
-        explicit = explicit_evaluations(stiffness)
-        reading = READING * explicit * size
+        reading = READING * explicit_evaluations(stiffness) * size
+        linear = order == 2 and isinstance(problem.loss, SquaredError)
+        evaluations = explicit_evaluations(stiffness, linear=linear)
         if stiffness > NOT_STIFF:
             implicit = implicit_cost(size, slots, order, problem.loss)
             reading = min(reading, implicit)
+            layered = points.layers(points.params) is not None
+            low_rank = low_rank_evaluations(slots, points.output.dtype, layered)
+            evaluations = min(evaluations, low_rank)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
-    solving = explicit * gradients * 3 * problem.n_train * points.n_params
+    solving = evaluations * gradients * 3 * problem.n_train * points.n_params
     itemsize = points.output.dtype.itemsize
     fits = kernel_bytes(rows, slots, order, itemsize) < available_bytes() / 4
     cheaper = forming_cost(points, order) + reading < solving

@@ -59,13 +59,13 @@ def test_matrix_free_kernel_equals_that_of_the_tensors():
     np.testing.assert_allclose(product, jnp.tensordot(formed[2], v, 2), rtol=1e-12)
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_output_rates_are_products_with_the_kernel(order):
-    """df̃/dt = −K̃⁽²⁾ · g at any state, with learning rates; any network at p = 2."""
+@pytest.mark.parametrize(("order", "chain"), [(2, False), (3, False), (3, True)])
+def test_output_rates_are_products_with_the_kernel(order, chain):
+    """df̃/dt = −K̃⁽²⁾ · g at any state, with learning rates, for any network."""
     problem = make_problem(4, 2)
-    network = Shared(3, jax.random.key(0)) if order == 2 else make_network(4, 1)
+    network = make_network(4, 1) if chain else Shared(3, jax.random.key(0))
     rates = jax.tree.map(lambda leaf: 0.5 + jnp.sin(leaf) ** 2, network)
-    if order == 3:
+    if chain:
         rates = eqx.tree_at(lambda net: net.weights, network, (0.5, 2.0))
     level = nth.MatrixFreeHierarchy(network, problem, order=order, learning_rates=rates)
     state = random_state(level.initial_state(), order)

@@ -1,6 +1,5 @@
 """The level-p hierarchy without n^p tensors: a series in ε for the parameters."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -12,6 +11,8 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from .._custom_types import Inputs, Params, Scalar
 from .._internal.validation import require_integer, require_scale
+from .._kernels.assembly import form
+from .._kernels.evaluation import Points
 from .._kernels.hierarchy_operator import require_forward_mode
 from .._network.base import OutputFunction, trainable
 from .._network.learning_rates import as_decay, by_rates
@@ -28,11 +29,8 @@ from .base import require_vector
 from .batching import as_blocks, counted_rows, default_block, in_blocks
 from .parameter_dynamics import AbstractDescent
 from .series import SeriesState, Steps, require_state
-from .taylor_coefficients import Coefficients, best_coefficients
+from .taylor_coefficients import Coefficients, best_coefficients, by_jvp
 from .truncation import AbstractTruncation, series_factor
-
-# The number of kernel columns computed together when the whole kernel is requested.
-_COLUMNS = 16
 
 
 class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
@@ -207,14 +205,16 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         return self._outputs(state, x)
 
     def ntk(self, state: SeriesState) -> Float[Array, "m ..."]:
-        self._series(state)
-        like = jax.eval_shape(self.outputs, state)
-        shape = (self.problem.n_train, *like.shape[1:])
-        units = jnp.eye(math.prod(shape), dtype=like.dtype).reshape(-1, *shape)
-        columns = jax.lax.map(
-            lambda unit: self.ntk_product(state, unit), units, batch_size=_COLUMNS
-        )
-        return jnp.moveaxis(columns, 0, -1).reshape(*like.shape, *shape)
+        """K̃⁽²⁾ = Σ_{k=0}^{p−2} [K⁽²⁾(θ_ε)]_k."""
+        base, (*lower, _) = self._series(state)
+        x = (self.problem.x_train, self.problem.x_test)
+
+        def kernel(params: Params) -> Float[Array, "m ..."]:
+            points = Points(self.apply, params, *x, with_train=True, rates=self.rates)
+            return form(points, 2, None, progress=False)[1]
+
+        terms = by_jvp(kernel, base, lower)
+        return sum(terms[1:], terms[0])
 
     def ntk_product(
         self, state: SeriesState, vector: Float[Array, "n *out"]

@@ -63,10 +63,10 @@ def by_jvp(
 
     def along(eps: Float[Array, ""]) -> tuple[Float[Array, "..."], ...]:
         def point(leaf: Array, *terms: Array) -> Array:
-            total, own = terms[-1], eps.astype(leaf.dtype)
-            for term in terms[-2::-1]:
-                total = term + own * total
-            return leaf + own * total
+            total, own = jnp.zeros_like(leaf), eps.astype(leaf.dtype)
+            for term in reversed(terms):
+                total = own * (term + total)
+            return leaf + total
 
         return (function(jax.tree.map(point, base, *steps)),)
 

@@ -11,20 +11,29 @@ from jaxtyping import Array, Float
 
 from .._dynamics.base import AbstractDynamics
 from .._dynamics.dense import DenseHierarchy
+from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._dynamics.parameter_dynamics import AbstractDescent
 from .._dynamics.stiffness import fastest_rate
 from .._dynamics.taylorized import TaylorizedFlow
 from .._internal.eigenvalues import is_symmetric
 from .._internal.validation import is_traced
+from .._network.dense_layers import as_layers
 from .._network.finiteness import all_finite
 from .._network.smoothness import has_kinks, has_primitives_with_kinks
 from .._problem.averaged_loss import AveragedLoss
 from .._problem.inputs import take
 from .._problem.losses import (
-    AbstractLoss,
     LogisticLoss,
     SoftmaxCrossEntropy,
     SquaredError,
+)
+from .solver_costs import (
+    MOST_SLOTS,
+    NOT_STIFF,
+    READING,
+    explicit_evaluations,
+    implicit_cost,
+    low_rank_evaluations,
 )
 from .solvers.chebyshev import ROCK4
 from .solvers.exponential import DenseExponential
@@ -33,24 +42,11 @@ from .solvers.rosenbrock import DenseRosenbrock
 
 SolverOption: TypeAlias = diffrax.AbstractSolver | Literal["auto"]
 
-# Up to this multiple of 1/ρ the accuracy and not the stability of Tsit5 limits its
-# steps, and it takes the fewest evaluations (benchmarks/stiff_matrix_free.py).
-NOT_STIFF = 100.0
-
 # Of networks with kinks, Tsit5 follows more: the error estimate of ROCK4 spans two
 # steps, and does not tell where a kink is. Beyond, Tsit5 would fail.
 _NOT_STIFF_WITH_KINKS = 2e5
 
-# Up to so many slots n·C, a kernel in each step costs less than explicit steps through
-# a gradient that rises within 1e-3.
-_MOST_SLOTS = 1024
-
 _SMOOTH_LOSSES = (SquaredError, SoftmaxCrossEntropy, LogisticLoss)
-
-# Costs in multiplications. Reading a number of K⁽ᵖ⁾ takes the time of 20; of n·C rows,
-# an eigendecomposition takes about 125 (n·C)³ and serves 8 steps, an LU factorization
-# 2 (n·C)³.
-READING, _EIGEN, _FACTORS = 20, 125 / 8, 2
 
 
 class Choice(NamedTuple):
@@ -82,7 +78,8 @@ def choose(
       such as ReLU: Tsit5.
     - Else the cheapest by multiplications: for a dense hierarchy `DenseExponential`
       (orders above 2, or the squared error), `DenseRosenbrock` (other losses) or
-      `ROCK4`; for all others `ROCK4`.
+      `ROCK4`; for gradient flow and the matrix-free hierarchy `LowRankRosenbrock`, of
+      at most 1,024 slots, or `ROCK4`; for all others `ROCK4`.
     """
     if not isinstance(solver, str):
         return Choice(dynamics, solver, None, averaged=False)
@@ -103,9 +100,12 @@ def choose(
         explicit = network_has_kinks(dynamics)
     if explicit:
         return Choice(dynamics, tsit5, rate, averaged=False)
-    stiff = ROCK4()
     if isinstance(dynamics, DenseHierarchy):
         stiff = _for_tensors(dynamics, stiffness)
+    elif isinstance(dynamics, AbstractDescent):
+        stiff = _for_parameters(dynamics, stiffness)
+    else:
+        stiff = ROCK4()
     return Choice(dynamics, stiff, rate, averaged=False)
 
 
@@ -114,11 +114,30 @@ def _for_jumps(dynamics: AbstractDynamics) -> diffrax.AbstractAdaptiveSolver:
     equations are few."""
     if isinstance(dynamics, DenseHierarchy):
         return DenseRosenbrock(dynamics)
-    like = jax.eval_shape(lambda: _outputs(dynamics)[: dynamics.problem.n_train])
     of_parameters = isinstance(dynamics, AbstractDescent | TaylorizedFlow)
-    if of_parameters and like.size <= _MOST_SLOTS:
+    if of_parameters and _outputs_on_train(dynamics).size <= MOST_SLOTS:
         return LowRankRosenbrock(dynamics)
     return ROCK4()
+
+
+def _for_parameters(
+    dynamics: AbstractDescent, stiffness: float
+) -> diffrax.AbstractAdaptiveSolver:
+    """The cheaper solver for a stiff state made of parameters, by evaluations."""
+    if network_has_kinks(dynamics):
+        return ROCK4()
+    outputs = _outputs_on_train(dynamics)
+    x = take(dynamics.problem.x_train, 0)
+    layered = as_layers(dynamics.apply, dynamics.params, x) is not None
+    implicit = low_rank_evaluations(outputs.size, outputs.dtype, layered)
+    explicit = explicit_evaluations(stiffness, linear=_is_linear(dynamics))
+    return LowRankRosenbrock(dynamics) if implicit < explicit else ROCK4()
+
+
+def _is_linear(dynamics: AbstractDescent) -> bool:
+    """Whether the vector field is affine in the state: level 2, squared error."""
+    second = isinstance(dynamics, MatrixFreeHierarchy) and dynamics.order == 2
+    return second and isinstance(dynamics.problem.loss, SquaredError)
 
 
 def _for_tensors(
@@ -140,24 +159,6 @@ def _for_tensors(
     return DenseRosenbrock(dynamics)
 
 
-def implicit_cost(size: int, slots: int, order: int, loss: AbstractLoss) -> float:
-    """The multiplications of a stiff dense solve, with a K⁽ᵖ⁾ of `size` entries, by the
-    numbers of steps that were measured, which hardly depend on the last time."""
-    if order > 2:
-        return 80.0 * (READING * size + _EIGEN * slots**3)
-    if isinstance(loss, SquaredError):
-        return 15.0 * (READING * size + _EIGEN * slots**3)
-    return 80.0 * (8 * READING * size + _FACTORS * slots**3)
-
-
-def explicit_evaluations(stiffness: float) -> float:
-    """The evaluations that an explicit solver takes up to ρT = `stiffness`, by those
-    measured with the default tolerances."""
-    if stiffness < NOT_STIFF:
-        return 100 + 2 * stiffness
-    return 150 + 20 * math.sqrt(stiffness)
-
-
 def loss_has_kinks(dynamics: AbstractDynamics) -> bool:
     """Whether the derivative of the loss may jump, by the primitives it is made of."""
     problem = dynamics.problem
@@ -171,6 +172,10 @@ def loss_has_kinks(dynamics: AbstractDynamics) -> bool:
 def _starts_finite(dynamics: AbstractDynamics) -> bool:
     """Whether ∂L/∂f is finite at t = 0: an average would hide that it is not."""
     return bool(all_finite(dynamics.output_gradient(_outputs(dynamics))))
+
+
+def _outputs_on_train(dynamics: AbstractDynamics) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: _outputs(dynamics)[: dynamics.problem.n_train])
 
 
 def _outputs(dynamics: AbstractDynamics) -> Float[Array, "m *out"]:

@@ -71,7 +71,8 @@ def integrate(
     - `solver`: a diffrax solver for ordinary differential equations, explicit or
         implicit, or `"auto"`, which selects one by the fastest rate ρ of the linearized
         dynamics: `diffrax.Tsit5()` for times up to 100/ρ; beyond, the cheapest of
-        [`nth.DenseExponential`][], [`nth.DenseRosenbrock`][] and [`nth.ROCK4`][].
+        [`nth.DenseExponential`][], [`nth.DenseRosenbrock`][], [`nth.ROCK4`][] and
+        [`nth.LowRankRosenbrock`][].
         Under transformations of JAX, with fixed steps, and for dynamics without a
         kernel it is `diffrax.Tsit5()`. A loss whose derivative jumps is averaged over
         output intervals of width 1e-3, and solved by `DenseRosenbrock` or

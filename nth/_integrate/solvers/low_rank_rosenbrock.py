@@ -32,9 +32,10 @@ class LowRankRosenbrock(AbstractRosenbrock):
     order 3 with any approximate Jacobian, and is L-stable with an exact one (Rang &
     Angermann 2005). Here that is −B H C at the start of each step.
 
-    A step costs 4 evaluations of the vector field, the kernel C B of the training
-    points, and one LU factorization of n·C equations. Its size is not limited by the
-    eigenvalues of the kernel, however steep the gradient of the loss.
+    A step costs 4 evaluations of the vector field, 4 products with C and B, the kernel
+    C B of the training points, and one LU factorization of n·C equations. Its size is
+    not limited by the eigenvalues of the kernel, however steep the gradient of the
+    loss.
 
     **Arguments:**
 
