@@ -31,6 +31,7 @@ BENCHMARKS = (
     "matrix_free",
     "cheaper_method",
     "stiff_dense",
+    "stiff_matrix_free",
     "tolerances",
     "discrete",
     "digits",

@@ -122,6 +122,84 @@ def test_deep_linear_networks():
         np.testing.assert_allclose(getattr(found, name), value, atol=1e-12)
 
 
+def test_deep_linear_networks_of_unequal_widths_in_standard():
+    """f = aᵀ W w with w ~ N(0, 1), W ~ N(0, 1/m₁) and a ~ N(0, 1/m₂), and the kernels
+    of the test before, divided by m₂, m₂², m₂³. The next order is 1/m²."""
+    gaps = []
+    for m1, m2 in ((70, 50), (140, 100)):
+        found = nth.infinite.corrections(
+            np.ones((1, 1)),
+            width=(m1, m2),
+            depth=2,
+            activation="linear",
+            parameterization="standard",
+        )
+        p2, q2, trace = 1 + 2 / m2, m1**2 + 2 * m1, (m1 + m2 + 1) / m1
+        u4, v4, mean = (m2**2 + 2 * m2) * q2 / m1**2, p2 * (1 + 2 / m1), m1 + m2 + 1
+        mixed = m2 * (m1 + 2) + p2 * m1 + (m1 * m2 + 2) / m1
+        with_p, with_q = m2 + p2 * m1 + p2, m2 * (m1 + 2) + q2 + m1
+        expected = {
+            "nngp": 1,
+            "ntk": 1 + m1 / m2,
+            "nngp_correction": 0,
+            "ntk_correction": 1 / m2,
+            "output_cumulant": 3 * (p2 * q2 / m1**2 - 1),
+            "ntk_covariance": (u4 + p2 * q2 + v4 + 2 * mixed - mean**2) / m2**2,
+            "ntk_output_covariance": (u4 / m2 + p2 * q2 / m1 + v4 - mean) / m2,
+            "third": 4 * (m1 + 2 + trace + p2) / m2**2,
+            "fourth": (with_p + with_q + 5 + (m2 + 1) * trace + m1 + m2) * 4 / m2**3,
+        }
+        gaps.append([float(np.max(getattr(found, k) - v)) for k, v in expected.items()])
+        assert found.fourth[0, 0, 0, 0] > 10 * abs(gaps[-1][-1])
+    np.testing.assert_allclose(gaps[0][:4], 0, atol=1e-14)
+    ratios = np.divide(gaps[0][4:], gaps[1][4:])
+    np.testing.assert_allclose(ratios, 4, rtol=0.05)
+
+
+def test_relative_widths_of_infinite_networks():
+    """The limits of the corrections, which know the widths."""
+    options: Any = {"depth": 3, "parameterization": "standard", "sigma_w": 1.4}
+    found = nth.infinite.kernels(X, relative_widths=(2, 1, 4), **options)
+    expected = nth.infinite.corrections(X[:1], width=(64, 32, 128), nodes=17, **options)
+    np.testing.assert_allclose(found.ntk[:1, :1], expected.ntk, rtol=1e-6)
+    equal = nth.infinite.kernels(X, **options)
+    assert np.all(np.asarray(equal.ntk[0, 0] - found.ntk[0, 0]) > 0.1)
+    np.testing.assert_allclose(found.nngp, equal.nngp, rtol=1e-14)
+    for widths, name in (((1, 2), "standard"), ((1, 2, 3), "ntk")):
+        options["parameterization"] = name
+        with pytest.raises(ValueError, match="relative_widths must be a sequence"):
+            nth.infinite.kernels(X, relative_widths=widths, **options)
+
+
+@pytest.mark.parametrize("parameterization", ["nth", "ntk", "standard"])
+def test_linear_models(parameterization):
+    """At depth 0 the law is exact: that of f = F θ with Gaussian θ, whose flow
+    dθ/dt = −R Fᵀ(F θ − y)/n is linear, in the space of parameters."""
+    options: Any = {"depth": 0, "parameterization": parameterization, **SCALES}
+    found = nth.infinite.corrections(X, width=5, **options)
+    for name in ("nngp_correction", "ntk_correction", "third", "fourth", "change"):
+        assert not np.any(getattr(found, name))
+    assert not np.any(found.ntk_covariance)
+    assert not np.any(found.output_cumulant)
+    features = np.concatenate([X, np.ones((3, 1))], axis=1)
+    scale = 1.0 if parameterization == "nth" else 2**0.5
+    deviations = np.array([0.8 / scale, 0.8 / scale, 0.6])
+    rates = deviations**2 if parameterization == "ntk" else np.ones(3)
+    problem = nth.Problem(X[:2], np.array([1.0, -0.5]), X[2:])
+    ts = np.array([0.0, 1.0, 7.0])
+    law = nth.infinite.ensemble(found, problem, ts)
+    slope = -rates[:, None] * (features[:2].T @ features[:2]) / 2
+    source = rates * (features[:2].T @ np.array([1.0, -0.5])) / 2
+    flow = np.block([[slope, source[:, None]], [np.zeros((1, 4))]])
+    covariances = np.asarray(law.covariance)
+    for t, mean, covariance in zip(ts, law.mean, covariances, strict=True):
+        moved = np.asarray(jax.scipy.linalg.expm(jnp.asarray(flow * t)))
+        outputs = features @ moved[:3]
+        np.testing.assert_allclose(mean, outputs[:, 3], atol=1e-12)
+        half = outputs[:, :3] * deviations
+        np.testing.assert_allclose(covariance, half @ half.T, atol=1e-12)
+
+
 def test_catapult_network():
     """f = Σ u v/√N: K⁽³⁾ = 4 f/N and K⁽⁴⁾ = 4 K⁽²⁾/N (Lewkowycz et al. 2020)."""
     found = nth.infinite.corrections(
@@ -291,7 +369,7 @@ def test_bad_input():
     refused("x must have shape", x=X[0])
     refused("width must be a number, or a sequence of depth = 2", width=(8,))
     refused("width", width=0)
-    refused("depth", depth=0)
+    refused("depth", depth=-1)
     refused("nodes", nodes=4)
     refused('activation is "relu"', activation="relu")
     refused("x has NaN", x=X * np.nan)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.polynomial.hermite_e import hermegauss
+from scipy.linalg import expm
 
 import nth
 
@@ -165,6 +166,61 @@ def test_sampled_networks():
         assert np.max(np.abs(gap.mean(axis=0)) / error) > 5, (name, score)
 
 
+def test_average_over_a_fluctuating_kernel():
+    """With no other statistics the resummed law is the mean over K = Θ^½ e^S Θ^½ with
+    S of one random number, here by Gauss–Hermite sums."""
+    eps = 0.4
+    zero = np.zeros((M, M))
+    found = corrections_of(eps)
+    none = jnp.zeros_like(found.third)
+    parts = found.nngp, found.ntk, jnp.asarray(zero), jnp.asarray(zero), none
+    found = nth.infinite.Corrections(
+        *parts, found.ntk_covariance, none, none, none, found.change
+    )
+    law = nth.infinite.ensemble(found, PROBLEM, TS, resummed=True)
+    values, vectors = np.linalg.eigh(NTK)
+    root = vectors * np.sqrt(values)
+    spread = np.linalg.solve(root, eps * SPREAD) @ np.linalg.inv(root).T
+    nodes, weights = hermegauss(20)
+    rows, squares = [], []
+    for z in nodes:
+        kernel = root @ expm(z * spread - spread @ spread / 2) @ root.T
+        limit = nth.infinite.InfiniteKernels(*map(jnp.asarray, (U.T @ U, kernel)))
+        of_kernel = nth.infinite.ensemble(limit, PROBLEM, TS)
+        rows.append(of_kernel.mean)
+        outer = np.einsum("ta,tb->tab", of_kernel.mean, of_kernel.mean)
+        squares.append(np.asarray(of_kernel.covariance) + outer)
+    weights = weights / weights.sum()
+    mean, second = (np.tensordot(weights, part, 1) for part in (rows, squares))
+    covariance = second - np.einsum("ta,tb->tab", mean, mean)
+    plain = nth.infinite.ensemble(found, PROBLEM, TS)
+    for value, expanded, expected in (
+        (law.mean, plain.mean, mean),
+        (law.covariance, plain.covariance, covariance),
+    ):
+        added = np.max(np.abs(np.asarray(expanded) - expected))
+        np.testing.assert_allclose(np.asarray(value), expected, atol=0.02 * added)
+        np.testing.assert_allclose(np.asarray(value)[0], expected[0], atol=1e-12)
+
+
+def test_resummation_is_of_the_next_order():
+    """It changes the law by terms of order ε⁴, and nothing at the start."""
+    gaps = []
+    for eps in (0.1, 0.05):
+        laws = [
+            nth.infinite.ensemble(corrections_of(eps), PROBLEM, TS, resummed=resummed)
+            for resummed in (False, True)
+        ]
+        mean, covariance = (
+            np.abs(np.asarray(getattr(laws[1], k)) - np.asarray(getattr(laws[0], k)))
+            for k in ("mean", "covariance")
+        )
+        gaps.append([np.max(mean, axis=1), np.max(covariance, axis=(1, 2))])
+    ratios = np.log2(np.divide(gaps[0], np.maximum(gaps[1], 1e-16)))
+    assert np.max(np.abs(np.asarray(gaps)[:, :, 0])) < 1e-13
+    np.testing.assert_allclose(ratios[:, 1:], 4, atol=0.3)
+
+
 def test_bad_input_and_float32():
     found = corrections_of(0.1)
     single = jax.tree.map(lambda part: part.astype(jnp.float32), found)
@@ -181,6 +237,9 @@ def test_bad_input_and_float32():
     assert narrow.mean.dtype == narrow.variance.dtype == jnp.float32
     np.testing.assert_allclose(narrow.mean, law.mean, atol=1e-3)
     np.testing.assert_allclose(narrow.variance, law.variance, atol=1e-3)
+    resummed = nth.infinite.ensemble(single, problem(np.float32), TS, resummed=True)
+    assert resummed.mean.dtype == jnp.float32
+    np.testing.assert_allclose(resummed.mean, law.mean, atol=1e-2)
 
     def refused(words: str, *arguments: Any) -> None:
         with pytest.raises(ValueError, match=words):
@@ -192,5 +251,8 @@ def test_bad_input_and_float32():
     refused("ts must", found, PROBLEM, [2.0, 1.0])
     flat = jax.tree.map(jnp.ones_like, found)
     refused("ts has inf, and the NTK", flat, PROBLEM, TS)
+    limit = nth.infinite.InfiniteKernels(found.nngp, found.ntk)
+    with pytest.raises(ValueError, match="resummed is True, and kernels of infinite"):
+        nth.infinite.ensemble(limit, PROBLEM, TS, resummed=True)
     broken = jax.tree.map(lambda part: part * jnp.nan, found)
     refused("kernels have NaN", broken, PROBLEM, TS)

@@ -514,3 +514,24 @@ def test_sets_with_shared_points_equal_one_set():
     parts = nth.infinite.kernels(x, x[2:5], **options)
     np.testing.assert_allclose(parts.nngp, whole.nngp[:, 2:5], rtol=1e-13)
     np.testing.assert_allclose(parts.ntk, whole.ntk[:, 2:5], rtol=1e-13)
+
+
+def test_relu_at_many_angles():
+    """The arc-cosine kernels of Cho & Saul (2009) of two unit vectors, also where they
+    are nearly parallel or orthogonal, and the polynomial for the angle changes."""
+    near = 10.0 ** np.arange(-15.0, -1.0)
+    middle = np.concatenate([np.pi / 2 - near, [np.pi / 2], np.pi / 2 + near])
+    angles = np.concatenate([[0.0], near, np.linspace(0.01, 3.0, 1000), middle])
+    first = np.array([[1.0, 0.0]])
+    turned = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    options: Any = {"depth": 1, "activation": "relu"}
+    found = nth.infinite.kernels(first, turned, **options)
+    slope = (np.pi - angles) / (2 * np.pi)
+    nngp = np.sin(angles) / (2 * np.pi) + slope * np.cos(angles)
+    ntk = nngp + slope * np.cos(angles)
+    np.testing.assert_allclose(found.nngp[0], nngp, atol=5e-16)
+    np.testing.assert_allclose(found.ntk[0], ntk, atol=1e-15)
+    single = nth.infinite.kernels(
+        first.astype(np.float32), turned.astype(np.float32), **options
+    )
+    np.testing.assert_allclose(single.ntk[0], ntk, atol=1e-6)

@@ -26,6 +26,7 @@ import nth
 jax.config.update("jax_enable_x64", True)
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GRAY = "#8C8C8C"
 X = jnp.concatenate([jnp.eye(3), jnp.array([[0.6, 0.0, 0.8], [0.6, -0.8, 0.0]])])
 Y = jnp.array([1.0, -1.0, 0.5])
 PROBLEM = nth.Problem(X[:3], Y, X[3:])
@@ -33,8 +34,8 @@ OPTIONS: Any = {"activation": "tanh", "parameterization": "ntk"}
 OPTIONS |= {"sigma_w": 1.5, "sigma_a": 1.2}
 TIMES = np.array([1.0, 6.0, np.inf])
 # Steps of the fourth-order Runge-Kutta method, and how often to take them. The last
-# ends at t = 81, where a mode at the limit of the NTK has decayed by 5e-13 or more.
-SEGMENTS = [(0.125, 8), (0.25, 20), (0.5, 150)]
+# ends at t = 56, where a mode at the limit of the NTK has decayed by 5e-9 or more.
+SEGMENTS = [(0.125, 8), (0.25, 20), (0.5, 100)]
 
 
 def trained(depth: int, width: int, samples: int) -> np.ndarray:
@@ -71,7 +72,9 @@ def trained(depth: int, width: int, samples: int) -> np.ndarray:
         return jnp.stack(rows)
 
     keys = jax.random.split(jax.random.key(1000 * depth + width), samples)
-    run = jax.jit(lambda keys: jax.lax.map(outputs, keys, batch_size=100))
+    # As many networks at a time as fit in a processor's cache.
+    batch = max(1, 2**18 // width**2)
+    run = jax.jit(lambda keys: jax.lax.map(outputs, keys, batch_size=batch))
     return np.asarray(run(keys), float)
 
 
@@ -84,9 +87,11 @@ def row_of(depth: int, width: int, samples: int) -> dict[str, Any]:
     start = time.perf_counter()
     found = nth.infinite.corrections(X, width=width, **options)
     law = nth.infinite.ensemble(found, PROBLEM, TIMES)
-    jax.block_until_ready(law.covariance)
+    resummed = nth.infinite.ensemble(found, PROBLEM, TIMES, resummed=True)
+    jax.block_until_ready((law.covariance, resummed.covariance))
     law_seconds = time.perf_counter() - start
     wide = nth.infinite.ensemble(nth.infinite.kernels(X, **options), PROBLEM, TIMES)
+    laws = {"law": law, "resummed": resummed, "infinite_width": wide}
     mean, variance = draws.mean(axis=0), draws.var(axis=0, ddof=1)
     squares = (draws - mean) ** 2
     row: dict[str, Any] = {
@@ -95,23 +100,15 @@ def row_of(depth: int, width: int, samples: int) -> dict[str, Any]:
         "samples": samples,
         "seconds": {"networks": seconds, "law": law_seconds},
     }
-    variances = law.deviation**2, wide.deviation**2
-    measured = {
-        "mean": (mean, variance**0.5, law.mean, wide.mean),
-        "variance": (variance, squares.std(axis=0), *variances),
-    }
-    for name, (value, spread, finite, infinite) in measured.items():
+    spreads = {"mean": variance**0.5, "variance": squares.std(axis=0)}
+    for name, value in {"mean": mean, "variance": variance}.items():
         # On training points the variance at t = ∞ is zero, up to float32.
-        error = np.maximum(spread / samples**0.5, 1e-5)
-        scores = [np.asarray(part - value) / error for part in (finite, infinite)]
-        row[name] = {
-            "networks": value.tolist(),
-            "standard_error": error.tolist(),
-            "law": np.asarray(finite).tolist(),
-            "infinite_width": np.asarray(infinite).tolist(),
-            "score_law": scores[0].tolist(),
-            "score_infinite_width": scores[1].tolist(),
-        }
+        error = np.maximum(spreads[name] / samples**0.5, 1e-6)
+        row[name] = {"networks": value.tolist(), "standard_error": error.tolist()}
+        for kind, ensemble in laws.items():
+            part = np.asarray(getattr(ensemble, name))
+            row[name][kind] = part.tolist()
+            row[name][f"score_{kind}"] = ((part - value) / error).tolist()
     return row
 
 
@@ -119,15 +116,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         for name in ("mean", "variance"):
-            both = [
-                np.array(row[name][f"score_{k}"]) for k in ("law", "infinite_width")
-            ]
             line = [row["depth"], row["width"], row["samples"], name]
-            for scores in both:
+            for kind in ("resummed", "law", "infinite_width"):
+                scores = np.array(row[name][f"score_{kind}"])
                 line += [np.sqrt(np.mean(scores**2)), np.max(np.abs(scores))]
             lines.append(line)
-    headers = ["depth", "width", "networks", "of outputs", "O(1/width): rms", "max"]
-    return tabulate(lines, [*headers, "infinite width: rms", "max"], floatfmt=".2f")
+    headers = ["depth", "width", "networks", "of outputs", "resummed: rms", "max"]
+    headers += ["expanded: rms", "max", "infinite width: rms", "max"]
+    return tabulate(lines, headers, floatfmt=".2f")
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
@@ -139,7 +135,9 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         for axis, name in zip(axes[:, column], ("mean", "variance"), strict=True):
             part = {key: np.array(value) for key, value in row[name].items()}
             shift = part["networks"] - part["infinite_width"]
-            law = part["law"] - part["infinite_width"]
+            law, resummed = (
+                part[kind] - part["infinite_width"] for kind in ("law", "resummed")
+            )
             points = {0: "training point 1", 3: "test point 1", 4: "test point 2"}
             for offset, point in enumerate(points):
                 place = np.arange(3) + 0.2 * (offset - 1)
@@ -154,7 +152,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                     color=color,
                     label=f"networks, {points[point]}",
                 )
-                axis.plot(place, law[:, point], "_", ms=9, mew=2, color=GREEN)
+                axis.plot(place, law[:, point], "_", ms=9, mew=2, color=GRAY)
+                axis.plot(place, resummed[:, point], "_", ms=9, mew=2, color=GREEN)
             axis.axhline(0, color="black", lw=0.8)
             axis.set_xticks(range(3), labels)
             axis.spines[["top", "right"]].set_visible(False)
@@ -164,8 +163,12 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         axes[1, column].set_xlabel("time $t$")
     axes[0, 0].set_ylabel("mean − limit of the mean")
     axes[1, 0].set_ylabel("variance − limit of the variance")
-    axes[0, 0].plot([], [], "_", ms=9, mew=2, color=GREEN, label="law to O(1/width)")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    for color, label in ((GREEN, "law to O(1/width), resummed"), (GRAY, "expanded")):
+        axes[0, 0].plot([], [], "_", ms=9, mew=2, color=color, label=label)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(
+        handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=5
+    )
     return drawn
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._internal.precision import full_precision
-from .._internal.validation import require_integer
+from .._internal.validation import require_integer, require_positive
 from .._kernels.infinite_width import (
     InfiniteKernels as InfiniteKernels,
     as_kernels as as_kernels,
@@ -59,6 +59,7 @@ def kernels(
     sigma_w: Any = 1.0,
     sigma_a: Any = 1.0,
     sigma_b: Any = 1.0,
+    relative_widths: Sequence[Any] | None = None,
     nodes: int | None = None,
 ) -> InfiniteKernels:
     r"""The NNGP kernel and the NTK of [`nth.MLP`][] as its width goes to infinity.
@@ -66,8 +67,8 @@ def kernels(
     Layer by layer (Jacot et al. 2018, Theorem 1; Lee et al. 2018), from S = xᵀx′ for
     `"nth"` and xᵀx′/d for the others,
 
-        Σ = σ² S + σ_b²,       S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),  (u, v) ~ N(0,
-        Σ), Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+        Σ = σ² S + σ_b²,    Θ ← s S + s_b + σ² Σ̇ ∘ Θ,
+        S ← E φ(u) φ(v),    Σ̇ = E φ′(u) φ′(v),    (u, v) ~ N(0, Σ),
 
     where Σ and Θ of the last layer are the two kernels; σ is `sigma_w`, and `sigma_a`
     in the last layer. The speeds of weights and biases are s and s_b:
@@ -81,8 +82,9 @@ def kernels(
     In `"standard"` K⁽²⁾ grows as the width: its limit is that of K⁽²⁾/width, to which
     the first layer and the biases do not contribute, and time is in units of
     1/(learning rate · width). A network of depth 0, f = aᵀx + c, has no width, and its
-    K⁽²⁾ is returned. In `"nth"` and `"ntk"` the hidden layers may have different widths
-    that all go to infinity; in `"standard"` they are equal.
+    K⁽²⁾ is returned. The hidden layers may have different widths that all go to
+    infinity. In `"standard"` the ratio r of a layer's fan-in to the width of the last
+    hidden layer enters, as s = r: give `relative_widths`.
 
     The moments are in closed form for `"relu"`, `"erf"`, `"sin"` and `"linear"`; for
     others they are computed by the trapezoidal rule in two dimensions, which is exact
@@ -95,6 +97,8 @@ def kernels(
         which saves half of the work.
     - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
         `sigma_b`: as for [`nth.MLP`][]; the depth may be 0.
+    - `relative_widths`: in `"standard"`, numbers in proportion to the widths of the
+        `depth` hidden layers; by default all are equal.
     - `nodes`: the number of nodes in each direction, odd; not used by closed forms. By
         default the first of 161, 321, 641 and 1,281 that is sufficient, or 161 under
         `jax.jit`.
@@ -127,7 +131,8 @@ def kernels(
     )
     function = elementwise_activation(activation, left.dtype)
     refuse_derivative(function, left.dtype)
-    options = (depth, parameterization, use_bias, function)
+    ratios = _ratios(relative_widths, depth, parameterization)
+    options = (depth, parameterization, use_bias, ratios, function)
     both = left if right is None else jnp.concatenate([left, right])
 
     def change(count: int) -> Array:
@@ -139,7 +144,26 @@ def kernels(
     return InfiniteKernels(*require_enough_nodes(parts, amount, count))
 
 
-_Options = tuple[int, str, bool, Callable[[Array], Array], int]
+def _ratios(widths: Any, depth: int, parameterization: str) -> tuple[float, ...]:
+    """The ratio of each layer's fan-in to the width of the last hidden layer; that of
+    the first, whose rate is 0, is 1."""
+    if widths is None:
+        return (1.0,) * (depth + 1)
+    given = tuple(widths) if isinstance(widths, list | tuple) else ()
+    if len(given) != depth or parameterization != "standard":
+        raise ValueError(
+            f"relative_widths must be a sequence of depth = {depth} numbers, with "
+            f'parameterization="standard"; got {widths!r} with {parameterization!r}. '
+            "Leave it out where the kernels do not depend on it."
+        )
+    numbers = [
+        float(require_positive(f"relative_widths[{k}]", number))
+        for k, number in enumerate(given)
+    ]
+    return (1.0, *(number / numbers[-1] for number in numbers))
+
+
+_Options = tuple[int, str, bool, tuple[float, ...], Callable[[Array], Array], int]
 
 
 @eqx.filter_jit
@@ -149,8 +173,10 @@ def _computed(
     sigmas: list[Array],
     options: _Options,
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    depth, parameterization, use_bias, function, nodes = options
+    depth, parameterization, use_bias, ratios, function, nodes = options
     layers = layers_of(sigmas, depth, parameterization, use_bias, left.shape[1])
+    rates = jnp.asarray(ratios, layers.weight.dtype) * layers.weight_rate
+    layers = layers._replace(weight_rate=rates)
     left = _scaled(left, parameterization)
     right = None if right is None else _scaled(right, parameterization)
     return recursion(left, right, layers, (function, nodes), use_bias)
@@ -161,7 +187,7 @@ def _change(
     points: Float[Array, "n d"], sigmas: list[Array], options: _Options
 ) -> Float[Array, ""]:
     """The largest relative change of a mean over one point with the nodes."""
-    depth, parameterization, use_bias, function, nodes = options
+    depth, parameterization, use_bias, _, function, nodes = options
     layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
     points = _scaled(points, parameterization)
     change = largest_change(rule_for(function, nodes), layers, points)

@@ -18,9 +18,9 @@ from .._internal.validation import (
 from .._kernels.infinite_width import InfiniteKernels
 from .._network.memory import require_memory
 from .._problem.problem import Problem
+from ._angles import safe_root
 from ._finite_width import Corrections
 from ._finite_width_law import finite_width_ensemble
-from ._gaussian_moments import safe_root
 from ._posterior import matching_covariances
 
 # The number of matrices in memory in addition to the result of `ensemble`.
@@ -58,6 +58,7 @@ def ensemble(
     *,
     points: str = "all",
     covariance: bool = True,
+    resummed: bool = False,
 ) -> Ensemble:
     """The distribution of wide networks trained by gradient flow.
 
@@ -85,6 +86,9 @@ def ensemble(
         less time where there are fewer of them than training points.
     - `covariance`: whether to compute the covariance of these points; without it there
         are the variances, in less time and memory.
+    - `resummed`: at finite width, whether e^{−K⁽²⁾t/n} is averaged over a distribution
+        of K⁽²⁾ in place of its expansion to second order. Also exact to order 1/width,
+        it is much closer to narrow networks at long times.
 
     **Returns:** [`nth.infinite.Ensemble`][].
 
@@ -93,6 +97,11 @@ def ensemble(
     of [`nth.perturbative`][] (Dyer & Gur-Ari 2020), with the fluctuation of K⁽²⁾ to
     second order. Where the correction is as large as the limit the width is too small:
     a variance may then be negative, and its `deviation` 0.
+
+    With `resummed` K⁽²⁾ = Θ^½ e^S Θ^½ with Gaussian symmetric S, which has the mean and
+    the covariance of K⁽²⁾ to order 1/width and is positive. Its average is over 1,024
+    or more S, by quasi-Monte Carlo, with an error of about a hundredth of what it
+    adds; the terms of K⁽³⁾ and K⁽⁴⁾ are as before.
 
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
     `problem` or contain NaN, `points="test"` without test points, or a covariance that
@@ -103,7 +112,8 @@ def ensemble(
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
     points = require_name("points", points, ("all", "test"))
-    require_bool("covariance", covariance)
+    covariance = require_bool("covariance", covariance)
+    resummed = require_bool("resummed", resummed)
     n, q = problem.n_train, problem.n_test
     if points == "test" and q == 0:
         raise ValueError(
@@ -111,11 +121,17 @@ def ensemble(
             'nth.Problem(x_train, y_train, x_test), or points="all".'
         )
     if isinstance(kernels, Corrections):
-        times, mean, full = finite_width_ensemble(kernels, problem, ts)
+        law = finite_width_ensemble(kernels, problem, ts, resummed=resummed)
+        times, mean, full = law
         if points == "test":
             mean, full = mean[:, n:], full[:, n:, n:]
         variance = jnp.diagonal(full, axis1=1, axis2=2)
         return Ensemble(times, mean, full if covariance else None, variance)
+    if resummed:
+        raise ValueError(
+            "resummed is True, and kernels of infinite width do not fluctuate: give "
+            "nth.infinite.corrections(problem.x, width=..., ...), or leave it out."
+        )
     kernels = matching_covariances(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)

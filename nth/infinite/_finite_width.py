@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, DTypeLike, Float
 
 from .._internal.precision import full_precision
 from .._internal.validation import (
@@ -114,13 +114,14 @@ def corrections(
     - `x`: inputs, shape `(n, d)`.
     - `width`: neurons per hidden layer, or a sequence of `depth` such numbers.
     - `depth`, `activation`, `parameterization`, `use_bias`, `sigma_w`, `sigma_a`,
-        `sigma_b`: as for [`nth.MLP`][]. The activation must have five derivatives.
+        `sigma_b`: as for [`nth.MLP`][]. The activation must have five derivatives. The
+        depth may be 0: a linear model, whose outputs are Gaussian, with a constant NTK.
     - `nodes`: the number of nodes in each direction.
 
     **Returns:** [`nth.infinite.Corrections`][]: all statistics of order 1/width are at
     the given width. In `"standard"`, where the NTK grows as the width of the last
     hidden layer, K⁽²⁾ is divided by that width, K⁽³⁾ by its square and K⁽⁴⁾ by its
-    cube, which are the kernels for learning rates of 1/width.
+    cube, which are the kernels for learning rates of 1/width; at depth 0 by 1.
 
     The time grows as n⁴·`nodes`⁴ (5 points, tanh: about 5 s for each layer on 2 CPU
     cores), and the memory as n⁴.
@@ -130,7 +131,7 @@ def corrections(
     """
     points = as_points("x", x)
     why = "as every layer takes time"
-    depth = require_integer("depth", depth, 1, _MOST_LAYERS, why)
+    depth = require_integer("depth", depth, 0, _MOST_LAYERS, why)
     widths = widths_of(width, depth)
     why = "as the time grows as its fourth power"
     nodes = require_integer("nodes", nodes, 9, _MOST_NODES, why)
@@ -142,20 +143,34 @@ def corrections(
         _TENSORS * len(points) ** 4 * points.dtype.itemsize,
         "Use fewer points or float32.",
     )
-    function = elementwise_activation(activation, points.dtype)
+    function = _smooth_activation(activation, points.dtype)
+    layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
+    if parameterization != "nth":
+        points = points / points.shape[1] ** 0.5
+    rates = _rates(layers, parameterization, widths, points.shape[1])
+    inputs = points @ points.T
+    found = _statistics(inputs, rates, widths, function, nodes)
+    coarse = _statistics(inputs, rates, widths, function, 3 * nodes // 4)
+    return _checked(found, coarse, nodes)
+
+
+def _smooth_activation(
+    activation: str | Callable[[Array], Array], dtype: DTypeLike
+) -> Callable[[Array], Array]:
+    function = elementwise_activation(activation, dtype)
     if function is ACTIVATIONS["relu"]:
         raise ValueError(
             'activation is "relu", whose second derivative is not a function: K(3) and '
             "K(4) have no limit. nth.softplus is a smooth one."
         )
-    refuse_derivative(function, points.dtype)
-    layers = layers_of(sigmas, depth, parameterization, use_bias, points.shape[1])
-    if parameterization != "nth":
-        points = points / points.shape[1] ** 0.5
-    limit, actual = _rates(layers, parameterization, widths, points.shape[1])
-    inputs = points @ points.T
-    found = _statistics(inputs, (limit, actual), widths, function, nodes)
-    coarse = _statistics(inputs, (limit, actual), widths, function, 3 * nodes // 4)
+    refuse_derivative(function, dtype)
+    return function
+
+
+def _checked(
+    found: tuple[Array, ...], coarse: tuple[Array, ...], nodes: int
+) -> Corrections:
+    """The statistics, with their change from `coarse` ones."""
     change = _largest_change(found, coarse)
     message = (
         f"activation is too rough or too steep for sums over {nodes} nodes in each "
@@ -210,7 +225,7 @@ def _rates(
         )
         for k in range(len(widths) + 1)
     ]
-    if parameterization != "standard":
+    if parameterization != "standard" or not widths:
         return limit, limit
     last = widths[-1]
     one = jnp.ones_like(layers.weight[0])

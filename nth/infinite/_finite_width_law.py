@@ -19,6 +19,7 @@ from .._network.finiteness import checked_finite
 from .._network.memory import require_memory
 from .._problem.problem import Problem
 from ._finite_width import Corrections
+from ._resummation import averaged_law
 
 # The number of tensors over four points in memory.
 _TENSORS = 40
@@ -43,7 +44,7 @@ class _Statistics(NamedTuple):
 
 
 def finite_width_ensemble(
-    corrections: Corrections, problem: Problem, ts: Any
+    corrections: Corrections, problem: Problem, ts: Any, *, resummed: bool
 ) -> tuple[Array, Array, Array]:
     """Times, means and covariances: see `nth.infinite.ensemble`."""
     m, dtype = problem.n_train + problem.n_test, problem.y_train.dtype
@@ -69,6 +70,11 @@ def finite_width_ensemble(
         "Give fewer times, or fewer points in problem.x_test.",
     )
     means, covariances, eigen = _law(corrections, problem.y_train, times)
+    if resummed:
+        *averaged, of_ntk = averaged_law(corrections, problem.y_train, times)
+        expanded = _law(of_ntk, problem.y_train, times)
+        means = means + averaged[0] - expanded[0]
+        covariances = covariances + averaged[1] - expanded[1]
     means = require(
         means,
         ~(jnp.any(eigen.null) & jnp.isinf(times[-1])),

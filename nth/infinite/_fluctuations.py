@@ -17,16 +17,25 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from .._custom_types import Scalar
+from ._four_points import (
+    Matrix,
+    Pair,
+    Tensor,
+    first_pair,
+    move,
+    move_second,
+    outer,
+    repeated,
+    second_pair,
+    slots,
+    swapped,
+    vary,
+    vary_matrix,
+    vary_second,
+)
 from ._joint_moments import JointMoments
-
-Tensor = Float[Array, "n n n n"]
-Matrix = Float[Array, "n n"]
-# A function g of the outputs of one neuron at two points: entry [i, j, a, b] is
-# E ∂₁ⁱ∂₂ʲ g(z_a, z_b).
-Pair = Float[Array, "k l n n"]
 
 
 class Rates(NamedTuple):
@@ -133,34 +142,34 @@ class _Layer:
         """V, A, B, D and F."""
         old, joint, c = self.old, self.joint, self.weight / self.width
         product, own = self.product, self.own
-        ntk_12, ntk_34 = _first_pair(old.ntk), _second_pair(old.ntk)
-        chain_12, chain_34 = _first_pair(self.chain), _second_pair(self.chain)
+        ntk_12, ntk_34 = first_pair(old.ntk), second_pair(old.ntk)
+        chain_12, chain_34 = first_pair(self.chain), second_pair(self.chain)
         four, half, slopes = joint(0, 0, 0, 0), joint(1, 1, 0, 0), joint(1, 1, 1, 1)
-        other_half = _swapped(half)
+        other_half = swapped(half)
 
-        outputs = four - _outer(product[0, 0], product[0, 0])
-        inherited = _vary(product, old.outputs)
-        outputs = c * outputs + self.weight * _vary_second(product, inherited)
+        outputs = four - outer(product[0, 0], product[0, 0])
+        inherited = vary(product, old.outputs)
+        outputs = c * outputs + self.weight * vary_second(product, inherited)
 
         ntk_outputs = self.rate * four + self.weight * ntk_12 * half
-        ntk_outputs = ntk_outputs - _outer(own[0, 0], product[0, 0])
-        moved = _vary(own, old.outputs) + chain_12 * old.ntk_outputs_same
-        same = c * ntk_outputs + self.weight * _vary_second(product, moved)
+        ntk_outputs = ntk_outputs - outer(own[0, 0], product[0, 0])
+        moved = vary(own, old.outputs) + chain_12 * old.ntk_outputs_same
+        same = c * ntk_outputs + self.weight * vary_second(product, moved)
 
-        ntk = self.rate**2 * four - _outer(own[0, 0], own[0, 0])
+        ntk = self.rate**2 * four - outer(own[0, 0], own[0, 0])
         mixed = ntk_12 * half + ntk_34 * other_half
         ntk = ntk + self.rate * self.weight * mixed
         ntk = (ntk + self.weight**2 * ntk_12 * ntk_34 * slopes) / self.width
-        by_outputs = _vary(own, _swapped(old.ntk_outputs_same))
-        ntk = ntk + _vary_second(own, moved) + chain_34 * by_outputs
+        by_outputs = vary(own, swapped(old.ntk_outputs_same))
+        ntk = ntk + vary_second(own, moved) + chain_34 * by_outputs
         ntk = ntk + chain_12 * chain_34 * old.ntk_same
 
         # Slots (a, c, b, d) of H(ab) and H(cd), or of H(ab), z(c) and z(d).
-        cross = self.weight * c * slopes * _slots(old.ntk, 0, 2) * _slots(old.ntk, 1, 3)
+        cross = self.weight * c * slopes * slots(old.ntk, 0, 2) * slots(old.ntk, 1, 3)
         cross = cross + chain_12 * chain_34 * old.ntk_cross
-        cross_outputs = self.weight * c * joint(1, 0, 1, 0) * _slots(old.ntk, 0, 2)
-        first = _move(self.slope_first, old.ntk_outputs_cross)
-        inherited = self.weight**2 * _move_second(self.slope_first, first)
+        cross_outputs = self.weight * c * joint(1, 0, 1, 0) * slots(old.ntk, 0, 2)
+        first = move(self.slope_first, old.ntk_outputs_cross)
+        inherited = self.weight**2 * move_second(self.slope_first, first)
         return (
             self.weight * outputs,
             ntk,
@@ -176,58 +185,58 @@ class _Layer:
         curved = joint(2, 1, 1, 0)  # φ″_a φ′_b φ′_c φ_d
         # Slots (a, d, b, c) of dH(a; bc) z(d).
         first = self.weight * c * joint(2, 0, 1, 1)
-        first = first * _slots(ntk, 0, 2) * _slots(ntk, 0, 3)
-        moved = _move(self.slope_first, old.third_first)
-        by_ntk = _first_pair(self.product[2, 0]) * _repeated(old.ntk_cross)
-        chain_34 = _second_pair(self.chain)
+        first = first * slots(ntk, 0, 2) * slots(ntk, 0, 3)
+        moved = move(self.slope_first, old.third_first)
+        by_ntk = first_pair(self.product[2, 0]) * repeated(old.ntk_cross)
+        chain_34 = second_pair(self.chain)
         first = first + self.weight * chain_34 * (moved + by_ntk)
         # Slots (a, b, c, d).
         second = self.rate * joint(1, 0, 1, 0) + self.weight * (
-            _first_pair(ntk) * curved
+            first_pair(ntk) * curved
         )
-        second = c * second * _slots(ntk, 0, 2)
-        moved = _move(self.own_slope, old.ntk_outputs_cross)
-        moved = moved + _first_pair(self.chain) * old.third_second
-        second = second + self.weight * _move_second(self.slope_first, moved)
+        second = c * second * slots(ntk, 0, 2)
+        moved = move(self.own_slope, old.ntk_outputs_cross)
+        moved = moved + first_pair(self.chain) * old.third_second
+        second = second + self.weight * move_second(self.slope_first, moved)
         return first, second
 
     def fourth(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """R, S, T and U."""
         old, joint, c = self.old, self.joint, self.weight / self.width
         ntk, own = old.ntk, self.own
-        ntk_12, ntk_34 = _first_pair(ntk), _second_pair(ntk)
-        chain_12, chain_34 = _first_pair(self.chain), _second_pair(self.chain)
+        ntk_12, ntk_34 = first_pair(ntk), second_pair(ntk)
+        chain_12, chain_34 = first_pair(self.chain), second_pair(self.chain)
         both, curved = chain_12 * chain_34, joint(2, 2, 1, 1)
 
         one = self.rate * joint(2, 0, 1, 1)
         one = one + self.weight * ntk_12 * joint(3, 1, 1, 1)
-        one = c * one * _slots(ntk, 0, 2) * _slots(ntk, 0, 3)
-        moved = _move(self.own_slope, old.third_first)
-        moved = moved + _first_pair(own[2, 0]) * _repeated(old.ntk_cross)
+        one = c * one * slots(ntk, 0, 2) * slots(ntk, 0, 3)
+        moved = move(self.own_slope, old.third_first)
+        moved = moved + first_pair(own[2, 0]) * repeated(old.ntk_cross)
         one = one + chain_34 * moved + both * old.fourth_one
 
         two = self.rate * joint(1, 1, 1, 1) + self.weight * ntk_12 * curved
-        two = c * two * _slots(ntk, 0, 2) * _slots(ntk, 1, 3)
-        two = two + chain_34 * _first_pair(own[1, 1]) * old.ntk_cross
+        two = c * two * slots(ntk, 0, 2) * slots(ntk, 1, 3)
+        two = two + chain_34 * first_pair(own[1, 1]) * old.ntk_cross
         two = two + both * old.fourth_two_hessians
 
         # Slots (a, c, b, d).
         mixed = joint(2, 1, 1, 0)
         same = self.rate**2 * joint(1, 0, 1, 0)
         same = same + self.rate * self.weight * (
-            ntk_12 * mixed + ntk_34 * _swapped(mixed)
+            ntk_12 * mixed + ntk_34 * swapped(mixed)
         )
         same = same + self.weight**2 * ntk_12 * ntk_34 * joint(2, 1, 2, 1)
-        same = same * _slots(ntk, 0, 2) / self.width
-        moved = _move(self.own_slope, old.ntk_outputs_cross)
+        same = same * slots(ntk, 0, 2) / self.width
+        moved = move(self.own_slope, old.ntk_outputs_cross)
         moved = moved + chain_12 * old.third_second
-        same = same + _move_second(self.own_slope, moved)
-        other = _move(self.own_slope, _swapped(old.third_second))
+        same = same + move_second(self.own_slope, moved)
+        other = move(self.own_slope, swapped(old.third_second))
         same = same + chain_34 * other + both * old.fourth_two_same
 
         # Slots (a, d, b, c).
-        crossed = joint(2, 1, 2, 1) * _slots(ntk, 0, 2) * _slots(ntk, 0, 3)
-        crossed = self.weight * c * crossed * _slots(ntk, 2, 1)
+        crossed = joint(2, 1, 2, 1) * slots(ntk, 0, 2) * slots(ntk, 0, 3)
+        crossed = self.weight * c * crossed * slots(ntk, 2, 1)
         return one, two, same, crossed + both * old.fourth_two_other
 
 
@@ -235,69 +244,9 @@ def _mean_change(old: Statistics, g: Pair) -> Matrix:
     """The change of E g(z_a, z_b) for a neuron of `old`, from its covariance and its
     fourth cumulant."""
     v = old.outputs
-    change = _vary_matrix(g, old.covariance_mean)
+    change = vary_matrix(g, old.covariance_mean)
     aaaa, bbbb = jnp.einsum("aaaa->a", v)[:, None], jnp.einsum("bbbb->b", v)[None, :]
     third = jnp.einsum("aaab->ab", v) * g[3, 1] + jnp.einsum("abbb->ab", v) * g[1, 3]
     pairs = jnp.einsum("aabb->ab", v) + 2 * jnp.einsum("abab->ab", v)
     quartic = aaaa * g[4, 0] + 4 * third + 2 * pairs * g[2, 2] + bbbb * g[0, 4]
     return change + quartic / 8
-
-
-def _vary_matrix(g: Pair, change: Matrix) -> Matrix:
-    """½ Σ change[p, q] E ∂_p ∂_q g over p, q ∈ {a, b}."""
-    diagonal = jnp.diagonal(change)
-    by_variance = diagonal[:, None] * g[2, 0] + diagonal[None, :] * g[0, 2]
-    return by_variance / 2 + change * g[1, 1]
-
-
-def _vary(g: Pair, change: Tensor) -> Tensor:
-    """½ Σ change[p, q, …] E ∂_p ∂_q g over p, q ∈ {a, b}, in the first two slots."""
-    diagonal = jnp.einsum("aacd->acd", change)
-    by_variance = diagonal[:, None] * _first_pair(g[2, 0])
-    by_variance = by_variance + diagonal[None, :] * _first_pair(g[0, 2])
-    return by_variance / 2 + change * _first_pair(g[1, 1])
-
-
-def _vary_second(g: Pair, change: Tensor) -> Tensor:
-    return _swapped(_vary(g, _swapped(change)))
-
-
-def _move(g: Pair, change: Tensor) -> Tensor:
-    """Σ change[a, p, …] E ∂_p g over p ∈ {a, b}, in the first two slots."""
-    diagonal = jnp.einsum("aacd->acd", change)[:, None]
-    return diagonal * _first_pair(g[1, 0]) + change * _first_pair(g[0, 1])
-
-
-def _move_second(g: Pair, change: Tensor) -> Tensor:
-    return _swapped(_move(g, _swapped(change)))
-
-
-def _repeated(change: Tensor) -> Tensor:
-    """change[a, a, c, d] as a tensor over (a, b, c, d)."""
-    diagonal = jnp.einsum("aacd->acd", change)[:, None]
-    return jnp.broadcast_to(diagonal, change.shape)
-
-
-def _swapped(tensor: Tensor) -> Tensor:
-    """The first two slots exchanged with the last two."""
-    return jnp.transpose(tensor, (2, 3, 0, 1))
-
-
-def _slots(matrix: Matrix, first: int, second: int) -> Float[Array, "..."]:
-    """`matrix` over two of four slots."""
-    if first > second:
-        matrix, first, second = matrix.T, second, first
-    others = [slot for slot in range(4) if slot not in (first, second)]
-    return jnp.expand_dims(matrix, others)
-
-
-def _first_pair(matrix: Matrix) -> Float[Array, "n n 1 1"]:
-    return _slots(matrix, 0, 1)
-
-
-def _second_pair(matrix: Matrix) -> Float[Array, "1 1 n n"]:
-    return _slots(matrix, 2, 3)
-
-
-def _outer(first: Matrix, second: Matrix) -> Tensor:
-    return _first_pair(first) * _second_pair(second)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from .._network.activations import ACTIVATIONS
+from ._angles import angle, relu_versine, safe_root
 
 Function: TypeAlias = Callable[[Array], Array]
 
@@ -49,12 +50,6 @@ class Moments(NamedTuple):
     slope: Float[Array, "..."]
 
 
-def safe_root(x: Array) -> Array:
-    """√x, with derivative 0 at x = 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
-
-
 # Closed forms: (E φ(u)², the moments of pairs).
 
 
@@ -80,48 +75,10 @@ def _sin(pairs: Pairs) -> Moments:
 def _relu(pairs: Pairs) -> Moments:
     """Cho & Saul (2009), eqs. 3 to 6, the arc-cosine kernels of degrees 0 and 1."""
     assert pairs.versine is not None
-    versine = _relu_versine(pairs.versine)
+    versine = relu_versine(pairs.versine)
     scale = safe_root(pairs.first) * safe_root(pairs.second)
-    slope = (math.pi - _angle(pairs.versine)) / (2 * math.pi)
+    slope = (math.pi - angle(pairs.versine)) / (2 * math.pi)
     return Moments(scale * (1 - versine) / 2, versine, slope)
-
-
-@jax.custom_jvp
-def _angle(versine: Array) -> Array:
-    """θ as a function of 1 − cos θ; its slope, infinite at 0 and π, is defined as 0.
-
-    This is the mean of the slopes in all directions.
-    """
-    # tan(θ/2) is infinite at π. XLA's arctan takes less time than its arctan2.
-    half = jnp.sqrt(jnp.maximum(versine, 0) / jnp.maximum(2 - versine, 0))
-    return 2 * jnp.arctan(half)
-
-
-def _sine(versine: Array) -> Array:
-    return jnp.sqrt(jnp.maximum(versine * (2 - versine), 0))
-
-
-@_angle.defjvp
-def _angle_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    ((versine,), (moved,)) = primals, tangents
-    sine = safe_root(versine * (2 - versine))
-    slope = jnp.where(sine > 0, 1 / jnp.where(sine > 0, sine, 1), 0)
-    return _angle(versine), slope * moved
-
-
-@jax.custom_jvp
-def _relu_versine(versine: Array) -> Array:
-    """1 − (sin θ + (π − θ) cos θ)/π."""
-    lune = _sine(versine) - _angle(versine) * (1 - versine)
-    return versine - lune / math.pi
-
-
-@_relu_versine.defjvp
-def _relu_versine_jvp(
-    primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-    ((versine,), (moved,)) = primals, tangents
-    return _relu_versine(versine), (1 - _angle(versine) / math.pi) * moved
 
 
 _CLOSED: Mapping[str, tuple[Function, Callable[[Pairs], Moments]]] = MappingProxyType(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._gaussian_moments import safe_root
+from ._angles import safe_root
 from ._recursion import LayerMaps
 from ._versines import versine_of_moments, versine_of_sum
 

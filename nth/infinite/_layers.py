@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -149,17 +150,17 @@ class Activation(AbstractLayer):
                 "infinite width. Put Dense() or Conv() before it."
             )
         rule = rule_for(self.function, walk.nodes)
-        positions = len(moments.shape)
-        sides = walk.on_pairs(moments.first, moments.second, positions)
-        cross, versine = moments.cross, moments.versine
-        first, second = (jnp.broadcast_to(side, cross.shape).ravel() for side in sides)
-        flat = None if versine is None else versine.ravel()
-        value, after, slope = rule.moments(Pairs(first, second, cross.ravel(), flat))
-        value, slope = value.reshape(cross.shape), slope.reshape(cross.shape)
-        versine = None if after is None else after.reshape(cross.shape)
+        sides = walk.on_pairs(moments.first, moments.second, len(moments.shape))
+        pairs = Pairs(*sides, moments.cross, moments.versine)
+        shape, dtype = moments.cross.shape, moments.cross.dtype
+        if not rule.closed:  # sums over nodes take one pair at a time
+            pairs = jax.tree.map(lambda x: jnp.broadcast_to(x, shape).ravel(), pairs)
+        value, versine, slope = jax.tree.map(
+            lambda x: jnp.reshape(x, shape), rule.moments(pairs)
+        )
         change = rule.change(moments.first.ravel())
         if not rule.closed:
-            change = jnp.maximum(change, kink_at_zero(self.function, cross.dtype))
+            change = jnp.maximum(change, kink_at_zero(self.function, dtype))
         return walk.next(
             moments,
             value,

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._internal.precision import full_precision
@@ -29,10 +29,11 @@ from ._layers import (
 from ._nodes import require_enough_nodes, sufficient_nodes
 from ._points import as_inputs, matching_inputs
 from ._residual import all_layers, as_layers, propagate_through
+from ._tiles import by_tiles
 
-# Pairs of points are evaluated together up to this number of pairs of positions: what
-# fits in a processor's cache for closed forms; sums over nodes fill it by themselves.
-_MOST_TOGETHER, _MOST_SUMS = 2**16, 32
+# Pairs of points are evaluated together up to this number of pairs of positions, which
+# fits in a processor's cache; sums over nodes fill it with one pair.
+_MOST_TOGETHER = 2**14
 # The arrays over pairs of positions of one pair of points in memory.
 _ARRAYS = 40
 
@@ -200,32 +201,34 @@ def _computed(
     right: Float[Array, "n2 c *space"] | None,
     options: tuple[str, bool, int],
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    sides = (left, left if right is None else right)
-    shape = (len(sides[0]), len(sides[1]))
-    first, _ = _of_points(network, left, options)
-    second = first
-    if right is None:
-        i, j = np.triu_indices(shape[0])
-    else:
-        i, j = np.indices(shape).reshape(2, -1)
-        second, _ = _of_points(network, right, options)
+    """The kernels, tile by tile. What depends on one point is computed once for each
+    side of a tile, not for each pair: it stays outside of the inner `vmap`."""
+    sides = [(left, _of_points(network, left, options)[0])]
+    sides.append(
+        sides[0] if right is None else (right, _of_points(network, right, options)[0])
+    )
 
-    def of_pair(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        at, to = pair
-        rows = zip([row[at] for row in first], [row[to] for row in second], strict=True)
-        points = (sides[0][at], sides[1][to])
-        moments = _propagated(network, points, options, _Tape(iter(rows)))
+    def of_pair(first: Any, second: Any) -> tuple[Array, Array]:
+        (x1, rows1), (x2, rows2) = first, second
+        tape = _Tape(zip(rows1, rows2, strict=True))
+        moments = _propagated(network, (x1, x2), options, tape)
         return moments.cross, moments.ntk
 
-    batch = _together(network, left, options)
-    values = jax.lax.map(of_pair, (jnp.asarray(i), jnp.asarray(j)), batch_size=batch)
-    kernels = [jnp.zeros(shape, left.dtype).at[i, j].set(part) for part in values]
-    if right is None:
-        kernels = [
-            kernel.at[j, i].set(part)
-            for kernel, part in zip(kernels, values, strict=True)
+    pairs = jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))
+
+    def of_tile(corner: list[Array], shape: list[int]) -> tuple[Array, Array]:
+        parts = [
+            jax.tree.map(
+                partial(jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=size),
+                side,
+            )
+            for side, at, size in zip(sides, corner, shape, strict=True)
         ]
-    return kernels[0], kernels[1]
+        return pairs(*parts)
+
+    points = len(sides[0][0]), len(sides[1][0])
+    most = max(1, math.isqrt(_together(network, left, options)))
+    return by_tiles(of_tile, points, most, left.dtype, symmetric=right is None)
 
 
 def _together(
@@ -237,4 +240,4 @@ def _together(
     _, all_positions, nodes = options
     pairs = math.prod(x.shape[2:]) ** (2 if all_positions else 1)
     closed = all(rule_for(f, nodes).closed for f in _functions(network, x.dtype))
-    return max(1, (_MOST_TOGETHER if closed else _MOST_SUMS) // max(1, pairs))
+    return max(1, _MOST_TOGETHER // max(1, pairs)) if closed else 1

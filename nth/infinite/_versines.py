@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._custom_types import Scalar
-from ._gaussian_moments import safe_root
+from ._angles import safe_root
 
 # 1 − cos of an angle below which a difference from 1 loses too many digits of it.
 _CLOSE = 1e-2
@@ -87,12 +87,14 @@ def versine_of_sum(first: _Parts, second: _Parts, versines: _Parts) -> Array:
     |p|²|q|² − (p·q)² is |p|² |q − t p|² for t = p·q/|p|².
     """
     p, q = (jax.tree.map(safe_root, parts) for parts in (first, second))
-    square, other = (_total(jax.tree.map(jnp.square, parts)) for parts in (p, q))
+    norm, other = (
+        safe_root(_total(jax.tree.map(jnp.square, parts))) for parts in (p, q)
+    )
     inner = _total(jax.tree.map(jnp.multiply, p, q))
-    scale = safe_root(square) * safe_root(other)
-    ratio = inner / jnp.where(square > 0, square, 1)
+    scale = norm * other
+    ratio = inner / jnp.where(norm > 0, norm**2, 1)
     rest = _total(jax.tree.map(lambda p, q: (q - ratio * p) ** 2, p, q))
-    apart = square * rest / jnp.where(scale > 0, scale + inner, 1)
+    apart = norm**2 * rest / jnp.where(scale > 0, scale + inner, 1)
     own = _total(jax.tree.map(lambda p, q, v: p * q * v, p, q, versines))
     return jnp.where(scale > 0, (own + apart) / jnp.where(scale > 0, scale, 1), 0)
 

@@ -1,0 +1,58 @@
+"""Matrices over pairs of points that are computed tile by tile."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Int
+
+Matrices = tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]
+
+
+def by_tiles(
+    of_tile: Callable[[list[Array], list[int]], Matrices],
+    points: tuple[int, int],
+    most: int,
+    dtype: DTypeLike,
+    *,
+    symmetric: bool,
+) -> Matrices:
+    """Two matrices, in place, from tiles with at most `most` points on each side.
+
+    `of_tile` takes the first point on each side and the number of points on each. Only
+    tiles on or above the diagonal are computed of matrices that are `symmetric`.
+    """
+    counts = [-(-number // most) for number in points]
+    shape = [-(-number // count) for number, count in zip(points, counts, strict=True)]
+    tiles = np.indices(counts).reshape(2, -1).T
+    if symmetric:
+        tiles = tiles[tiles[:, 0] <= tiles[:, 1]]
+
+    def add(matrices: Matrices, tile: Int[Array, " 2"]) -> tuple[Matrices, None]:
+        # The last tile of a side overlaps with the previous one.
+        corner = [
+            jnp.minimum(index * size, number - size)
+            for index, size, number in zip(tile, shape, points, strict=True)
+        ]
+        parts: Sequence[Array] = of_tile(corner, shape)
+        if symmetric:  # rounding depends on the order of a pair
+            central = tile[0] == tile[1]
+            parts = [jnp.where(central, (part + part.T) / 2, part) for part in parts]
+        matrices = _written(matrices, parts, corner)
+        if symmetric:
+            matrices = _written(matrices, [part.T for part in parts], corner[::-1])
+        return matrices, None
+
+    zeros = jnp.zeros(points, dtype)
+    return jax.lax.scan(add, (zeros, zeros), jnp.asarray(tiles))[0]
+
+
+def _written(
+    matrices: Matrices, parts: Sequence[Array], corner: list[Array]
+) -> Matrices:
+    first, second = (
+        jax.lax.dynamic_update_slice(matrix, part, corner)
+        for matrix, part in zip(matrices, parts, strict=True)
+    )
+    return first, second
