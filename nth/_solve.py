@@ -35,9 +35,9 @@ from ._internal.validation import (
     require_scale,
     require_times,
 )
-from ._kernels.costs import forming_cost
+from ._kernels.costs import forming_cost, kernel_bytes
 from ._kernels.evaluation import Points, points_of
-from ._kernels.kernels import kernel_bytes, kernels
+from ._kernels.kernels import kernels
 from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes
 from ._problem.losses import SquaredError

@@ -108,11 +108,10 @@ def test_without_corrections_it_is_the_law_at_infinite_width():
     np.testing.assert_allclose(law.mean, wide.mean, atol=1e-13)
     whole, expected = np.asarray(law.covariance), np.asarray(wide.covariance)
     np.testing.assert_allclose(whole, expected, atol=1e-13)
-    tests = nth.infinite.ensemble(corrections_of(0.0), PROBLEM, TS, covariance="test")
+    tests = nth.infinite.ensemble(corrections_of(0.0), PROBLEM, TS, points="test")
     np.testing.assert_allclose(np.asarray(tests.covariance), whole[:, N:, N:])
-    short = nth.infinite.ensemble(
-        corrections_of(0.0), PROBLEM, TS, covariance="variances"
-    )
+    np.testing.assert_allclose(tests.mean, law.mean[:, N:])
+    short = nth.infinite.ensemble(corrections_of(0.0), PROBLEM, TS, covariance=False)
     assert short.covariance is None
     np.testing.assert_allclose(short.variance, law.variance)
 

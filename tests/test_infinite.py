@@ -151,22 +151,23 @@ def test_relu_has_every_digit_at_every_angle(angle):
 @pytest.mark.parametrize("name", ["relu", "sin", "tanh"])
 @pytest.mark.parametrize("two_sets", [False, True])
 def test_tiles_and_loops_over_layers_change_nothing(monkeypatch, name, two_sets):
-    """Seven points in tiles of three, the last of which overlaps, against all pairs at
-    once with the layers unrolled."""
+    """Seven points in tiles of three, the last of which overlaps, one after another or
+    all at once, against one tile with the layers unrolled."""
     x = np.random.default_rng(1).normal(size=(11, 3)) / 2
     points = (x[:7], x[7:]) if two_sets else (x[:7],)
     options: Any = {"depth": 3, "activation": name, "use_bias": True}
     whole = nth.infinite.kernels(*points, **options, **SCALES)
-    for name in ("_TILE", "_TILE_OF_SUMS"):
-        monkeypatch.setattr(_recursion, name, 3)
-    monkeypatch.setattr(_recursion, "_MOST_WHOLE", 0)
+    for size in ("_TILE", "_TILE_OF_SUMS", "_UNROLLED_TILE"):
+        monkeypatch.setattr(_recursion, size, 3)
+    for most in (0,) if two_sets or name == "tanh" else (0, _recursion._MOST_WHOLE):
+        monkeypatch.setattr(_recursion, "_MOST_WHOLE", most)
+        eqx.clear_caches()
+        tiled = nth.infinite.kernels(*points, **options, **SCALES)
+        for part, expected in zip(*map(jax.tree.leaves, (tiled, whole)), strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-13)
+            if not two_sets:
+                np.testing.assert_array_equal(part, part.T)
     eqx.clear_caches()
-    tiled = nth.infinite.kernels(*points, **options, **SCALES)
-    eqx.clear_caches()
-    for part, expected in zip(*map(jax.tree.leaves, (tiled, whole)), strict=True):
-        np.testing.assert_allclose(part, expected, rtol=1e-13)
-        if not two_sets:
-            np.testing.assert_array_equal(part, part.T)
 
 
 def test_a_deep_linear_network_by_hand():
@@ -362,26 +363,29 @@ def test_ensemble_at_the_ends_is_prior_and_posterior():
     np.testing.assert_allclose(law.deviation[1][3:] ** 2, np.diag(posterior))
 
 
-def test_parts_of_the_covariance_of_an_ensemble():
+def test_parts_of_the_law_of_an_ensemble():
     problem, _, kernels = gaussian_problem()
     ts = [0.0, 2.0, jnp.inf]
     law = nth.infinite.ensemble(kernels, problem, ts)
     assert law.covariance is not None
-    np.testing.assert_allclose(
-        law.variance, jnp.diagonal(law.covariance, axis1=1, axis2=2), atol=1e-14
-    )
-    test = nth.infinite.ensemble(kernels, problem, ts, covariance="test")
-    assert test.covariance is not None
-    np.testing.assert_allclose(
-        test.covariance, law.covariance[:, 3:, 3:], rtol=1e-12, atol=1e-14
-    )
-    alone = nth.infinite.ensemble(kernels, problem, ts, covariance="variances")
-    assert alone.covariance is None
-    for other in (test, alone):
-        np.testing.assert_allclose(other.deviation, law.deviation, atol=1e-14)
-        np.testing.assert_allclose(other.mean, law.mean, atol=1e-14)
-    with pytest.raises(ValueError, match=r"covariance must be one of .*'variances'"):
-        nth.infinite.ensemble(kernels, problem, ts, covariance="diagonal")
+    for points, kept in (("all", slice(0, None)), ("test", slice(3, None))):
+        for covariance in (True, False):
+            part = nth.infinite.ensemble(
+                kernels, problem, ts, points=points, covariance=covariance
+            )
+            np.testing.assert_allclose(part.mean, law.mean[:, kept], atol=1e-14)
+            np.testing.assert_allclose(part.variance, law.variance[:, kept], atol=1e-14)
+            assert (part.covariance is not None) == covariance
+            if part.covariance is not None:
+                expected = law.covariance[:, kept, kept]
+                np.testing.assert_allclose(part.covariance, expected, atol=1e-14)
+                own = jnp.diagonal(part.covariance, axis1=1, axis2=2)
+                np.testing.assert_allclose(part.variance, own, atol=1e-14)
+    with pytest.raises(ValueError, match=r"points must be one of 'all', 'test'"):
+        nth.infinite.ensemble(kernels, problem, ts, points="train")
+    whole = nth.Problem(problem.x, jnp.zeros(5))
+    with pytest.raises(ValueError, match='points is "test", and problem has no test'):
+        nth.infinite.ensemble(kernels, whole, ts, points="test")
 
 
 def test_ensemble_with_a_singular_kernel_and_several_outputs():

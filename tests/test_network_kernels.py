@@ -378,15 +378,15 @@ def test_trained_networks():
     posterior is its end."""
     problem = nth.Problem(SIGNALS[:2], np.array([1.0, -1.0]), SIGNALS[2:])
     kernels = network_kernels(both_heads("erf")[1], problem.x)
-    law = nth.infinite.ensemble(kernels, problem, [0.0, jnp.inf], covariance="test")
+    law = nth.infinite.ensemble(kernels, problem, [0.0, jnp.inf], points="test")
     quiet = nth.infinite.posterior(kernels, problem, noise=1e-10)
-    np.testing.assert_allclose(law.mean[1, :2], problem.y_train, atol=1e-9)
-    np.testing.assert_allclose(law.mean[1, 2:], quiet.mean, atol=1e-7)
+    np.testing.assert_allclose(law.mean[1], quiet.mean, atol=1e-7)
     assert law.covariance is not None
     np.testing.assert_allclose(law.covariance[1], quiet.covariance, atol=1e-7)
     solved = nth.closed_form(nth.infinite.as_kernels(kernels, problem), problem, [9.0])
-    mean = nth.infinite.ensemble(kernels, problem, [9.0]).mean
-    np.testing.assert_allclose(solved.test, mean[:, 2:], atol=1e-12)
+    mean = nth.infinite.ensemble(kernels, problem, [9.0, jnp.inf]).mean
+    np.testing.assert_allclose(mean[1, :2], problem.y_train, atol=1e-9)
+    np.testing.assert_allclose(solved.test[0], mean[0, 2:], atol=1e-12)
 
 
 def test_bad_layers(without_type_checks):

@@ -16,6 +16,7 @@ from .._custom_types import Params, Scalar
 from .._internal.precision import full_precision
 from .._internal.validation import require_integer, require_order, require_scale
 from .._kernels.assembly import closed_form, form
+from .._kernels.costs import kernel_bytes
 from .._kernels.evaluation import Points, points_of
 from .._kernels.hierarchy_operator import (
     TensorFunction,
@@ -24,7 +25,6 @@ from .._kernels.hierarchy_operator import (
     slot_gradient,
 )
 from .._kernels.jacobian import jacobian_products
-from .._kernels.kernels import kernel_bytes
 from .._kernels.third_products import slots_at_once
 from .._network.base import TrainableNetwork, trainable
 from .._network.finiteness import require_finite_result

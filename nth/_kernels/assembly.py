@@ -27,7 +27,6 @@ from .costs import (
     split_block,
 )
 from .evaluation import Points, layers_at
-from .gradient_products import Pairing
 from .hierarchy_operator import (
     TensorFunction,
     along,
@@ -38,7 +37,6 @@ from .hierarchy_operator import (
 from .jacobian import jacobian_products
 from .mlp_fourth import add_exchanged, half_of_fourth
 from .mlp_kernels import Chain, chain_at, fourth, fourth_of_extra, second, third
-from .output_pairs import output_pairs
 from .third_products import ThirdProducts, slots_at_once, third_tensor
 from .tiles import filled, tile_points
 
@@ -57,22 +55,15 @@ Columns = Callable[[Any, Int[Array, ""], int], Float[Array, "rows ..."]]
 
 
 def form(
-    points: Points,
-    order: int,
-    block_size: int | None,
-    progress: bool,
-    pairing: Pairing = "full",
+    points: Points, order: int, block_size: int | None, progress: bool
 ) -> tuple[Float[Array, "rows ..."], ...]:
-    """K⁽¹⁾ … K⁽ᵖ⁾; of K⁽²⁾, the `pairing` of outputs."""
-    if pairing != "full":
-        outputs = _outputs_at(points)
-        return outputs, output_pairs(points, pairing, block_size, progress)
+    """K⁽¹⁾ … K⁽ᵖ⁾."""
     if order < 4 and not is_traced(points) and _is_quick(points, order):
         return _formed_in_one_call(points, order, block_size)
     if order == 2 and not is_traced(points) and points.with_train:
         number = tile_points(points, block_size)
         if number < points.n_train:
-            return _outputs_at(points), filled(points, number, progress)
+            return outputs_at(points), filled(points, number, progress)
     return _formed(points, order, block_size, progress)
 
 
@@ -103,7 +94,7 @@ def _formed(
     if layers is None and order > 2:
         purpose = f"order {order} for a network that is not a chain of dense layers"
         require_forward_mode(points.apply, points.params, points.x_train, purpose)
-    tensors = [_outputs_at(points)]
+    tensors = [outputs_at(points)]
     for r in range(2, order + 1):
         out = jnp.zeros((rows,) + (n_slots,) * (r - 1), output.dtype)
         if layers is not None and r in _OF_CHAIN:
@@ -156,7 +147,7 @@ _chain_at = eqx.filter_jit(chain_at)
 
 
 @eqx.filter_jit
-def _outputs_at(points: Points) -> Float[Array, "points *out"]:
+def outputs_at(points: Points) -> Float[Array, "points *out"]:
     return points.apply.over(points.params, points.x)
 
 

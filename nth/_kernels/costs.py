@@ -31,6 +31,11 @@ def forming_cost(points: Points, order: int) -> int:
     return passes + per_entry * entries
 
 
+def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:
+    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, with `rows` first slots and `n_slots` in each later one."""
+    return sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize
+
+
 def held_bytes(points: Points, order: int) -> int:
     """Bytes needed in addition to the kernels: the derivatives stored for K⁽⁴⁾."""
     layers = points.layers(points.params) if order >= 4 else None

@@ -100,20 +100,28 @@ class GradientFunction:
         free = [leaves[i] for i in self.others]
         _, pull, (data, scales) = jax.vjp(outputs, taps, free, has_aux=True)
         to_deltas, by_free = jax.vmap(pull)(units)
+        deltas = [
+            functools.reduce(jnp.multiply, scale, jax.vmap(use.deltas)(delta))
+            for use, delta, scale in zip(self.uses, to_deltas, scales, strict=True)
+        ]
+        none = jnp.zeros((len(units), 0), dtype)
         whole = [gradient.reshape(len(units), -1) for gradient in by_free]
-        factors, lookups = [], []
-        for use, stays, x_part, delta, scale in zip(
-            self.uses, self.stay_factored, data, to_deltas, scales, strict=True
-        ):
-            delta = functools.reduce(jnp.multiply, scale, jax.vmap(use.deltas)(delta))
+        return self._assembled([none, *whole], data, deltas)
+
+    def _assembled(
+        self, whole: list[Array], data: list[Array], deltas: list[Array]
+    ) -> Gradients:
+        """With the gradients of used parameters, factored or formed, after `whole`."""
+        formed, factors, lookups = [], [], []
+        uses = zip(self.uses, self.stay_factored, data, deltas, strict=True)
+        for use, stays, x_part, delta in uses:
             if not stays:
-                whole.append(_formed(use, x_part, delta))
+                formed.append(_formed(use, x_part, delta))
             elif use.is_lookup:
                 lookups.append(Lookups(x_part, delta[:, 0], use.sizes[2]))
             else:
                 factors.append(Factors(x_part, delta))
-        none = jnp.zeros((len(units), 0), dtype)
-        return Gradients(_gathered([none, *whole]), tuple(factors), tuple(lookups))
+        return Gradients(_gathered([*whole, *formed]), tuple(factors), tuple(lookups))
 
     def over(
         self,

@@ -24,10 +24,12 @@ from .._network.finiteness import require_finite_kernels
 from .._network.memory import require_memory
 from .._problem.inputs import count, take
 from .._problem.problem import Problem
-from .assembly import form
-from .costs import held_bytes
+from .assembly import form, outputs_at
+from .costs import held_bytes, kernel_bytes
 from .evaluation import Points, points_of
 from .gradient_products import PAIRINGS, Pairing
+from .kernel_shapes import SECOND, pairing_of, shapes_of
+from .output_pairs import output_pairs
 
 
 class Kernels(eqx.Module):
@@ -49,11 +51,11 @@ class Kernels(eqx.Module):
     def __check_init__(self):
         require_bool("complete", self.complete)
         outputs = require_name("outputs", self.outputs, PAIRINGS)
-        shapes = _shapes_of(self.tensors, self.complete, outputs)
+        shapes = shapes_of(self.tensors, self.complete, outputs)
         if shapes is None or [kernel.shape for kernel in self.tensors] != shapes:
             raise ValueError(
                 "tensors must be K(1), K(2) and so on, floating arrays of shape "
-                f"(m, *out), {_SECOND[outputs]}, with 0 < n <= m, as nth.kernels "
+                f"(m, *out), {SECOND[outputs]}, with 0 < n <= m, as nth.kernels "
                 "returns them; got "
                 f"{jax.tree.map(lambda k: getattr(k, 'shape', k), self.tensors)!r}."
             )
@@ -103,7 +105,7 @@ class Kernels(eqx.Module):
         points = points_of(trainable(network, problem, filter_spec, learning_rates))
         outputs = points.apply.over(points.params, points.x)
         specs = [ArraySpec.of(tensor) for tensor in self.tensors]
-        own = self.complete and _fit(specs, points) == self.outputs
+        own = self.complete and pairing_of(specs, points) == self.outputs
         if not own or not bool(jnp.allclose(outputs, self[1], rtol=1e-4, atol=1e-4)):
             raise ValueError(
                 "kernels are not of this network at all points of this problem: save "
@@ -134,43 +136,12 @@ class Kernels(eqx.Module):
             raise ValueError("kernels cannot be loaded under jax.jit.")
         points = points_of(trainable(network, problem, filter_spec, learning_rates))
         file = _file(path, points)
-        tensors = file.read_leaves(lambda specs: _fit(specs, points) is not None)
+        tensors = file.read_leaves(lambda specs: pairing_of(specs, points) is not None)
         if tensors is None:
             raise ValueError(f"path: there is no file {file.path}.")
-        outputs = _fit([ArraySpec.of(tensor) for tensor in tensors], points)
+        outputs = pairing_of([ArraySpec.of(tensor) for tensor in tensors], points)
         assert outputs is not None
         return cls(tuple(map(jnp.asarray, tensors)), outputs=outputs)
-
-
-# The shapes of kernels from the second on, as messages give them.
-_SECOND = {
-    "full": "(m, *out, n, *out) and so on",
-    "diagonal": "(m, n, *out)",
-    "trace": "(m, n)",
-}
-
-
-def _shapes_of(
-    tensors: Any, complete: bool, outputs: Pairing
-) -> list[tuple[int, ...]] | None:
-    """The shapes that `tensors` must have, given those of the first two."""
-    arrays = isinstance(tensors, tuple) and all(eqx.is_array(k) for k in tensors)
-    if not arrays or not tensors or tensors[0].ndim == 0:
-        return None
-    if not all(jnp.issubdtype(k.dtype, jnp.floating) and k.size for k in tensors):
-        return None
-    first = tensors[0].shape
-    if outputs != "full":
-        n = tensors[1].shape[1] if len(tensors) == 2 and tensors[1].ndim > 1 else 0
-        if n == 0 or (complete and n > first[0]):
-            return None
-        return [first, (first[0], n, *first[1:] * (outputs == "diagonal"))]
-    later = tensors[1].shape[len(first) :] if len(tensors) > 1 else first
-    if len(later) != len(first) or later[1:] != first[1:]:
-        return None
-    if complete and later[0] > first[0]:
-        return None
-    return [first + later * r for r in range(len(tensors))]
 
 
 def require_ntk(kernels: Kernels) -> None:
@@ -191,23 +162,6 @@ def require_all_outputs(kernels: Kernels, purpose: str) -> None:
             'takes all pairs of outputs: form them again with outputs="full". (A '
             'solve needs no kernels with nth.solve(..., method="matrix-free").)'
         )
-
-
-def _fit(specs: list[ArraySpec], points: Points) -> Pairing | None:
-    """The pairs of outputs of which those are K⁽¹⁾ … K⁽ᵖ⁾ at all of the points."""
-    output, slot = points.output, (points.n_train, *points.output.shape)
-    rows = (count(points.x), *output.shape)
-    most = 64  # maximum dimensions of a NumPy array
-    shapes = {"full": [rows + slot * r for r in range(min(len(specs), most))]}
-    if output.shape:
-        pair = (rows[0], slot[0])
-        shapes |= {"diagonal": [rows, pair + slot[1:]], "trace": [rows, pair]}
-    for outputs in PAIRINGS:
-        if specs and specs == [
-            ArraySpec(output.dtype.name, shape) for shape in shapes.get(outputs, [])
-        ]:
-            return outputs
-    return None
 
 
 def _file(path: str | os.PathLike[str], points: Points) -> Checkpoint:
@@ -282,7 +236,11 @@ def kernels(
     require_bool("progress", progress)
     if block_size is not None:
         block_size = require_integer("block_size", block_size, 1)
-    tensors = form(points, order, block_size, progress, pairing)
+    if pairing == "full":
+        tensors = form(points, order, block_size, progress)
+    else:
+        pairs = output_pairs(points, pairing, block_size, progress)
+        tensors = outputs_at(points), pairs
     n_train = points.n_train if points.with_train else count(points.x)
     at = (points.apply, points.params, points.x, n_train)
     require_finite_kernels(tensors, *at, points.rates)
@@ -313,8 +271,3 @@ def _require_memory(points: Points, order: int, outputs: Pairing) -> None:
         f"{parts}; a solve needs no kernels with "
         'nth.solve(..., method="matrix-free").',
     )
-
-
-def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:
-    """Bytes of K⁽¹⁾ … K⁽ᵖ⁾, with `rows` first slots and `n_slots` in each later one."""
-    return sum(rows * n_slots ** (r - 1) for r in range(1, order + 1)) * itemsize

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .assembly import form
 from .blocks import filled_in_blocks
 from .evaluation import Points
 from .factored_gradients import GradientFunction
 from .feature_pairs import cut_of, features_at, head_at, slopes, through_features
 from .gradient_products import Pairing
-from .jacobian import jacobian_block, jacobian_products
+from .jacobian import jacobian_block
 
 # Bytes that the gradients held at once may take, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -73,7 +74,7 @@ def _by_features(
     head = head_at(points, cut, features)
     columns, extra = slopes(head)
     rows = jnp.concatenate([columns, extra]) if points.with_train else extra
-    ntk = _full(features)
+    ntk = form(features, 2, None, progress=False)[1]
     trace = pairing == "trace"
     below = through_features(ntk, rows, columns, trace)
     if trace:
@@ -82,17 +83,6 @@ def _by_features(
         below = below.reshape(*below.shape[:2], *points.output.shape)
     above = _by_outputs(head, pairing, None, progress=False)
     return below + above.reshape(below.shape)
-
-
-def _full(features: Points) -> Float[Array, "rows features train features"]:
-    """K⁽²⁾ of all pairs of features."""
-    columns, size = jacobian_products(features, 0)
-    n_slots, shape = features.n_slots, features.output.shape
-    blocks = [
-        columns(features, jnp.asarray(start), min(size, n_slots - start))
-        for start in range(0, n_slots, size)
-    ]
-    return jnp.concatenate(blocks, axis=1).reshape(-1, *shape, features.n_train, *shape)
 
 
 def _by_outputs(

@@ -33,18 +33,19 @@ class Ensemble(eqx.Module):
     ts: Float[Array, " T"]
     """The requested times; the last may be ∞."""
 
-    mean: Float[Array, "T m *out"]
-    """The mean of the outputs, training points first."""
+    mean: Float[Array, "T p *out"]
+    """The mean of the outputs at all points, training points first, or at the test
+    points."""
 
-    covariance: Float[Array, "T rows rows"] | None
-    """The covariance of one output between any two points, or any two test points;
-    `None` if only the variances were requested."""
+    covariance: Float[Array, "T p p"] | None
+    """The covariance of one output between any two of these points; `None` if only the
+    variances were requested."""
 
-    variance: Float[Array, "T m"]
-    """The variance of one output at each point."""
+    variance: Float[Array, "T p"]
+    """The variance of one output at each of these points."""
 
     @property
-    def deviation(self) -> Float[Array, "T m"]:
+    def deviation(self) -> Float[Array, "T p"]:
         """The standard deviation at each point."""
         return safe_root(self.variance)
 
@@ -55,7 +56,8 @@ def ensemble(
     problem: Problem,
     ts: ArrayLike | Sequence[float],
     *,
-    covariance: str = "all",
+    points: str = "all",
+    covariance: bool = True,
     resummed: bool = False,
 ) -> Ensemble:
     """The distribution of wide networks trained by gradient flow.
@@ -80,9 +82,10 @@ def ensemble(
         `nth.infinite.corrections(problem.x, width=..., ...)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
-    - `covariance`: `"all"` for the covariance of all m points, `"test"` for that of the
-        test points, or `"variances"` for the variance at each point alone, which takes
-        less time and memory.
+    - `points`: `"all"`, or `"test"` for the law at the test points alone, which takes
+        less time where there are fewer of them than training points.
+    - `covariance`: whether to compute the covariance of these points; without it there
+        are the variances, in less time and memory.
     - `resummed`: at finite width, whether e^{−K⁽²⁾t/n} is averaged over a distribution
         of K⁽²⁾ in place of its expansion to second order. Also exact to order 1/width,
         it is much closer to narrow networks at long times.
@@ -101,21 +104,29 @@ def ensemble(
     adds; the terms of K⁽³⁾ and K⁽⁴⁾ are as before.
 
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
-    `problem` or contain NaN, or a covariance that would not fit in memory; with
+    `problem` or contain NaN, `points="test"` without test points, or a covariance that
+    would not fit in memory; with
     corrections also for several outputs, which are not independent at this order, and
     for t = ∞ with a singular NTK.
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
-    covariance = require_name("covariance", covariance, ("all", "test", "variances"))
+    points = require_name("points", points, ("all", "test"))
+    covariance = require_bool("covariance", covariance)
     resummed = require_bool("resummed", resummed)
+    n, q = problem.n_train, problem.n_test
+    if points == "test" and q == 0:
+        raise ValueError(
+            'points is "test", and problem has no test points: give '
+            'nth.Problem(x_train, y_train, x_test), or points="all".'
+        )
     if isinstance(kernels, Corrections):
         law = finite_width_ensemble(kernels, problem, ts, resummed=resummed)
         times, mean, full = law
+        if points == "test":
+            mean, full = mean[:, n:], full[:, n:, n:]
         variance = jnp.diagonal(full, axis1=1, axis2=2)
-        n = problem.n_train
-        part = {"all": full, "test": full[:, n:, n:], "variances": None}[covariance]
-        return Ensemble(times, mean, part, variance)
+        return Ensemble(times, mean, full if covariance else None, variance)
     if resummed:
         raise ValueError(
             "resummed is True, and kernels of infinite width do not fluctuate: give "
@@ -124,15 +135,17 @@ def ensemble(
     kernels = matching_covariances(kernels, problem)
     m, dtype = len(kernels.ntk), kernels.ntk.dtype
     times = require_times(ts, dtype, with_infinity=True)
-    rows = {"all": m, "test": problem.n_test, "variances": 0}[covariance]
-    numbers = len(times) * (rows**2 + m) + m * (_SPARE * m + problem.y_train.size)
+    rows = m if points == "all" else q
+    numbers = len(times) * rows * (1 + rows * covariance)
+    numbers += m * (_SPARE * m + problem.y_train.size)
     require_memory(
         "ts",
-        f"the covariance of {m} points at {len(times)} times",
+        f"the law of {rows} points at {len(times)} times",
         dtype.itemsize * numbers,
-        "Give fewer times, fewer points in problem.x_test, or covariance='variances'.",
+        'Give fewer times, fewer points in problem.x_test, points="test", or '
+        "covariance=False.",
     )
-    mean, variance, full = _law(kernels, problem, times, covariance)
+    mean, variance, full = _law(kernels, problem, times, points, covariance)
     return Ensemble(times, mean, full, variance)
 
 
@@ -141,35 +154,33 @@ def _law(
     kernels: InfiniteKernels,
     problem: Problem,
     ts: Float[Array, " T"],
-    covariance: str,
-) -> tuple[
-    Float[Array, "T m *out"],
-    Float[Array, "T m"],
-    Float[Array, "T rows rows"] | None,
-]:
+    points: str,
+    covariance: bool,
+) -> tuple[Float[Array, "T p *out"], Float[Array, "T p"], Float[Array, "T p p"] | None]:
     n, y = problem.n_train, problem.y_train
     nngp, ntk = kernels.nngp, kernels.ntk
     train = ntk[:n, :n]
     eigen = eigendecomposition(train)
     identity = jnp.eye(n, dtype=ntk.dtype)
+    first = 0 if points == "all" else n
 
     def at(t: Array) -> tuple[Array, Array, Array | None]:
-        decay, integral = (
-            part[0] for part in relax_with(train, eigen, t[None] / n, identity)
-        )
-        moved = ntk[n:, :n] @ integral
+        times = t[None] / n
+        moved = relax_with(train, eigen, times, ntk[n:, :n].T)[1][0].T
+        mean = jnp.tensordot(moved, y, 1)
         # 1 − R(t)P, whose columns beyond the first n are those of the identity.
-        kept = jnp.concatenate([decay, -moved])
-        mean = jnp.concatenate(
-            [y - jnp.tensordot(decay, y, 1), jnp.tensordot(moved, y, 1)]
-        )
-        half = (kept @ nngp[:n]).at[n:].add(nngp[n:])
+        kept = -moved
+        if points == "all":
+            decay = relax_with(train, eigen, times, identity)[0][0]
+            kept = jnp.concatenate([decay, kept])
+            mean = jnp.concatenate([y - jnp.tensordot(decay, y, 1), mean])
+        half = (kept @ nngp[:n]).at[n - first :].add(nngp[n:])
         variance = jnp.sum(half[:, :n] * kept, axis=1)
-        variance = variance.at[n:].add(jnp.diagonal(half[n:, n:]))
-        if covariance == "variances":
+        own = jnp.diagonal(half[n - first :, n:])
+        variance = variance.at[n - first :].add(own)
+        if not covariance:
             return mean, variance, None
-        first = 0 if covariance == "all" else n
-        full = half[first:, :n] @ kept[first:].T
-        return mean, variance, full.at[:, n - first :].add(half[first:, n:])
+        full = half[:, :n] @ kept.T
+        return mean, variance, full.at[:, n - first :].add(half[:, n:])
 
     return jax.lax.map(at, ts)

@@ -58,10 +58,12 @@ def _linear(pairs: Pairs) -> Moments:
 
 
 def _erf(pairs: Pairs) -> Moments:
-    """Williams (1997), eq. 11, and its derivative in c."""
+    """Williams (1997), eq. 11, and its derivative in c; arcsin(c/√(ab)) as an arctan,
+    which XLA computes in less time."""
     a, b, c = 1 + 2 * pairs.first, 1 + 2 * pairs.second, 2 * pairs.cross
-    value = 2 / math.pi * jnp.arcsin(c / jnp.sqrt(a * b))
-    return Moments(value, None, 4 / math.pi / jnp.sqrt(a * b - c**2))
+    inverse = 1 / jnp.sqrt(a * b - c**2)
+    value = 2 / math.pi * jnp.arctan(c * inverse)
+    return Moments(value, None, 4 / math.pi * inverse)
 
 
 def _sin(pairs: Pairs) -> Moments:

@@ -1,6 +1,6 @@
 """Recursion over layers for the kernels of infinitely wide networks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,6 +16,8 @@ from ._versines import first_versine, with_bias
 # Points per side of a tile: few for sums over nodes, so that little work is repeated on
 # the diagonal; for closed forms as many as fit in a processor's cache.
 _TILE, _TILE_OF_SUMS = 128, 4
+# The same without a loop, and the largest number of such tiles along a side.
+_UNROLLED_TILE, _UNROLLED_TILES = 64, 4
 # No loop is used up to these limits: pairs of points times layers, and layers.
 _MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
 
@@ -37,7 +39,7 @@ class LayerMaps(NamedTuple):
 class _Moments(NamedTuple):
     """Moments and NTK of pairs of points after a layer."""
 
-    variances: tuple[Float[Array, " r"], Float[Array, " c"]]
+    variances: tuple[Float[Array, "*b r"], Float[Array, "*b c"]]
     """Variances of the points on each side."""
 
     cross: Float[Array, "..."]
@@ -45,22 +47,23 @@ class _Moments(NamedTuple):
     ntk: Float[Array, "..."]
 
 
-_Sides = tuple[Float[Array, "r d"], Float[Array, "c d"]]
+_Sides = tuple[Float[Array, "*b r d"], Float[Array, "*b c d"]]
 
 
 class _Pairs(NamedTuple):
     """Pairs of a point of each side: those at two arrays of indices, or all of them.
 
-    `same` is where a pair is one point twice; `None` if none is known to be.
+    `same` is where a pair is one point twice; `None` if none is known to be. Both sides
+    may have leading axes.
     """
 
     indices: tuple[np.ndarray, np.ndarray] | None
-    same: Bool[Array, "r c"] | None
+    same: Bool[Array, "..."] | None = None
 
     def of(self, first: Array, second: Array) -> tuple[Array, Array]:
         """Numbers of the points of both sides, to be broadcast over the pairs."""
         if self.indices is None:
-            return first[:, None], second[None]
+            return first[..., :, None], second[..., None, :]
         return first[self.indices[0]], second[self.indices[1]]
 
 
@@ -128,24 +131,50 @@ class _Steps(NamedTuple):
 def _at_once(
     steps: _Steps, layers: LayerMaps, sides: _Sides, symmetric: bool
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
-    shape = (len(sides[0]), len(sides[1]))
-    if steps.rule.closed:  # so cheap that each pair and its mirror image cost less
-        same = jnp.eye(shape[0], dtype=bool) if symmetric else None
-        parts = _of_pairs(steps, layers, sides, _Pairs(None, same), unrolled=True)
-        nngp, ntk = ((part + part.T) / 2 if symmetric else part for part in parts)
+    closed, shape = steps.rule.closed, (len(sides[0]), len(sides[1]))
+    if closed and symmetric:
+        return _by_unrolled_tiles(steps, layers, sides[0])
+    if closed:
+        nngp, ntk = _of_pairs(steps, layers, sides, _Pairs(None), unrolled=True)
         return nngp, ntk
     if symmetric:
         i, j = np.triu_indices(shape[0])
     else:
         i, j = np.indices(shape).reshape(2, -1)
-    pairs = _Pairs((i, j), None)
-    values = _of_pairs(steps, layers, sides, pairs, unrolled=True)
+    values = _of_pairs(steps, layers, sides, _Pairs((i, j)), unrolled=True)
     matrices = [jnp.zeros(shape, v.dtype).at[i, j].set(v) for v in values]
     if symmetric:
         matrices = [
             matrix.at[j, i].set(v) for matrix, v in zip(matrices, values, strict=True)
         ]
     return matrices[0], matrices[1]
+
+
+def _by_unrolled_tiles(
+    steps: _Steps, layers: LayerMaps, x: Float[Array, "n d"]
+) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+    """All tiles on and above the diagonal at once."""
+    n = len(x)
+    count = min(_UNROLLED_TILES, -(-n // _UNROLLED_TILE))
+    size = -(-n // count)
+    # The last tile overlaps with the previous one.
+    starts = [min(k * size, n - size) for k in range(count)]
+    i, j = np.triu_indices(count)
+    points = np.array([start + np.arange(size) for start in starts])
+    same = points[i, :, None] == points[j, None, :]
+    pairs = _Pairs(None, jnp.asarray(same))
+    values = _of_pairs(
+        steps, layers, (x[points[i]], x[points[j]]), pairs, unrolled=True
+    )
+    kernels = [jnp.zeros((n, n), x.dtype)] * 2
+    for tile, corner in enumerate(zip(i, j, strict=True)):
+        at = [starts[k] for k in corner]
+        parts = [value[tile] for value in values]
+        if at[0] == at[1]:
+            parts = _symmetrized(parts)
+        kernels = _written(kernels, parts, at)
+        kernels = _written(kernels, [part.T for part in parts], at[::-1])
+    return kernels[0], kernels[1]
 
 
 def _by_tiles(
@@ -171,13 +200,14 @@ def _by_tiles(
             jax.lax.dynamic_slice_in_dim(x, start, size)
             for x, start, size in zip(sides, corner, shape, strict=True)
         )
-        same = _same_points(corner, shape) if symmetric and closed else None
-        pairs = _Pairs(None if closed else (every[0], every[1]), same)
+        pairs = _Pairs((every[0], every[1]))
+        if closed:
+            pairs = _Pairs(None, _same_points(corner, shape) if symmetric else None)
         values = _of_pairs(steps, layers, (first, second), pairs)
         parts = [part.reshape(shape) for part in values]
-        if symmetric:  # rounding depends on the order of a pair
+        if symmetric:
             central = tile[0] == tile[1]
-            parts = [jnp.where(central, (part + part.T) / 2, part) for part in parts]
+            parts = jax.lax.cond(central, _symmetrized, lambda parts: parts, parts)
         kernels = _written(kernels, parts, corner)
         if symmetric:
             kernels = _written(kernels, [part.T for part in parts], corner[::-1])
@@ -194,8 +224,13 @@ def _same_points(corner: list[Array], shape: list[int]) -> Bool[Array, "r c"]:
     return i[:, None] == j[None]
 
 
+def _symmetrized(parts: list[Array]) -> list[Array]:
+    """Rounding depends on the order of a pair."""
+    return [(part + part.T) / 2 for part in parts]
+
+
 def _written(
-    kernels: list[Array], parts: list[Array], corner: list[Array]
+    kernels: list[Array], parts: list[Array], corner: Sequence[Any]
 ) -> list[Array]:
     return [
         jax.lax.dynamic_update_slice(kernel, part, corner)
@@ -212,13 +247,15 @@ def _of_pairs(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Σ and Θ of the last layer at pairs with one point from each side."""
     rule = steps.rule
-    cross = sides[0] @ sides[1].T
+    cross, versine = sides[0] @ sides[1].mT, None
     if pairs.indices is not None:
         cross = cross[pairs.indices]
+    if rule.by_angle:
+        versine = first_versine(sides, cross, pairs.of, pairs.same)
     start = _Moments(
-        (jnp.sum(sides[0] ** 2, axis=1), jnp.sum(sides[1] ** 2, axis=1)),
+        (jnp.sum(sides[0] ** 2, axis=-1), jnp.sum(sides[1] ** 2, axis=-1)),
         cross,
-        first_versine(*sides, pairs.same) if rule.by_angle else None,
+        versine,
         jnp.zeros_like(cross),
     )
 

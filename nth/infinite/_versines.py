@@ -4,7 +4,7 @@ Where two points coincide the angle is zero, and its cosine loses half of the di
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import jax
@@ -21,30 +21,35 @@ _ROUNDING = 16
 
 
 def first_versine(
-    first: Float[Array, "r d"],
-    second: Float[Array, "c d"],
-    same: Bool[Array, "r c"] | None,
-) -> Float[Array, "r c"]:
-    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero at equal points.
+    sides: tuple[Float[Array, "*b r d"], Float[Array, "*b c d"]],
+    cross: Float[Array, "..."],
+    of_pairs: Callable[[Array, Array], tuple[Array, Array]],
+    same: Bool[Array, "..."] | None,
+) -> Float[Array, "..."]:
+    """½‖x/‖x‖ − x′/‖x′‖‖², exactly zero where a point is paired with itself (`same`).
 
-    Expanded into a product of matrices, unless two points are so close that it would
-    lose digits.
+    From `cross`, which is xᵀx′, unless two points are so close that it would lose
+    digits. `of_pairs` gives numbers of the points of both sides at the pairs.
     """
-    sides = (first, second)
-    norms = [safe_root(jnp.sum(x**2, axis=1, keepdims=True)) for x in sides]
-    left, right = (
-        x / jnp.where(norm > 0, norm, 1) for x, norm in zip(sides, norms, strict=True)
-    )
-    squares = [(norm[:, 0] > 0).astype(norm.dtype) / 2 for norm in norms]
-    versine = squares[0][:, None] + squares[1][None] - left @ right.T
+    norms = [safe_root(jnp.sum(x**2, axis=-1)) for x in sides]
+    scales = [1 / jnp.where(norm > 0, norm, 1) for norm in norms]
+    first, second = of_pairs(*scales)
+    half, other = of_pairs(*((norm > 0).astype(norm.dtype) / 2 for norm in norms))
+    versine = half + other - cross * (first * second)
     if same is not None:
         versine = jnp.where(same, 1, versine)
 
     def exact() -> Array:
-        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            return total + (pair[0][:, None] - pair[1][None]) ** 2 / 2, None
+        units = [
+            jnp.moveaxis(x * scale[..., None], -1, 0)
+            for x, scale in zip(sides, scales, strict=True)
+        ]
 
-        return jax.lax.scan(add, jnp.zeros_like(versine), (left.T, right.T))[0]
+        def add(total: Array, entries: list[Array]) -> tuple[Array, None]:
+            one, other = of_pairs(*entries)
+            return total + (one - other) ** 2 / 2, None
+
+        return jax.lax.scan(add, jnp.zeros_like(versine), units)[0]
 
     close = jnp.any(versine < _CLOSE)
     versine = jax.lax.cond(close, exact, lambda: versine)

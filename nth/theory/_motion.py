@@ -1,7 +1,7 @@
 """Laziness of training, and the change of the kernel during training."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -102,38 +102,50 @@ def _curvature(
     def outputs(theta: Array) -> Array:
         return apply.over(parameters(unravel(theta)), x).ravel()
 
-    def twice(u: Array, v: Array) -> Array:
-        def slope(theta: Array) -> Array:
-            return jax.jvp(outputs, (theta,), (u,))[1]
-
-        return jax.jvp(slope, (theta,), (v,))[1]
-
-    def hessian(w: Array, v: Array) -> Array:
-        gradient = jax.grad(lambda theta: jnp.vdot(w, outputs(theta)))
-        return jax.jvp(gradient, (theta,), (v,))[1]
+    second = _SecondDerivative(outputs, theta)
+    tolerance = 10 * jnp.finfo(theta.dtype).eps
 
     def from_start(key: Array) -> Scalar:
         # Without stop_gradient reverse mode would not support the loop.
         def iterate(carry: Any) -> Any:
             step, u, v, now, _ = carry
-            w, _ = _unit(twice(u, v))
-            u, _ = _unit(hessian(w, v))
-            v, value = _unit(hessian(w, u))
+            w, _ = _unit(second(u, v))
+            u, _ = _unit(second.transposed(w, v))
+            v, value = _unit(second.transposed(w, u))
             return jax.lax.stop_gradient((step + 1, u, v, value, now))
 
         def not_converged(carry: Any) -> Array:
             step, _, _, now, before = carry
-            eps = jnp.finfo(theta.dtype).eps
-            return (step < max_steps) & (jnp.abs(now - before) > 10 * eps * now)
+            return (step < max_steps) & (jnp.abs(now - before) > tolerance * now)
 
         u, v = jax.random.normal(key, (2, theta.size), theta.dtype)
         first = jnp.ones((), theta.dtype)
         carry = (0, _unit(u)[0], _unit(v)[0], first, 0 * first)
         _, u, v, *_ = jax.lax.while_loop(not_converged, iterate, carry)
-        second = twice(u, v)
-        return jnp.vdot(jax.lax.stop_gradient(_unit(second)[0]), second)
+        curved = second(u, v)
+        return jnp.vdot(jax.lax.stop_gradient(_unit(curved)[0]), curved)
 
     return jnp.max(jax.vmap(from_start)(jax.random.split(jax.random.key(0), starts)))
+
+
+class _SecondDerivative(NamedTuple):
+    """D²f at θ, as a symmetric map of two vectors."""
+
+    outputs: Callable[[Array], Array]
+    theta: Array
+
+    def __call__(self, u: Array, v: Array) -> Array:
+        """D²f[u, v]."""
+
+        def slope(theta: Array) -> Array:
+            return jax.jvp(self.outputs, (theta,), (u,))[1]
+
+        return jax.jvp(slope, (self.theta,), (v,))[1]
+
+    def transposed(self, w: Array, v: Array) -> Array:
+        """The vector of which the inner product with u is ⟨w, D²f[u, v]⟩."""
+        gradient = jax.grad(lambda theta: jnp.vdot(w, self.outputs(theta)))
+        return jax.jvp(gradient, (self.theta,), (v,))[1]
 
 
 def _unit(vector: Array) -> tuple[Array, Scalar]:
