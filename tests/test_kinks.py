@@ -1,5 +1,7 @@
 """Kinks: relaxed tolerances at kinks, and no change elsewhere."""
 
+import dataclasses
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,8 @@ def test_other_solvers_keep_their_tolerances(method, dtype):
         dynamics = nth.DenseHierarchy(kernels, problem)
         solver = getattr(nth, method)(dynamics)
     plain, _ = controllers(dynamics, dtype)
+    if method == "ROCK4":
+        plain = dataclasses.replace(plain, pcoeff=0.3, icoeff=0.4)  # its default gains
     by_default, by_hand = (
         nth.integrate(dynamics, [2.0, 5.0], solver=solver, stepsize_controller=given)
         for given in (None, plain)

@@ -105,9 +105,8 @@ def ensemble(
 
     **Raises:** `ValueError` for another loss, invalid times, kernels that do not match
     `problem` or contain NaN, `points="test"` without test points, or a covariance that
-    would not fit in memory; with
-    corrections also for several outputs, which are not independent at this order, and
-    for t = ∞ with a singular NTK.
+    would not fit in memory; with corrections also for several outputs, which are not
+    independent at this order, and for t = ∞ with a singular NTK.
     """
     cure = "Give nth.Problem(x_train, y_train, x_test), which has this loss."
     require_squared_error(problem, "infinite.ensemble", cure)
