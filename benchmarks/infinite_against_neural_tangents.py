@@ -1,5 +1,4 @@
-"""Kernels at infinite width and the law of trained networks, by nth and by
-neural-tangents, both compiled.
+"""Infinite-width kernels and laws of trained networks beside neural-tangents.
 
     python -m benchmarks infinite_against_neural_tangents
 
