@@ -1,6 +1,6 @@
 """Recursion over layers for the kernels of infinitely wide networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float
 
 from .._internal.validation import require_bool, require_name, require_scale
 from ._gaussian_moments import Pairs, Rule, rule_for
+from ._tiles import Matrices, by_tiles, symmetrized, written
 from ._versines import first_versine, with_bias
 
 # Points per side of a tile: few for sums over nodes, so that little work is repeated on
@@ -166,15 +167,16 @@ def _by_unrolled_tiles(
     values = _of_pairs(
         steps, layers, (x[points[i]], x[points[j]]), pairs, unrolled=True
     )
-    kernels = [jnp.zeros((n, n), x.dtype)] * 2
+    zeros = jnp.zeros((n, n), x.dtype)
+    kernels = zeros, zeros
     for tile, corner in enumerate(zip(i, j, strict=True)):
         at = [starts[k] for k in corner]
-        parts = [value[tile] for value in values]
+        parts = values[0][tile], values[1][tile]
         if at[0] == at[1]:
-            parts = _symmetrized(parts)
-        kernels = _written(kernels, parts, at)
-        kernels = _written(kernels, [part.T for part in parts], at[::-1])
-    return kernels[0], kernels[1]
+            parts = symmetrized(parts)
+        kernels = written(kernels, parts, at)
+        kernels = written(kernels, [part.T for part in parts], at[::-1])
+    return kernels
 
 
 def _by_tiles(
@@ -182,60 +184,29 @@ def _by_tiles(
 ) -> tuple[Float[Array, "n1 n2"], Float[Array, "n1 n2"]]:
     """Tile by tile, in place: the memory is that of both kernels and one tile."""
     closed = steps.rule.closed
-    most = _TILE if closed else _TILE_OF_SUMS
-    counts = [-(-len(x) // most) for x in sides]
-    shape = [-(-len(x) // count) for x, count in zip(sides, counts, strict=True)]
-    tiles = np.indices(counts).reshape(2, -1).T
-    if symmetric:
-        tiles = tiles[tiles[:, 0] <= tiles[:, 1]]
-    every = np.indices(shape).reshape(2, -1)
 
-    def add(kernels: list[Array], tile: Array) -> tuple[list[Array], None]:
-        # The last tile of a side overlaps with the previous one.
-        corner = [
-            jnp.minimum(i * size, len(x) - size)
-            for i, size, x in zip(tile, shape, sides, strict=True)
-        ]
-        first, second = (
+    def of_tile(corner: list[Array], shape: list[int]) -> Matrices:
+        left, right = (
             jax.lax.dynamic_slice_in_dim(x, start, size)
             for x, start, size in zip(sides, corner, shape, strict=True)
         )
-        pairs = _Pairs((every[0], every[1]))
         if closed:
             pairs = _Pairs(None, _same_points(corner, shape) if symmetric else None)
-        values = _of_pairs(steps, layers, (first, second), pairs)
-        parts = [part.reshape(shape) for part in values]
-        if symmetric:
-            central = tile[0] == tile[1]
-            parts = jax.lax.cond(central, _symmetrized, lambda parts: parts, parts)
-        kernels = _written(kernels, parts, corner)
-        if symmetric:
-            kernels = _written(kernels, [part.T for part in parts], corner[::-1])
-        return kernels, None
+        else:
+            every = np.indices(shape).reshape(2, -1)
+            pairs = _Pairs((every[0], every[1]))
+        first, second = _of_pairs(steps, layers, (left, right), pairs)
+        return first.reshape(shape), second.reshape(shape)
 
-    zeros = jnp.zeros([len(x) for x in sides], sides[0].dtype)
-    (nngp, ntk), _ = jax.lax.scan(add, [zeros, zeros], jnp.asarray(tiles))
-    return nngp, ntk
+    points = len(sides[0]), len(sides[1])
+    most = _TILE if closed else _TILE_OF_SUMS
+    return by_tiles(of_tile, points, most, sides[0].dtype, symmetric=symmetric)
 
 
 def _same_points(corner: list[Array], shape: list[int]) -> Bool[Array, "r c"]:
     """Where a tile at `corner` pairs a point with itself."""
     i, j = (start + jnp.arange(size) for start, size in zip(corner, shape, strict=True))
     return i[:, None] == j[None]
-
-
-def _symmetrized(parts: list[Array]) -> list[Array]:
-    """Rounding depends on the order of a pair."""
-    return [(part + part.T) / 2 for part in parts]
-
-
-def _written(
-    kernels: list[Array], parts: list[Array], corner: Sequence[Any]
-) -> list[Array]:
-    return [
-        jax.lax.dynamic_update_slice(kernel, part, corner)
-        for kernel, part in zip(kernels, parts, strict=True)
-    ]
 
 
 def _of_pairs(

@@ -1,6 +1,7 @@
 """Matrices over pairs of points that are computed tile by tile."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,22 +36,30 @@ def by_tiles(
             jnp.minimum(index * size, number - size)
             for index, size, number in zip(tile, shape, points, strict=True)
         ]
-        parts: Sequence[Array] = of_tile(corner, shape)
-        if symmetric:  # rounding depends on the order of a pair
-            central = tile[0] == tile[1]
-            parts = [jnp.where(central, (part + part.T) / 2, part) for part in parts]
-        matrices = _written(matrices, parts, corner)
+        parts: Matrices = of_tile(corner, shape)
         if symmetric:
-            matrices = _written(matrices, [part.T for part in parts], corner[::-1])
+            central = tile[0] == tile[1]
+            parts = jax.lax.cond(central, symmetrized, lambda parts: parts, parts)
+        matrices = written(matrices, parts, corner)
+        if symmetric:
+            transposed = [part.T for part in parts]
+            matrices = written(matrices, transposed, corner[::-1])
         return matrices, None
 
     zeros = jnp.zeros(points, dtype)
     return jax.lax.scan(add, (zeros, zeros), jnp.asarray(tiles))[0]
 
 
-def _written(
-    matrices: Matrices, parts: Sequence[Array], corner: list[Array]
+def symmetrized(parts: Matrices) -> Matrices:
+    """Rounding depends on the order of a pair."""
+    first, second = ((part + part.T) / 2 for part in parts)
+    return first, second
+
+
+def written(
+    matrices: Matrices, parts: Sequence[Array], corner: Sequence[Any]
 ) -> Matrices:
+    """The matrices with `parts` at `corner`."""
     first, second = (
         jax.lax.dynamic_update_slice(matrix, part, corner)
         for matrix, part in zip(matrices, parts, strict=True)
