@@ -24,6 +24,7 @@ from ._integrate.solver_costs import (
     READING,
     explicit_evaluations,
     implicit_cost,
+    is_linear,
     low_rank_evaluations,
 )
 from ._internal.precision import full_precision
@@ -40,7 +41,6 @@ from ._kernels.evaluation import Points, points_of
 from ._kernels.kernels import kernels
 from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes
-from ._problem.losses import SquaredError
 from ._problem.problem import Problem
 from ._solution.solution import Solution
 
@@ -189,7 +189,7 @@ def _cheaper(
     reading, evaluations = READING * _EVALUATIONS * size, float(_EVALUATIONS)
     if stiffness is not None:
         reading = READING * explicit_evaluations(stiffness) * size
-        linear = order == 2 and isinstance(problem.loss, SquaredError)
+        linear = is_linear(order, problem.loss)
         evaluations = explicit_evaluations(stiffness, linear=linear)
         if stiffness > NOT_STIFF:
             implicit = implicit_cost(size, slots, order, problem.loss)

@@ -33,6 +33,7 @@ from .solver_costs import (
     READING,
     explicit_evaluations,
     implicit_cost,
+    is_linear,
     low_rank_evaluations,
 )
 from .solvers.chebyshev import ROCK4
@@ -130,14 +131,10 @@ def _for_parameters(
     x = take(dynamics.problem.x_train, 0)
     layered = as_layers(dynamics.apply, dynamics.params, x) is not None
     implicit = low_rank_evaluations(outputs.size, outputs.dtype, layered)
-    explicit = explicit_evaluations(stiffness, linear=_is_linear(dynamics))
+    level = isinstance(dynamics, MatrixFreeHierarchy)
+    linear = level and is_linear(dynamics.order, dynamics.problem.loss)
+    explicit = explicit_evaluations(stiffness, linear=linear)
     return LowRankRosenbrock(dynamics) if implicit < explicit else ROCK4()
-
-
-def _is_linear(dynamics: AbstractDescent) -> bool:
-    """Whether the vector field is affine in the state: level 2, squared error."""
-    second = isinstance(dynamics, MatrixFreeHierarchy) and dynamics.order == 2
-    return second and isinstance(dynamics.problem.loss, SquaredError)
 
 
 def _for_tensors(

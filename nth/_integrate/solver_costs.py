@@ -33,6 +33,11 @@ MOST_SLOTS = 1024
 _NONLINEAR = 0.15
 
 
+def is_linear(order: int, loss: AbstractLoss) -> bool:
+    """Whether the vector field of a level is affine in its state."""
+    return order == 2 and isinstance(loss, SquaredError)
+
+
 def implicit_cost(size: int, slots: int, order: int, loss: AbstractLoss) -> float:
     """The multiplications of a stiff dense solve, with a K⁽ᵖ⁾ of `size` entries.
 
@@ -40,7 +45,7 @@ def implicit_cost(size: int, slots: int, order: int, loss: AbstractLoss) -> floa
     """
     if order > 2:
         return 80.0 * (READING * size + _EIGEN * slots**3)
-    if isinstance(loss, SquaredError):
+    if is_linear(order, loss):
         return 15.0 * (READING * size + _EIGEN * slots**3)
     return 80.0 * (8 * READING * size + _FACTORS * slots**3)
 
