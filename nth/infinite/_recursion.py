@@ -15,8 +15,8 @@ from ._tiles import Matrices, by_tiles, symmetrized, written
 from ._versines import first_versine, with_bias
 
 # Points per side of a tile: few for sums over nodes, so that little work is repeated on
-# the diagonal; for closed forms as many as fit in a processor's cache.
-_TILE, _TILE_OF_SUMS = 128, 4
+# the diagonal; for closed forms enough for all cores.
+_TILE, _TILE_OF_SUMS = 512, 4
 # The same without a loop, and the largest number of such tiles along a side.
 _UNROLLED_TILE, _UNROLLED_TILES = 64, 4
 # No loop is used up to these limits: pairs of points times layers, and layers.
