@@ -248,13 +248,13 @@ def row(results, form, p) -> Row:
 def plot(results):
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(7, 2.8), layout="constrained")
     limits = np.array([1e-6, 10.0])
     colors = [nth.plot.level_color(p) for p in ORDERS]
     for axis, p, color in zip(axes, ORDERS, colors, strict=True):
         x = pairs(results, p, "matrix-free")
         share, error = x["estimate"] / x["predicted"], x["error"] / x["change"]
-        axis.loglog(share, error, ".", color=color, ms=2, alpha=0.4, mew=0)
+        axis.loglog(share, error, ".", color=color, ms=3, alpha=0.4, mew=0)
         axis.plot(limits, limits, color="black", lw=0.8)
         axis.plot(limits, 3 * limits, color="black", lw=0.6, ls=":")
         axis.set(xlim=limits, ylim=limits, title=f"$p = {p}$")
@@ -286,6 +286,7 @@ def measure(small: bool) -> list[Row]:
             results = run_all(4, Path(folder) / "results.json")
     else:
         results = run_all(480, Path("error_estimate.json"))
-        plot(results)
+        with nth.plot.style():
+            plot(results)
     every = [(form, p) for form in ("matrix-free", "dense") for p in ORDERS]
     return [row(results, form, p) for form, p in every if (form, p) != ("dense", 2)]

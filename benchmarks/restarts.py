@@ -53,14 +53,15 @@ def measure(small: bool) -> list[Row]:
     if small:
         return list(rows_at(64, problem, (4,)))
     rows = [row for width in WIDTHS for row in rows_at(width, problem, ORDERS)]
-    plot({row["case"]: row["expansions"] for row in rows})
+    with nth.plot.style():
+        plot({row["case"]: row["expansions"] for row in rows})
     return rows
 
 
 def plot(counts):
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
     colors = {p: nth.plot.level_color(p) for p in ORDERS}
     for axis, limit in zip(axes, LIMITS, strict=True):
         for p in ORDERS:

@@ -6,7 +6,7 @@
 1,500 training and 297 test digits, ten classes, softmax cross-entropy, width 256, in
 float32; batches of 64, the same for the network and for every level. SGD at p = 2, 3
 and 4; Adam, whose series does not converge at higher levels, at p = 2 and 3. Prints
-errors and accuracy, and writes one_epoch.png, with one row for each optimizer.
+errors and accuracy, and writes one_epoch.png, with one column for each optimizer.
 """
 
 import sys
@@ -36,9 +36,10 @@ problem = nth.Problem(x[:n], y[:n], x[n:], loss=nth.SoftmaxCrossEntropy())
 network = nth.MLP(64, width, 2, out_size=10, key=jax.random.key(0))
 
 with nth.plot.style():
-    figure = Figure(figsize=(12, 5.4), layout="constrained", dpi=150)
-    rows = figure.subplots(len(OPTIMIZERS), 4)
-    for (name, (optimizer, orders)), axes in zip(OPTIMIZERS.items(), rows, strict=True):
+    figure = Figure(figsize=(7, 9), layout="constrained", dpi=150)
+    columns = figure.subplots(4, len(OPTIMIZERS)).T
+    runs = zip(OPTIMIZERS.items(), columns, strict=True)
+    for (name, (optimizer, orders)), axes in runs:
         comparison = nth.compare_discrete(
             network,
             problem,

@@ -112,8 +112,9 @@ for name, scaled in OPTIMIZERS.items():
             flush=True,
         )
 
-figure = Figure(figsize=(9.6, 5.2), layout="constrained", dpi=150)
-panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+with nth.plot.style():
+    figure = Figure(figsize=(7, 5), layout="constrained", dpi=150)
+    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
 for axis, (name, table) in zip(panels, results.items(), strict=False):
     for k, p in enumerate(orders):
         errors = table[:, :, k, 0]
@@ -127,8 +128,6 @@ for axis, (name, table) in zip(panels, results.items(), strict=False):
     axis.set_title(name, fontsize=9)
     axis.set_xticks(widths, [str(w) for w in widths])
     axis.minorticks_off()
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
 figure.supxlabel("width", fontsize=9)
 figure.supylabel("largest error of the outputs", fontsize=9)
 figure.legend(

@@ -128,7 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
     """Change of mean and variance from infinite width."""
-    drawn = Figure(figsize=(9.2, 5.2), layout="constrained", dpi=150)
+    drawn = Figure(figsize=(7, 5.4), layout="constrained", dpi=150)
     axes = drawn.subplots(2, len(rows), squeeze=False)
     labels = ["1", "6", "∞"]
     for column, row in enumerate(rows):
@@ -148,7 +148,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                     3 * part["standard_error"][:, point],
                     fmt="o",
                     ms=3,
-                    capsize=3,
+                    capsize=2,
                     color=color,
                     label=f"networks, {points[point]}",
                 )
@@ -156,19 +156,16 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
                 axis.plot(place, resummed[:, point], "_", ms=9, mew=2, color=GREEN)
             axis.axhline(0, color="black", lw=0.8)
             axis.set_xticks(range(3), labels)
-            axis.spines[["top", "right"]].set_visible(False)
         hidden = "hidden layer" if row["depth"] == 1 else "hidden layers"
         title = f"{row['depth']} {hidden}, width {row['width']}"
-        axes[0, column].set_title(title, fontsize=9)
+        axes[0, column].set_title(title)
         axes[1, column].set_xlabel("time $t$")
     axes[0, 0].set_ylabel("mean − limit of the mean")
     axes[1, 0].set_ylabel("variance − limit of the variance")
     for color, label in ((GREEN, "law to O(1/width), resummed"), (GRAY, "expanded")):
         axes[0, 0].plot([], [], "_", ms=9, mew=2, color=color, label=label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(
-        handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=5
-    )
+    drawn.legend(handles, labels, loc="outside lower center", ncols=3)
     return drawn
 
 
@@ -180,7 +177,8 @@ def main(small: bool, samples: int, width: int) -> None:
     depths = (1,) if small else (1, 2, 3)
     rows = [row_of(depth, width, 100 if small else samples) for depth in depths]
     print(table(rows))
-    figure(rows).savefig("finite_width.png")
+    with nth.plot.style():
+        figure(rows).savefig("finite_width.png")
     with open("finite_width.json", "w") as file:
         json.dump(
             {"device": jax.devices()[0].device_kind, "rows": rows}, file, indent=1
