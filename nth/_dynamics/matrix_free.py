@@ -165,7 +165,7 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         return self._outputs(state, self.problem.x)
 
     def output_terms(self, state: SeriesState) -> Float[Array, "p m *out"]:
-        """[f(θ_ε)]_0, …, [f(θ_ε)]_{p−1} on all points, whose sum is f̃."""
+        """The terms [f(θ_ε)]_k on all points, k = 0 … p−1, whose sum is f̃."""
         base, steps = self._series(state)
 
         def block(x: Inputs) -> Float[Array, "b p *out"]:
@@ -179,8 +179,8 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
     def output_errors(self, state: SeriesState) -> Float[Array, "m *out"]:
         """The network at θ₀ + Σ_k u_k minus f̃, times a calibrated factor.
 
-        Both have the terms [f]_0, …, [f]_{p−1}, so the difference is of the order of
-        the first term that f̃ lacks. It costs one forward pass.
+        Both have the terms [f]_k for k < p, so the difference is of the order of the
+        first term that f̃ lacks. It costs one forward pass.
         """
         there = self.over(self.parameters(state), self.problem.x)
         return series_factor(self.order) * (there - self.outputs(state))
