@@ -27,7 +27,7 @@ def points(n: int, d: int = 4) -> jax.Array:
 
 def axes(panels: int) -> tuple[Figure, list[Axes]]:
     """Panels in a row, with text that is readable in a column of a page."""
-    width = 4.6 if panels == 1 else 7.0 if panels == 2 else 9.0
+    width = 4.6 if panels == 1 else 7.0
     with nth.plot.style():
         figure = Figure(figsize=(width, 4.0), layout="constrained", dpi=150)
         return figure, list(figure.subplots(1, panels, squeeze=False)[0])

@@ -95,7 +95,13 @@ def main(small: bool) -> None:
             rows.append((f"{name}, {activation}", law, published))
             draw(panels[column], widths, values, statistic, law, label, color)
         panels[column].set_title(activation)
+        legend = panels[column].get_legend()
+        assert legend is not None
+        legend.remove()  # the exponents are in the table
     panels[0].set_ylabel("average over initializations")
+    handles, _ = panels[0].get_legend_handles_labels()
+    labels = [label for *_, label in PUBLISHED.values()]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     report("average", rows)
     figure.savefig("scaling_correlators.png")
 
