@@ -3,10 +3,11 @@
     python -m benchmarks stiff_matrix_free
 
 512 of scikit-learn's digits, 0 against all others, points of norm 1, two hidden layers
-of width 512, tanh, p = 2, 3, 4 and the trained network, to T = 1e4. The error is the
-largest of the training outputs over four times, relative to `LowRankRosenbrock` with a
-tenth of the smallest tolerance. Tsit5 runs to T/10, at one tolerance; its evaluations
-to T are at least 6 for each 3.3/ρ, by its stability.
+of width 512, tanh, p = 2, 3, 4 and the trained network, to T = 1e4; p = 4, which
+diverges at t = 2,500, to T = 1e3. The error is the largest of the training outputs over
+four times, relative to `LowRankRosenbrock` with a tenth of the smallest tolerance.
+Tsit5 runs to T/10, at one tolerance; its evaluations to T are at least 6 for each
+3.3/ρ, by its stability.
 """
 
 import diffrax
@@ -55,8 +56,10 @@ def solved(
 
 def measure(small: bool) -> list[Row]:
     n, width, last = (4, 8, 100.0) if small else (512, 512, 1e4)
-    orders = (2,) if small else (2, 3, 4, None)
-    return [row for p in orders for row in rows(n, width, last, p)]
+    if small:
+        return rows(n, width, last, 2)
+    ends = {2: last, 3: last, 4: last / 10, None: last}
+    return [row for p, end in ends.items() for row in rows(n, width, end, p)]
 
 
 def rows(n: int, width: int, last: float, order: int | None) -> list[Row]:

@@ -12,6 +12,7 @@ from conftest import make_network, make_problem
 from relaxation import Relaxation
 
 import nth
+from nth._integrate.progress import DelayedProgressMeter, as_meter
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +181,15 @@ def test_a_failure_under_jit_has_the_same_message(part):
 
     with pytest.raises(Exception, match=r"it took max_steps=2 steps\. Give a larger"):
         jax.block_until_ready(run(jnp.ones(())))
+
+
+def test_no_bar_without_a_cpu_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `JAX_PLATFORMS=cuda` there is none, and JAX's callbacks need one."""
+
+    def no_cpu(**_: Any) -> Any:
+        raise RuntimeError("Unknown backend cpu")
+
+    assert isinstance(as_meter(True, "solve", jnp.zeros(2)), DelayedProgressMeter)
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    meter = as_meter(True, "solve", jnp.zeros(2))
+    assert isinstance(meter, diffrax.NoProgressMeter)

@@ -1,6 +1,6 @@
 """Averages of derivatives over initializations: Table 1 of Dyer & Gur-Ari (2020).
 
-    python examples/theory/scaling_correlators.py           # 40 minutes on 2 cores
+    python examples/theory/scaling_correlators.py           # ten minutes on 2 cores
     python examples/theory/scaling_correlators.py --small   # seconds
 
 Three hidden layers, four inputs, as theirs. Prints the exponents of the width beside
@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _law import COLORS, axes, draw, points, report
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 import nth
 
@@ -97,19 +95,14 @@ def main(small: bool) -> None:
             rows.append((f"{name}, {activation}", law, published))
             draw(panels[column], widths, values, statistic, law, label, color)
         panels[column].set_title(activation)
+        legend = panels[column].get_legend()
+        assert legend is not None
+        legend.remove()  # the exponents are in the table
     panels[0].set_ylabel("average over initializations")
-    report("average", rows)
-    with nth.plot.style():
-        save(figure, panels)
-
-
-def save(figure: Figure, panels: list[Axes]) -> None:
-    """With one legend for all panels: the page has the exponents in a table."""
     handles, _ = panels[0].get_legend_handles_labels()
-    for panel in panels:
-        panel.legend().remove()
-    labels = [label for _, _, label in PUBLISHED.values()]
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    labels = [label for *_, label in PUBLISHED.values()]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    report("average", rows)
     figure.savefig("scaling_correlators.png")
 
 

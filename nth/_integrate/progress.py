@@ -92,6 +92,16 @@ def as_meter(
         for device in leaf.sharding.device_set
     }
     # A bar under a transformation, or on several devices, would be drawn several times.
-    if not progress or len(devices) > 1 or is_traced(arrays, jnp.zeros(())):
-        return diffrax.NoProgressMeter()
-    return DelayedProgressMeter(label)
+    once = len(devices) <= 1 and not is_traced(arrays, jnp.zeros(()))
+    if progress and once and _has_callbacks():
+        return DelayedProgressMeter(label)
+    return diffrax.NoProgressMeter()
+
+
+def _has_callbacks() -> bool:
+    """Whether there is a CPU device, which JAX needs for the arguments of callbacks:
+    `JAX_PLATFORMS=cuda` leaves none."""
+    try:
+        return bool(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return False
