@@ -82,10 +82,10 @@ def ensemble(
         `nth.infinite.corrections(problem.x, width=..., ...)`.
     - `problem`: targets of shape `(n,)` or `(n, C)`, and [`nth.SquaredError`][].
     - `ts`: times, shape `(T,)`, increasing and nonnegative; the last may be `jnp.inf`.
-    - `points`: `"all"`, or `"test"` for the law at the test points alone, which takes
-        less time where there are fewer of them than training points.
+    - `points`: `"all"`, or `"test"` for the law at the test points alone, in less time.
     - `covariance`: whether to compute the covariance of these points; without it there
-        are the variances, in less time and memory.
+        are the variances, in less time and memory. At finite width this and `points`
+        select from the whole law, and save no time.
     - `resummed`: at finite width, whether e^{−K⁽²⁾t/n} is averaged over a distribution
         of K⁽²⁾ in place of its expansion to second order. Also exact to order 1/width,
         it is much closer to narrow networks at long times.
