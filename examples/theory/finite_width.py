@@ -158,7 +158,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             axis.set_xticks(range(3), labels)
         hidden = "hidden layer" if row["depth"] == 1 else "hidden layers"
         title = f"{row['depth']} {hidden}, width {row['width']}"
-        axes[0, column].set_title(title)
+        axes[0, column].set_title(title, fontsize=9)
         axes[1, column].set_xlabel("time $t$")
     axes[0, 0].set_ylabel("mean − limit of the mean")
     axes[1, 0].set_ylabel("variance − limit of the variance")

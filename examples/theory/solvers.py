@@ -68,8 +68,9 @@ def main(small: bool) -> None:
     tolerances = np.logspace(-3, -5, 2) if small else np.logspace(-3, -9, 7)
     kernels = nth.kernels(network, problem, order=2)
     exact = nth.closed_form(kernels, problem, [last / 30, last / 5, last]).train
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained", dpi=180)
-    axes = figure.subplots(1, 2, sharey=True)
+    with nth.plot.style():
+        figure = Figure(figsize=(7, 3.2), layout="constrained", dpi=150)
+        axes = figure.subplots(1, 2, sharex=True, sharey=True)
     rows = []
     for axis, (title, dynamics) in zip(axes, models.items(), strict=True):
         for name, solver in solvers(dynamics).items():
@@ -81,12 +82,11 @@ def main(small: bool) -> None:
                 [title, name, f"{r:.0e}", f"{e:.1e}", w]
                 for r, e, w in zip(tolerances, errors, work, strict=True)
             ]
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title)
         axis.set_xlabel("largest error of the outputs")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.invert_xaxis()
+    axes[0].invert_xaxis()  # of both
     axes[0].set_ylabel("evaluations of the vector field")
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[0].legend(frameon=False)
     figure.savefig("solvers.png")
     headers = ["form", "solver", "rtol", "error", "evaluations"]
     print(tabulate(rows, headers=headers))
