@@ -52,14 +52,14 @@ def series():
     return solutions
 
 
-def dense_terms(hierarchy, ts):
+def dense_terms(hierarchy, ts, by_products):
     """f_2, …, f_{p−1} at `ts` by the quadrature of the dense form."""
     ts = jnp.asarray(ts)
     start = jnp.zeros(())
     times = node_times(hierarchy, start, ts)
 
     def save(t, state, args):
-        return rates_at(hierarchy, state)
+        return rates_at(hierarchy, state, by_products=by_products)
 
     assert times is not None
     times, index = np.unique(
@@ -69,17 +69,20 @@ def dense_terms(hierarchy, ts):
         hierarchy, times, stepsize_controller=TIGHT, save_fn=save, progress=False
     )
     rates = jax.tree.map(lambda leaf: leaf[index], solution.saved)
-    integrals = at_start(hierarchy).integrals
+    solver = nth.DenseExponential(hierarchy) if by_products else diffrax.Tsit5()
+    integrals = at_start(hierarchy, solver).integrals
     assert integrals is not None
     each, _ = integrals_at(hierarchy, start, ts, integrals, rates)
     return np.asarray(each.terms)
 
 
-def test_both_forms_have_the_same_terms(kernels, series):
+@pytest.mark.parametrize("by_products", [False, True])
+def test_both_forms_have_the_same_terms(by_products, kernels, series):
     terms = series[4].saved
     assert terms.shape[:2] == (len(TS), 4)
     np.testing.assert_allclose(terms.sum(1)[:, :3], series[4].train, atol=1e-12)
-    dense = dense_terms(nth.DenseHierarchy(kernels, LABELS, order=4), TS)
+    hierarchy = nth.DenseHierarchy(kernels, LABELS, order=4)
+    dense = dense_terms(hierarchy, TS, by_products)
     expected = np.asarray(terms)[:, 2:].reshape(dense.shape)
     np.testing.assert_allclose(dense, expected, atol=1e-9)
     assert np.all(rms(expected[-1]) > 1e-4)

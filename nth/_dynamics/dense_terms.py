@@ -5,15 +5,16 @@ Give each application of D a weight ε, and let K⁽ʳ⁾_k be the coefficient o
     dK⁽ʳ⁾_k/dt = −K⁽ʳ⁺¹⁾_{k−1} · g,    K̃⁽ʳ⁾ = Σ_k K⁽ʳ⁾_k,    r + k ≤ p.
 
 K⁽ʳ⁾_0 is constant and K⁽ʳ⁾_1 = −K⁽ʳ⁺¹⁾_0 · ∫g. So, given g along the solution, all
-terms with r + k < p are iterated integrals, and the last one of f follows from the sum,
+terms are iterated integrals. The last one of f needs products of K⁽ᵖ⁾ with ∫g at every
+node. It follows without them from the sum
 
     Σ_{k≥2} df_k/dt = −(K̃⁽²⁾ − K⁽²⁾_0) · g,
 
-without a product with K⁽ᵖ⁾. Nothing here acts back on the solution. A panel of time is
-integrated by Gauss–Legendre quadrature.
+if K̃⁽²⁾ is known there. Nothing here acts back on the solution. A panel of time is
+integrated by Gauss–Legendre quadrature, several panels together.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._custom_types import Scalar
 from .dense import DenseHierarchy, Levels
 
 # Six nodes integrate e^{−λt} over [a, 2a] to 1e-9 for every λ.
 _NODES = 6
+# Panels of one product, in which a kernel is read once.
+_TOGETHER = 4
 
 
 class Rule(NamedTuple):
@@ -54,30 +56,31 @@ class Rates(NamedTuple):
     slope: Float[Array, "*k slots"]
     """g."""
 
-    kernel_motion: Float[Array, "*k rows"]
-    """−(K̃⁽²⁾ − K⁽²⁾_0) · g."""
+    kernel_motion: Float[Array, "*k rows"] | None
+    """−(K̃⁽²⁾ − K⁽²⁾_0) · g; `None` where the last term is computed by products."""
 
 
 class Integrals(eqx.Module):
-    """The iterated integrals at one time."""
+    """The iterated integrals at one time, or at several."""
 
-    slope: Float[Array, " slots"]
+    slope: Float[Array, "*t slots"]
     """∫ g."""
 
-    terms: Float[Array, "k rows"]
+    terms: Float[Array, "*t k rows"]
     """f_2, …, f_{p−1}."""
 
     kernels: tuple[tuple[Array, ...], ...]
-    """K⁽ʳ⁾_k for k = 2 … p − 3, and for each k r = 2 … p − 1 − k."""
+    """K⁽ʳ⁾_k for k = 2 … and r = 2 …, up to r + k = p, or p − 1 without products."""
 
 
-def start_of_terms(dynamics: DenseHierarchy) -> Integrals:
+def start_of_terms(dynamics: DenseHierarchy, *, by_products: bool) -> Integrals:
     """The integrals at t = 0."""
     flat = _flat(dynamics)
     p = len(flat)
+    end = p + 1 if by_products else p  # of r + k
     kernels = tuple(
-        tuple(jnp.zeros_like(flat[r - 1]) for r in range(2, p - k))
-        for k in range(2, p - 2)
+        tuple(jnp.zeros_like(flat[r - 1]) for r in range(2, end - k))
+        for k in range(2, end - 2)
     )
     return Integrals(
         slope=jnp.zeros_like(flat[1][0]),
@@ -86,9 +89,11 @@ def start_of_terms(dynamics: DenseHierarchy) -> Integrals:
     )
 
 
-def rates_at(dynamics: DenseHierarchy, state: Levels) -> Rates:
+def rates_at(dynamics: DenseHierarchy, state: Levels, *, by_products: bool) -> Rates:
     """g and −(K̃⁽²⁾ − K⁽²⁾_0) · g at a state."""
     slope = dynamics.output_gradient(state[0])
+    if by_products:
+        return Rates(slope.ravel(), None)
     kernel_motion = jnp.zeros_like(state[0])
     if len(dynamics.levels) > 2:
         moved = dynamics.levels[1] - state[1]
@@ -108,51 +113,88 @@ def terms_over(
     """
     flat, rule = _flat(dynamics), gauss_legendre()
 
-    def panel(
-        now: Integrals, inputs: tuple[Rates, Scalar]
-    ) -> tuple[Integrals, Integrals]:
-        new = _over_panel(flat, rule, now, *inputs)
-        # Kernels are needed at the end alone.
-        return new, eqx.tree_at(lambda i: i.kernels, new, ())
+    def together(now: Integrals, inputs: tuple[Rates, Array]) -> Any:
+        return _over_panels(flat, rule, now, *inputs)
 
-    return jax.lax.scan(panel, start, (rates, widths))
+    def grouped(leaf: Array) -> Array:
+        """Groups of panels; the last one ends with panels without a width. Values at
+        nodes that a solve did not reach must not spoil earlier panels of a group."""
+        leaf = jnp.where(jnp.isfinite(leaf), leaf, 0)
+        padding = [(0, -len(leaf) % _TOGETHER), *[(0, 0)] * (leaf.ndim - 1)]
+        return jnp.pad(leaf, padding).reshape(-1, _TOGETHER, *leaf.shape[1:])
+
+    end, each = jax.lax.scan(together, start, jax.tree.map(grouped, (rates, widths)))
+    flattened = jax.tree.map(lambda leaf: jnp.concatenate(leaf)[: len(widths)], each)
+    return end, flattened
 
 
-def _over_panel(
-    flat: Levels, rule: Rule, now: Integrals, rates: Rates, width: Scalar
-) -> Integrals:
-    p, g = len(flat), rates.slope
-    inner = width * jnp.asarray(rule.partial, g.dtype)
-    whole = width * jnp.asarray(rule.weights, g.dtype)
+def _over_panels(
+    flat: Levels,
+    rule: Rule,
+    now: Integrals,
+    rates: Rates,
+    widths: Float[Array, " panels"],
+) -> tuple[Integrals, Integrals]:
+    """The integrals at the end, and at the end of each panel."""
+    rates = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rates)
+    p, g, motion = len(flat), rates.slope, rates.kernel_motion
+    end = p if motion is not None else p + 1  # of r + k, without the last of f
+    to_nodes, to_ends = _integration(rule, widths)
 
     def along(start: Array, rate: Array) -> tuple[Array, Array]:
-        """An integral at the nodes, and at the panel's end."""
-        at_nodes = jnp.expand_dims(start, 0) + jnp.tensordot(inner, rate, axes=1)
-        return at_nodes, start + jnp.tensordot(whole, rate, axes=1)
+        """An integral at the nodes, and at the panels' ends."""
+        first = jnp.expand_dims(start, 0)
+        at_nodes = first + jnp.tensordot(to_nodes, rate, axes=1)
+        return at_nodes, first + jnp.tensordot(to_ends, rate, axes=1)
 
-    total, slope = along(now.slope, g)
-    # K⁽ʳ⁾_1 at the nodes, r = 2 … p − 2: one product with six vectors.
-    level = [-_times(flat[r], total) for r in range(2, p - 1)]
+    total, slopes = along(now.slope, g)
+    # K⁽ʳ⁾_1 at the nodes: one product with all their vectors.
+    level = [-_times(flat[r], total) for r in range(2, end - 1)]
     term_rates, kernels = [], []
-    for k in range(2, p - 1):
+    for k in range(2, end - 1):
         term_rates.append(-_times_each(level[0], g))
         advanced = [
             along(start, -_times_each(above, g))
             for start, above in zip(
-                now.kernels[k - 2] if k < p - 2 else (), level[1:], strict=True
+                now.kernels[k - 2] if k < end - 2 else (), level[1:], strict=True
             )
         ]
         level = [at_nodes for at_nodes, _ in advanced]
-        kernels.append(tuple(end for _, end in advanced))
-    if p > 2:
-        term_rates.append(
-            rates.kernel_motion - sum(term_rates, jnp.zeros_like(rates.kernel_motion))
-        )
+        kernels.append(tuple(at_ends[-1] for _, at_ends in advanced))
+    if motion is not None and p > 2:
+        term_rates.append(motion - sum(term_rates, jnp.zeros_like(motion)))
     ends = [
         along(term, rate)[1] for term, rate in zip(now.terms, term_rates, strict=True)
     ]
-    terms = jnp.stack(ends) if ends else now.terms
-    return Integrals(slope, terms, tuple(kernels[: len(now.kernels)]))
+    terms = (
+        jnp.stack(ends, axis=1)
+        if ends
+        else jnp.broadcast_to(now.terms, (len(widths), *now.terms.shape))
+    )
+    each = Integrals(slopes, terms, ())  # kernels are needed at the end alone
+    last = tuple(kernels[: len(now.kernels)])
+    return Integrals(slopes[-1], terms[-1], last), each
+
+
+def _integration(
+    rule: Rule, widths: Float[Array, " panels"]
+) -> tuple[Float[Array, "k k"], Float[Array, "panels k"]]:
+    """From values at the nodes of all panels to integrals from the start of the first
+    panel to each node, and to the end of each panel."""
+    panels, dtype = len(widths), widths.dtype
+    upto, before, own = (
+        jnp.asarray(matrix, dtype)
+        for matrix in (np.tri(panels), np.tri(panels, k=-1), np.eye(panels))
+    )
+    weights, partial = (
+        jnp.asarray(part, dtype) for part in (rule.weights, rule.partial)
+    )
+    at_each = jnp.ones_like(weights)
+    to_nodes = jnp.einsum("ij,j,b,a->iajb", before, widths, weights, at_each)
+    to_nodes = to_nodes + jnp.einsum("ij,j,ab->iajb", own, widths, partial)
+    to_ends = jnp.einsum("ij,j,b->ijb", upto, widths, weights)
+    size = panels * len(rule.nodes)
+    return to_nodes.reshape(size, size), to_ends.reshape(panels, size)
 
 
 def _flat(dynamics: DenseHierarchy) -> Levels:

@@ -8,6 +8,7 @@ geometric progression: a solution of decaying exponentials is smooth over each p
 
 from typing import Any, NamedTuple
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from .._dynamics.dense_terms import (
 )
 from .._dynamics.linearization_error import linearization_errors
 from .._dynamics.truncation import AbstractTruncation, last_term_factors
+from .solvers.exponential import DenseExponential
 
 # Panels between the start and the last time: the first is 2^−24 of the whole.
 _PANELS = 24
@@ -39,11 +41,18 @@ class Reached(NamedTuple):
     """An `Expansion`, in a solve with restarts."""
 
 
-def at_start(dynamics: AbstractDynamics) -> Reached:
+def terms_by_products(solver: diffrax.AbstractSolver) -> bool:
+    """Whether the terms take products with K⁽ᵖ⁾: for `DenseExponential`, which computes
+    the kernel at each time between two steps by such a product."""
+    return isinstance(solver, DenseExponential)
+
+
+def at_start(dynamics: AbstractDynamics, solver: diffrax.AbstractSolver) -> Reached:
     """The values at t = 0."""
-    state = dynamics.initial_state()
-    dense = isinstance(dynamics, DenseHierarchy)
-    return Reached(state, start_of_terms(dynamics) if dense else None)
+    integrals = None
+    if isinstance(dynamics, DenseHierarchy):
+        integrals = start_of_terms(dynamics, by_products=terms_by_products(solver))
+    return Reached(dynamics.initial_state(), integrals)
 
 
 def errors_at(

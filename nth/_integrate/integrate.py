@@ -168,7 +168,7 @@ def _in_one_piece(
     settings: tuple[Any, ...],
     progress: bool | diffrax.AbstractProgressMeter,
 ) -> Piece:
-    start = at_start(dynamics)
+    start = at_start(dynamics, settings[0])
     meter = as_meter(progress, dynamics.label, (dynamics, start.state, ts))
     return solve_piece(dynamics, start, jnp.zeros_like(ts[0]), ts, (*settings, meter))
 
@@ -212,7 +212,8 @@ def _with_checkpoint(
     run = partial(
         solve_piece, dynamics, settings=(*settings, diffrax.NoProgressMeter())
     )
-    return from_time_to_time(run, dynamics, ts, file, shown, at_start(dynamics))
+    start = at_start(dynamics, settings[0])
+    return from_time_to_time(run, dynamics, ts, file, shown, start)
 
 
 def _file(

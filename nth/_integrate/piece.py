@@ -1,5 +1,6 @@
 """One call of diffrax: the solve over a time interval."""
 
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -15,7 +16,13 @@ from .._dynamics.dense_terms import rates_at
 from .._dynamics.truncation import AbstractTruncation
 from .._problem.inputs import require_like
 from .counts import counts
-from .estimates import Reached, dense_errors, errors_at, node_times
+from .estimates import (
+    Reached,
+    dense_errors,
+    errors_at,
+    node_times,
+    terms_by_products,
+)
 from .restarts import error_event
 from .segments import Piece
 from .validity import blow_up, first_rise, loss_rate
@@ -41,7 +48,7 @@ def solve_piece(
         dt0=dt0,
         y0=reached.state,
         saveat=diffrax.SaveAt(
-            subs=_saves(dynamics, start, ts, save_fn), solver_state=True
+            subs=_saves(dynamics, solver, start, ts, save_fn), solver_state=True
         ),
         stepsize_controller=controller,
         adjoint=adjoint,
@@ -94,15 +101,20 @@ def _as_piece(
 
 
 def _saves(
-    dynamics: AbstractDynamics, start: Scalar, ts: Float[Array, " T"], save_fn: Any
+    dynamics: AbstractDynamics,
+    solver: diffrax.AbstractSolver,
+    start: Scalar,
+    ts: Float[Array, " T"],
+    save_fn: Any,
 ) -> dict[str, diffrax.SubSaveAt]:
     """Outputs at requested times, the rate of the loss at each step, the last state,
     and what the error estimate of the dense form takes from times in between."""
     nodes = {}
     if isinstance(dynamics, DenseHierarchy):
-        times = node_times(dynamics, start, ts)
-        rates = diffrax.SubSaveAt(ts=times, fn=lambda t, y, args: rates_at(dynamics, y))
-        nodes = {"nodes": rates}
+        rates = partial(rates_at, dynamics, by_products=terms_by_products(solver))
+        nodes["nodes"] = diffrax.SubSaveAt(
+            ts=node_times(dynamics, start, ts), fn=lambda t, y, args: rates(y)
+        )
     return {
         **nodes,
         "saved": diffrax.SubSaveAt(
