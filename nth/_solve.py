@@ -36,8 +36,8 @@ from ._internal.validation import (
     require_scale,
     require_times,
 )
-from ._kernels.costs import forming_cost, forward_cost, kernel_bytes
-from ._kernels.evaluation import Points, points_of
+from ._kernels.costs import forming_cost, kernel_bytes
+from ._kernels.evaluation import Points, forward_cost, points_of
 from ._kernels.kernels import kernels
 from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes

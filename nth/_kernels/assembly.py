@@ -35,6 +35,7 @@ from .hierarchy_operator import (
     slot_gradient,
 )
 from .jacobian import jacobian_products
+from .local_third import LocalThird, points_at_once
 from .mlp_fourth import add_exchanged, half_of_fourth
 from .mlp_kernels import Chain, chain_at, fourth, fourth_of_extra, second, third
 from .third_products import ThirdProducts, slots_at_once, third_tensor
@@ -102,6 +103,9 @@ def _formed(
         elif r == 2:
             columns, size = jacobian_products(points, block_size or 0)
             out = _fill(columns, points, out, 0, size, progress)
+        elif not chains and r == 3 and (most := points_at_once(points)):
+            local = LocalThird(min(block_size or most, most))
+            out = _fill(local, points, out, 0, n_slots, progress)
         elif not chains and r == 3 and (most := slots_at_once(points, r)):
             size = min(block_size or most, most)
             out = _fill(ThirdProducts(size), points, out, 0, n_slots, progress)

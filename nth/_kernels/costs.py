@@ -1,26 +1,15 @@
 """Operations and memory of forming kernels, and the block sizes that follow."""
 
-import jax
-
-from .._internal.jaxpr import multiplications
 from .._network.dense_layers import Layer
 from .._network.memory import activation_bytes, tree_bytes
 from .._problem.inputs import count, take
-from .evaluation import Points
+from .evaluation import Points, forward_cost
 from .factored_gradients import GradientFunction
 from .mlp_kernels import Chain, chain_at
 from .third_products import slots_at_once
 
 # Maximum bytes of the directions processed at once, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
-
-
-def forward_cost(points: Points) -> int:
-    """Multiplications of the network at one point: P for a chain of layers with P
-    parameters, beside its activations, and more where parameters are used at many
-    positions."""
-    apply, x = points.apply, take(points.x_train, 0)
-    return multiplications(jax.make_jaxpr(apply)(points.params, x))
 
 
 def forming_cost(points: Points, order: int) -> int:

@@ -183,6 +183,14 @@ class GradientFunction:
             total += _products_of_factors(use, self.out_size, self.pairing) * stays
         return total + _products(self.out_size, self.pairing) * formed
 
+    def forming_per_point(self) -> int:
+        """Multiplications for each output of forming gradients from factors."""
+        return sum(
+            math.prod(use.sizes)
+            for use, stays in zip(self.uses, self.stay_factored, strict=True)
+            if not stays and not use.is_lookup
+        )
+
     def bytes_per_point(self, points: Points, outputs: int | None = None) -> int:
         """Bytes of the gradients of `outputs` outputs, all if left out, at one point,
         and of what reverse mode stores."""
