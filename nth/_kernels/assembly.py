@@ -1,9 +1,10 @@
 """Kernels formed in blocks of their last slot, layer by layer or by the operator D.
 
 A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices. For any other
-network K⁽²⁾ is a product of gradients, by reverse mode, and K⁽³⁾ of gradients and their
-derivatives. The operator D lifts the highest of these to the kernels above it, by
-forward mode; it lifts the outputs if the gradients of all points do not fit in a block.
+network K⁽²⁾ is a product of gradients, by reverse mode, and K⁽³⁾ one of gradients and
+their derivatives, or a sum of second derivatives of the outputs. The operator D lifts
+products to the kernels above them, by forward mode; it lifts the outputs if the
+gradients of all points do not fit in a block.
 """
 
 from collections.abc import Callable
