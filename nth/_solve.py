@@ -37,7 +37,7 @@ from ._internal.validation import (
     require_times,
 )
 from ._kernels.costs import forming_cost, kernel_bytes
-from ._kernels.evaluation import Points, points_of
+from ._kernels.evaluation import Points, forward_cost, points_of
 from ._kernels.kernels import kernels
 from ._network.base import TrainableNetwork, trainable
 from ._network.memory import available_bytes
@@ -156,12 +156,12 @@ def cheaper_method(
 
     The cost of the dense method is that of forming the kernels, by the algorithm used,
     plus that of reading K⁽ᵖ⁾ at each evaluation; reading one number takes the time of
-    twenty multiplications. A matrix-free evaluation with P parameters and n training
-    points costs c_p gradients of 3 n P multiplications, with c_p = (3p² − p − 2)/6 by
-    counting matrix products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), plus 1/3 for
-    constants that are recomputed. The result is `"dense"` if it costs less and its
-    kernels fit into a quarter of the available memory. `benchmarks/cheaper_method.py`
-    tests this estimate.
+    twenty multiplications. A matrix-free evaluation with n training points costs c_p
+    gradients of 3 n F multiplications. F is the number of multiplications of the
+    network at one point, counted in its jaxpr; c_p = (3p² − p − 2)/6 by counting matrix
+    products (4/3, 11/3, 7, 34/3 for p = 2, 3, 4, 5), plus 1/3 for constants that are
+    recomputed. The result is `"dense"` if it costs less and its kernels fit into a
+    quarter of the available memory. `benchmarks/cheaper_method.py` tests this estimate.
 
     The number of evaluations follows from the last of the times `ts` and the fastest
     rate of the linearized network, for the solvers that `solver="auto"` selects: in
@@ -198,7 +198,7 @@ def _cheaper(
             low_rank = low_rank_evaluations(slots, points.output.dtype, layered)
             evaluations = min(evaluations, low_rank)
     gradients = (3 * order**2 - order - 2) / 6 + 1 / 3
-    solving = evaluations * gradients * 3 * problem.n_train * points.n_params
+    solving = evaluations * gradients * 3 * problem.n_train * forward_cost(points)
     itemsize = points.output.dtype.itemsize
     fits = kernel_bytes(rows, slots, order, itemsize) < available_bytes() / 4
     cheaper = forming_cost(points, order) + reading < solving

@@ -14,7 +14,7 @@ from conftest import Shared, make_problem
 from jax.flatten_util import ravel_pytree
 
 import nth
-from nth._kernels import factored_gradients
+from nth._kernels import assembly, factored_gradients
 from nth._kernels.evaluation import points_of
 from nth._network.base import trainable
 
@@ -219,7 +219,7 @@ def test_results_do_not_depend_on_blocks_and_rows(kept, monkeypatch):
     np.testing.assert_allclose(blocks, whole, rtol=1e-12, atol=1e-14)
     part = nth.kernels(network, problem, order=2, rows=[10, 3])[2]
     np.testing.assert_allclose(part, whole[jnp.array([10, 3])], rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr("nth._kernels.jacobian._TILE", 5)
+    monkeypatch.setattr("nth._kernels.jacobian._TILE_BYTES", 40)
     tiled = nth.kernels(network, problem, order=2)[2]
     np.testing.assert_allclose(tiled, whole, rtol=1e-12, atol=1e-14)
     monkeypatch.setattr("nth._kernels.jacobian._BLOCK_BYTES", 20_000)
@@ -227,15 +227,27 @@ def test_results_do_not_depend_on_blocks_and_rows(kept, monkeypatch):
     np.testing.assert_allclose(small, whole, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["attention", "convolutions", "lookups", "twice"])
-def test_third_kernel_is_the_derivative_of_the_second(name, monkeypatch):
-    """K(3)[…, c] is the derivative of J M Jᵀ along M ∇f_c."""
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [
+        *((name, 0) for name in ("attention", "convolutions", "lookups", "twice")),
+        *((name, 2) for name in CASES),
+    ],
+)
+def test_third_kernel_is_the_derivative_of_the_second(name, together, monkeypatch):
+    """K(3)[…, c] is the derivative of J M Jᵀ along M ∇f_c.
+
+    From derivatives of gradients, and from second derivatives of two points at once.
+    """
+    monkeypatch.setattr(assembly, "points_at_once", lambda _: together)
+    # Not by a function that is compiled already.
+    monkeypatch.setattr(assembly, "_is_quick", lambda points, order: False)
     apply, params, x, _ = CASES[name]
     kept = name in ("attention", "lookups")
     monkeypatch.setattr(factored_gradients, "_pairs_are_cheaper", lambda *_: kept)
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x[:3], jnp.zeros((3, 2)), x[3:])
-    rates = rates_for(params, True)
+    rates = rates_for(params, scalar=name != "residual")
     prefix = eqx.tree_at(lambda net: net.params, network, rates)
     options: Any = {"order": 3, "learning_rates": prefix}
     whole = nth.kernels(network, problem, **options)[3]
@@ -262,9 +274,10 @@ def test_kernels_of_large_networks_lift_the_outputs(monkeypatch):
     apply, params, x, _ = CASES["residual"]
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x[:3], jnp.zeros((3, 2)))
+    monkeypatch.setattr(assembly, "points_at_once", lambda _: 0)
+    # Not by a function that is compiled already.
+    monkeypatch.setattr(assembly, "_is_quick", lambda points, order: False)
     whole = nth.kernels(network, problem, order=3)[3]
-    # Not by the function that is compiled already.
-    monkeypatch.setattr("nth._kernels.assembly._is_quick", lambda points, order: False)
     monkeypatch.setattr("nth._kernels.third_products._BLOCK_BYTES", 0)
     lifted = nth.kernels(network, problem, order=3)[3]
     np.testing.assert_allclose(lifted, whole, rtol=1e-10, atol=1e-12)

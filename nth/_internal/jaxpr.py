@@ -1,5 +1,6 @@
-"""Analysis of jaxprs: the primitives of a function."""
+"""Analysis of jaxprs: the primitives of a function, and its multiplications."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,11 +33,44 @@ def primitives(jaxpr: Any) -> Iterator[str]:
     """The names of the primitives of a jaxpr, including its nested jaxprs."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
-        for part in jax.tree.leaves(
-            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
-            if hasattr(part, "eqns"):
-                yield from primitives(part)
+        for part in _nested(equation):
+            yield from primitives(part)
+
+
+def multiplications(jaxpr: Any) -> int:
+    """The multiplications of a function: those of products of matrices and of
+    convolutions, and one for each entry that any other operation computes.
+
+    Of a scan each iteration counts, of `cond` the longest branch, of a `while` loop one
+    iteration.
+    """
+    return sum(map(_multiplications_of, jaxpr.eqns))
+
+
+def _multiplications_of(equation: Any) -> int:
+    params = equation.params
+    if nested := list(map(multiplications, _nested(equation))):
+        if equation.primitive.name == "cond":
+            return max(nested)
+        return sum(nested) * params.get("length", 1)
+    entries = sum(math.prod(var.aval.shape) for var in equation.outvars)
+    shapes = [var.aval.shape for var in equation.invars]
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return entries * math.prod(shapes[0][d] for d in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        outputs = shapes[1][params["dimension_numbers"].rhs_spec[0]]
+        return entries * math.prod(shapes[1]) // max(1, outputs)
+    return entries
+
+
+def _nested(equation: Any) -> Iterator[Any]:
+    """The jaxprs in the parameters of an equation."""
+    for part in jax.tree.leaves(
+        equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
+    ):
+        if hasattr(part, "eqns"):
+            yield part
 
 
 def differentiated(

@@ -1,9 +1,10 @@
 """Kernels formed in blocks of their last slot, layer by layer or by the operator D.
 
 A chain of layers gives K⁽²⁾, K⁽³⁾ and K⁽⁴⁾ as products of matrices. For any other
-network K⁽²⁾ is a product of gradients, by reverse mode, and K⁽³⁾ of gradients and their
-derivatives. The operator D lifts the highest of these to the kernels above it, by
-forward mode; it lifts the outputs if the gradients of all points do not fit in a block.
+network K⁽²⁾ is a product of gradients, by reverse mode, and K⁽³⁾ one of gradients and
+their derivatives, or a sum of second derivatives of the outputs. The operator D lifts
+products to the kernels above them, by forward mode; it lifts the outputs if the
+gradients of all points do not fit in a block.
 """
 
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from .hierarchy_operator import (
     slot_gradient,
 )
 from .jacobian import jacobian_products
+from .local_third import LocalThird, points_at_once
 from .mlp_fourth import add_exchanged, half_of_fourth
 from .mlp_kernels import Chain, chain_at, fourth, fourth_of_extra, second, third
 from .third_products import ThirdProducts, slots_at_once, third_tensor
@@ -102,6 +104,9 @@ def _formed(
         elif r == 2:
             columns, size = jacobian_products(points, block_size or 0)
             out = _fill(columns, points, out, 0, size, progress)
+        elif not chains and r == 3 and (most := points_at_once(points)):
+            local = LocalThird(min(block_size or most, most))
+            out = _fill(local, points, out, 0, n_slots, progress)
         elif not chains and r == 3 and (most := slots_at_once(points, r)):
             size = min(block_size or most, most)
             out = _fill(ThirdProducts(size), points, out, 0, n_slots, progress)

@@ -3,8 +3,10 @@
 from .._network.dense_layers import Layer
 from .._network.memory import activation_bytes, tree_bytes
 from .._problem.inputs import count, take
-from .evaluation import Points
+from .evaluation import Points, forward_cost
+from .factored_gradients import GradientFunction
 from .mlp_kernels import Chain, chain_at
+from .third_products import slots_at_once
 
 # Maximum bytes of the directions processed at once, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
@@ -16,19 +18,35 @@ def forming_cost(points: Points, order: int) -> int:
 
     For a chain of layers with P parameters and N neurons: 2P for the forward and
     backward pass of each pair of slots, and about (2, 2, 3)·N for each entry of K⁽²⁾,
-    K⁽³⁾, K⁽⁴⁾, doubled by each further D. For any other network: P for each entry of
-    K⁽²⁾ and 2^r P for each entry of K⁽ʳ⁾ above it.
+    K⁽³⁾, K⁽⁴⁾, doubled by each further D.
     """
-    slots = points.n_slots
-    rows = slots + count(points.x_extra) * points.output.size
-    entries = rows * slots ** (order - 1)
+    slots, rows = points.n_slots, points.n_rows
     layers = points.layers(points.params)
     if layers is None:
-        return (1 if order == 2 else 2**order) * points.n_params * entries
+        return _cost_by_gradients(points, order)
+    entries = rows * slots ** (order - 1)
     neurons = sum(len(layer.weight) for layer in layers)
     passes = 2 * points.n_params * (rows * slots if order > 2 else rows)
     per_entry = (2, 2, 3)[min(order, 4) - 2] * neurons * 2 ** max(0, order - 4)
     return passes + per_entry * entries
+
+
+def _cost_by_gradients(points: Points, order: int) -> int:
+    """The same for any other network, with F multiplications at each point.
+
+    K⁽²⁾ takes a forward pass at each point and a backward pass for each output, and the
+    products of gradients; K⁽³⁾ the derivatives of these passes along each slot, which
+    take twice as long, and two products. Each further D doubles these for each slot. If
+    gradients do not fit in a block, D lifts the outputs.
+    """
+    size, slots = points.output.size, points.n_slots
+    n_rows, forward = points.n_rows // size, forward_cost(points)
+    if order > 2 and not slots_at_once(points, order):
+        return n_rows * slots ** (order - 1) * 2 ** (order - 1) * forward
+    gradients = GradientFunction(points, points.n_train)
+    passes = n_rows * (1 + 2 * size) * forward
+    products = n_rows * points.n_train * gradients.products_per_pair()
+    return (passes + products) * (2 * slots) ** (order - 2)
 
 
 def kernel_bytes(rows: int, n_slots: int, order: int, itemsize: int) -> int:

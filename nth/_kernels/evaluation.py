@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from .._custom_types import Inputs, Params
+from .._internal.jaxpr import multiplications
 from .._internal.validation import is_traced
 from .._network.base import OutputFunction, TrainableNetwork
 from .._network.dense_layers import Layer, as_layers, rated
@@ -70,6 +71,14 @@ class Points(eqx.Module):
         """The layers of a fully connected network; `None` for any other network."""
         layers = as_layers(self.apply, params, take(self.x_train, 0))
         return None if layers is None else rated(layers, self.rates)
+
+
+def forward_cost(points: Points) -> int:
+    """Multiplications of the network at one point: P for a chain of layers with P
+    parameters, beside its activations, and more where parameters are used at many
+    positions."""
+    apply, x = points.apply, take(points.x_train, 0)
+    return multiplications(jax.make_jaxpr(apply)(points.params, x))
 
 
 @eqx.filter_jit

@@ -6,6 +6,7 @@ Sohl-Dickstein & Schoenholz 2022, section 3). Every other gradient is stored in 
 """
 
 import functools
+import math
 from typing import Any
 
 import equinox as eqx
@@ -32,8 +33,8 @@ from .gradient_products import (
 # multiplication within a product of matrices.
 _ELEMENTWISE = 8
 # Gradients of arrays with at most this many parameters are concatenated: a product of
-# matrices this short takes longer to write than to compute.
-_SHORT = 512
+# matrices this short takes longer to write than to compute. Measured on 2 cores.
+_SHORT = 1024
 
 
 class GradientFunction:
@@ -173,6 +174,23 @@ class GradientFunction:
         """Inner products of gradients, for the pairs of outputs of `pairing`."""
         return PRODUCTS[self.pairing]
 
+    def products_per_pair(self) -> int:
+        """Multiplications of the inner products for each pair of points."""
+        total, formed = 0, sum(math.prod(shape) for shape in self.shapes)
+        for use, stays in zip(self.uses, self.stay_factored, strict=True):
+            groups, _, fan_in, fan_out = use.sizes
+            formed -= groups * fan_in * fan_out * stays
+            total += _products_of_factors(use, self.out_size, self.pairing) * stays
+        return total + _products(self.out_size, self.pairing) * formed
+
+    def forming_per_point(self) -> int:
+        """Multiplications for each output of forming gradients from factors."""
+        return sum(
+            math.prod(use.sizes)
+            for use, stays in zip(self.uses, self.stay_factored, strict=True)
+            if not stays and not use.is_lookup
+        )
+
     def bytes_per_point(self, points: Points, outputs: int | None = None) -> int:
         """Bytes of the gradients of `outputs` outputs, all if left out, at one point,
         and of what reverse mode stores."""
@@ -207,6 +225,11 @@ def _sums(outputs: int, pairing: Pairing) -> int:
     return {"full": outputs**2, "diagonal": outputs, "trace": 1}[pairing]
 
 
+def _products(outputs: int, pairing: Pairing) -> int:
+    """How many pairs of outputs there are for each pair of points."""
+    return outputs**2 if pairing == "full" else outputs
+
+
 def _pairs_are_cheaper(
     use: WeightUse, out_size: int, columns: int, pairing: Pairing
 ) -> bool:
@@ -215,13 +238,19 @@ def _pairs_are_cheaper(
     Counted in multiplications for each pair of points.
     """
     groups, positions, fan_in, fan_out = use.sizes
-    products = out_size**2 if pairing == "full" else out_size
-    same = 0 if use.is_lookup else fan_in
-    inner = products * fan_out + _sums(out_size, pairing) * _ELEMENTWISE + same
-    pairs = groups * positions**2 * inner
     size = groups * fan_in * fan_out
     formed = out_size * size * (1 if use.is_lookup else positions) / columns
-    return pairs < products * size + formed
+    products = _products(out_size, pairing) * size
+    return _products_of_factors(use, out_size, pairing) < products + formed
+
+
+def _products_of_factors(use: WeightUse, out_size: int, pairing: Pairing) -> int:
+    """Multiplications for each pair of points."""
+    groups, positions, fan_in, fan_out = use.sizes
+    same = 0 if use.is_lookup else fan_in
+    inner = _products(out_size, pairing) * fan_out
+    inner += _sums(out_size, pairing) * _ELEMENTWISE + same
+    return groups * positions**2 * inner
 
 
 def _gathered(parts: list[Array]) -> tuple[Array, ...]:

@@ -6,6 +6,7 @@ With v_ac = H_a M ∇f_c, the derivative of ∇f_a along the direction of slot c
 
 For training slots a and b the second term is the first with a and b exchanged, so half
 of the products suffice. The gradients and their inner products are those of K⁽²⁾.
+Where most gradients do not stay factored, `local_third` takes less time.
 """
 
 from collections.abc import Callable
