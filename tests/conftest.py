@@ -15,7 +15,11 @@ import jax
 FAST = "--xla_backend_optimization_level=0"
 if jax.__version_info__ < (0, 11):
     FAST += " --xla_cpu_use_fusion_emitters=false"
+    # Modules cut for several threads take longer where each core runs its own tests.
+    FAST += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FAST)
+# Lines of Python in compiled programs, which nothing here reads, take 4 %.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 # Tracing creates many objects that live on: frequent collections cost 5 %.
 gc.set_threshold(100_000, 50, 50)
@@ -37,7 +41,7 @@ from nth._integrate import integrate  # noqa: E402
 # Each compiled function holds memory maps, of which Linux allows 65,530 per process: a
 # worker that keeps the functions of hundreds of tests crashes in the compiler.
 _MAPS = Path("/proc/self/maps")
-_MOST_MAPS = 30_000
+_MOST_MAPS = 50_000
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_convergence_is_of_order_4(stiffness):
         ).ys[-1]
 
     exact = solve(vf, jnp.array([1.0, 0.5, 1.0]), 2.0, 1e-13, diffrax.Dopri8()).ys[-1]
-    errors = [jnp.abs(at_end(h) - exact)[:2].max() for h in (0.2, 0.1, 0.05)]
+    errors = [jnp.abs(at_end(h) - exact)[:2].max() for h in jnp.array([0.2, 0.1, 0.05])]
     orders = np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
     np.testing.assert_allclose(orders, 4, atol=0.5)
 

@@ -17,7 +17,10 @@ from nth._dynamics.dense_terms import gauss_legendre, rates_at
 from nth._integrate.estimates import at_start, integrals_at, node_times
 
 TIGHT = diffrax.PIDController(rtol=1e-11, atol=1e-13)
+# As many times in both, so that a solve is compiled once. At level 2 the dense form
+# evaluates the network at four times, here at all.
 TS = np.array([0.0, 0.5, 2.0, 6.0])
+SHORT = np.geomspace(0.02, 0.08, 4)
 LABELS = make_problem(3, 1, outputs=2, loss=nth.SoftmaxCrossEntropy())
 NETWORK = make_network(3, 2, outputs=2)
 
@@ -28,13 +31,16 @@ def rms(values):
     )
 
 
-def matrix_free(order):
-    return nth.MatrixFreeHierarchy(NETWORK, LABELS, order=order)
-
-
 @pytest.fixture(scope="module")
 def kernels():
     return nth.kernels(NETWORK, LABELS, order=4)
+
+
+def at_both(hierarchy, **options):
+    return [
+        nth.integrate(hierarchy, ts, stepsize_controller=TIGHT, **options)
+        for ts in (TS, SHORT)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +48,22 @@ def series():
     """Solutions of the matrix-free form, with [f]_0, …, [f]_{p−1}."""
     solutions = {}
     for p in (2, 4):
-        hierarchy = matrix_free(p)
-        solutions[p] = nth.integrate(
-            hierarchy,
-            TS,
-            stepsize_controller=TIGHT,
-            save_fn=lambda t, state, args, h=hierarchy: h.output_terms(state),
-        )
+        hierarchy = nth.MatrixFreeHierarchy(NETWORK, LABELS, order=p)
+
+        def save(t, state, args, hierarchy=hierarchy):
+            return hierarchy.output_terms(state)
+
+        solutions[p] = at_both(hierarchy, save_fn=save)
     return solutions
+
+
+@pytest.fixture(scope="module")
+def dense(kernels):
+    """Hierarchies in the dense form, and their solutions."""
+    hierarchies = {
+        p: nth.DenseHierarchy(kernels, LABELS, order=p, network=NETWORK) for p in (2, 4)
+    }
+    return {p: (hierarchy, *at_both(hierarchy)) for p, hierarchy in hierarchies.items()}
 
 
 def dense_terms(hierarchy, ts, by_products):
@@ -78,9 +92,9 @@ def dense_terms(hierarchy, ts, by_products):
 
 @pytest.mark.parametrize("by_products", [False, True])
 def test_both_forms_have_the_same_terms(by_products, kernels, series):
-    terms = series[4].saved
+    terms = series[4][0].saved
     assert terms.shape[:2] == (len(TS), 4)
-    np.testing.assert_allclose(terms.sum(1)[:, :3], series[4].train, atol=1e-12)
+    np.testing.assert_allclose(terms.sum(1)[:, :3], series[4][0].train, atol=1e-12)
     hierarchy = nth.DenseHierarchy(kernels, LABELS, order=4)
     dense = dense_terms(hierarchy, TS, by_products)
     expected = np.asarray(terms)[:, 2:].reshape(dense.shape)
@@ -109,7 +123,7 @@ def test_terms_solve_the_equations_of_each_order(kernels, series):
 
     start = np.zeros(sum(flat[r - 1].size for r, _ in keys))
     solved = solve_ivp(field, (0, TS[-1]), start, "DOP853", TS, rtol=1e-11, atol=1e-13)
-    actual = np.asarray(series[4].saved)[:, 1:]
+    actual = np.asarray(series[4][0].saved)[:, 1:]
     expected = solved.y[:24].T.reshape(actual.shape)
     np.testing.assert_allclose(actual, expected, atol=1e-9)
 
@@ -134,26 +148,14 @@ def slope(ts, values):
     return np.polyfit(np.log(ts), np.log(values), 1)[0]
 
 
-def test_terms_and_estimate_have_their_orders_in_time(kernels):
+def test_terms_and_estimate_have_their_orders_in_time(series, dense):
     """The term k is of order t^k and the estimate, with the error, of order t^p."""
-    ts = np.geomspace(0.02, 0.08, 4)
     for p in (2, 4):
-        hierarchy = matrix_free(p)
-        solution = nth.integrate(
-            hierarchy,
-            ts,
-            stepsize_controller=TIGHT,
-            save_fn=lambda t, state, args, h=hierarchy: h.output_terms(state),
-        )
+        solution = series[p][1]
         for k in range(1, p):
-            assert abs(slope(ts, rms(solution.saved[:, k])) - k) < 0.15
-        assert abs(slope(ts, solution.error_estimate) - p) < 0.2
-        dense = nth.integrate(
-            nth.DenseHierarchy(kernels, LABELS, order=p, network=NETWORK),
-            ts,
-            stepsize_controller=TIGHT,
-        )
-        assert abs(slope(ts, dense.error_estimate) - p) < 0.2
+            assert abs(slope(SHORT, rms(solution.saved[:, k])) - k) < 0.15
+        assert abs(slope(SHORT, solution.error_estimate) - p) < 0.2
+        assert abs(slope(SHORT, dense[p][2].error_estimate) - p) < 0.2
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +166,8 @@ def trained():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nth.WindowWarning)
         return [
-            nth.compare(network, problem, ts, method=method)
-            for method in ("dense", "matrix-free")
+            nth.compare(network, problem, ts, method="dense"),
+            nth.compare(network, problem, ts, orders=(2, 3), method="matrix-free"),
         ]
 
 
@@ -221,18 +223,13 @@ def test_comparison_shows_estimates(trained):
     )
 
 
-def test_level_two_needs_the_network(kernels, series):
+def test_level_two_needs_the_network(kernels, series, dense):
     bare = nth.DenseHierarchy(kernels, LABELS, order=2)
-    known = nth.DenseHierarchy(kernels, LABELS, order=2, network=NETWORK)
     unknown = nth.integrate(bare, TS, stepsize_controller=TIGHT)
     assert np.all(np.isnan(unknown.error_estimate))
     assert unknown.output_errors is None
-    solution = nth.integrate(known, TS, stepsize_controller=TIGHT)
-    np.testing.assert_allclose(
-        np.asarray(solution.output_errors),
-        np.asarray(series[2].output_errors),
-        atol=1e-9,
-    )
+    known, expected = (s.output_errors for s in (dense[2][1], series[2][0]))
+    np.testing.assert_allclose(np.asarray(known), np.asarray(expected), atol=1e-9)
     with pytest.raises(ValueError, match=r"network is not the one that kernels were"):
         nth.DenseHierarchy(
             kernels, LABELS, order=2, network=make_network(3, 2, outputs=2, seed=5)
@@ -240,10 +237,9 @@ def test_level_two_needs_the_network(kernels, series):
 
 
 @pytest.mark.parametrize("order", [2, 4])
-def test_checkpoints_do_not_change_the_estimate(order, kernels, tmp_path):
-    hierarchy = nth.DenseHierarchy(kernels, LABELS, order=order, network=NETWORK)
+def test_checkpoints_do_not_change_the_estimate(order, dense, tmp_path):
+    hierarchy, whole, _ = dense[order]
     file = tmp_path / "run.npz"
-    whole = nth.integrate(hierarchy, TS, stepsize_controller=TIGHT)
     for _ in range(2):  # the second time everything is read from the file
         parts = nth.integrate(
             hierarchy, TS, stepsize_controller=TIGHT, checkpoint=file, progress=False
@@ -347,10 +343,10 @@ def test_derivatives_and_float32_of_the_estimate():
             lambda leaf: leaf.astype(jnp.float32) if eqx.is_array(leaf) else leaf,
             (NARROW, HARD),
         )
-        methods: tuple[Any, ...] = ("dense", "matrix-free")
-        for method in methods:
+        forms: tuple[Any, ...] = (("dense", 3), ("matrix-free", 2))
+        for method, order in forms:
             both = [
-                nth.solve(pair[0], pair[1], [0.0, 1.0], order=3, method=method)
+                nth.solve(pair[0], pair[1], [0.0, 1.0], order=order, method=method)
                 for pair in (single, (NARROW, HARD))
             ]
             assert both[0].error_estimate.dtype == jnp.float32

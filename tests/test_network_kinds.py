@@ -16,6 +16,8 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from network_kinds import (
     KINDS,
+    SOLVED,
+    TRAINED,
     LinenNet,
     NNXNet,
     X,
@@ -39,7 +41,8 @@ def _promotion():
         yield
 
 
-EVERY_KIND = pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def each(kinds):
+    return pytest.mark.parametrize("make", kinds, ids=lambda make: make.__name__)
 
 
 def reference(case):
@@ -47,6 +50,7 @@ def reference(case):
     theta, unravel = ravel_pytree(case.params)
     x = case.problem.x
 
+    @jax.jit
     def outputs(theta):
         return jax.vmap(lambda point: case.apply(unravel(theta), point))(x)
 
@@ -58,19 +62,21 @@ def reference(case):
 def third(jacobian, theta, J):
     """K(3)[a, b, c] = ⟨∇K(2)[a, b], ∇f_c⟩."""
 
+    @jax.jit
+    @jax.vmap
     def along(direction):
         return jax.jvp(
             lambda t: jacobian(t) @ jacobian(t)[:3].T, (theta,), (direction,)
         )[1]
 
-    return jnp.moveaxis(jax.vmap(along)(J[:3]), 0, -1)
+    return jnp.moveaxis(along(J[:3]), 0, -1)
 
 
 def close(actual, expected, atol=1e-10):
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=atol)
 
 
-@EVERY_KIND
+@each(KINDS)
 def test_kernels_equal_products_of_derivatives(make, tmp_path):
     case = make()
     network, problem, options = case.network, case.problem, case.options
@@ -102,7 +108,7 @@ def test_kernels_equal_products_of_derivatives(make, tmp_path):
 
 # Level 2 is compared with its closed form, not with the network.
 @pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")
-@EVERY_KIND
+@each(SOLVED)
 def test_level_two_equals_its_closed_form(make):
     """Dense, matrix-free and linearized, in continuous and in discrete time."""
     case = make()
@@ -110,11 +116,11 @@ def test_level_two_equals_its_closed_form(make):
     _, _, _, f, J, K = reference(case)
     kept = expm(-np.asarray(K[:3]) * T / 3)
     expected = Y + kept @ (f[:3] - Y)
-    for method in ("dense", "matrix-free"):
-        actual = nth.solve(network, problem, [T], order=2, method=method, **options)
-        close(actual.train[0], expected, atol=1e-6)
+    dense = nth.solve(network, problem, [T], order=2, method="dense", **options)
+    close(dense.train[0], expected, atol=1e-6)
     level = nth.MatrixFreeHierarchy(network, problem, order=2, **options)
     path = nth.spectrum_along(level, [0.0, T], 2)
+    close(path.solution.train[1], expected, atol=1e-6)
     eigenvalues = np.linalg.eigvalsh(K[:3])[::-1]
     close(path.eigenvalues, np.stack([eigenvalues[:2]] * 2), atol=1e-8)
     flow = nth.GradientFlow(network, problem, **options)
@@ -134,7 +140,7 @@ def test_level_two_equals_its_closed_form(make):
     close(compared.solutions[2].test[0], g[3:])
 
 
-@EVERY_KIND
+@each(TRAINED)
 def test_training_equals_runge_kutta_and_a_plain_loop(make):
     case = make()
     network, problem, options = case.network, case.problem, case.options
@@ -158,7 +164,7 @@ def test_training_equals_runge_kutta_and_a_plain_loop(make):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", nth.WindowWarning)
         comparison = nth.compare(
-            network, problem, [0.0, T], orders=(2, 3), method="matrix-free", **options
+            network, problem, [0.0, T], orders=(3,), method="matrix-free", **options
         )
     close(comparison.truth.train[-1], outputs(runge_kutta(theta))[:3], atol=1e-5)
     assert comparison.error(3)[-1] < 0.2
