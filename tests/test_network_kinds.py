@@ -1,5 +1,6 @@
-"""Every public function that takes a network, for networks of every kind.
+"""Every public function that takes a network, on networks of every kind.
 
+Kernels are computed of each kind, and each kind is solved at level 2, trained, or both.
 References are plain JAX, NumPy and SciPy: the Jacobian J row by row, K(2) = J Jᵀ, K(3)
 by the definition of D, closed forms for p = 2, and plain loops for training.
 """

@@ -78,7 +78,11 @@ def forward_cost(points: Points) -> int:
     parameters, beside its activations, and more where parameters are used at many
     positions."""
     apply, x = points.apply, take(points.x_train, 0)
-    return multiplications(jax.make_jaxpr(apply)(points.params, x))
+
+    def outputs(params: Params, x: Inputs) -> Any:  # a module may have traced fields
+        return apply(params, x)
+
+    return multiplications(jax.make_jaxpr(outputs)(points.params, x))
 
 
 @eqx.filter_jit
