@@ -27,12 +27,12 @@ from .evaluation import Points
 
 # Operations whose second derivatives are zero. Any other operation may be linear too:
 # its second derivatives are then computed, and are zero.
-_LINEAR = frozenset(
-    "add add_any sub neg cumsum reduce_sum convert_element_type "
-    "reshape transpose squeeze expand_dims broadcast_in_dim rev copy "
-    "slice dynamic_slice dynamic_update_slice gather concatenate pad "
-    "abs max min reduce_max reduce_min select_n".split()
-)
+_SUMS = ("add", "add_any", "sub", "neg", "cumsum", "reduce_sum")
+_SHAPES = ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev")
+_PARTS = ("slice", "dynamic_slice", "dynamic_update_slice", "gather", "concatenate")
+_CHOICES = ("abs", "max", "min", "reduce_max", "reduce_min", "select_n")
+_COPIES = ("copy", "convert_element_type", "pad")
+_LINEAR = frozenset((*_SUMS, *_SHAPES, *_PARTS, *_CHOICES, *_COPIES))
 _BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul"})
 
 # Derivatives along each direction, with that axis in front, by number of the value.
