@@ -20,7 +20,7 @@ _TILE, _TILE_OF_SUMS = 512, 4
 # The same without a loop, and the largest number of such tiles along a side.
 _UNROLLED_TILE, _UNROLLED_TILES = 64, 4
 # No loop is used up to these limits: pairs of points times layers, and layers.
-_MOST_WHOLE, _MOST_UNROLLED = 2**20, 16
+_MOST_WHOLE, _MOST_UNROLLED = 2**16, 16
 
 
 class LayerMaps(NamedTuple):
