@@ -79,7 +79,7 @@ def forward_cost(points: Points) -> int:
     positions."""
     apply, x = points.apply, take(points.x_train, 0)
 
-    def outputs(params: Params, x: Inputs) -> Any:  # a module may have traced fields
+    def outputs(params: Params, x: Any) -> Any:  # a module may have traced fields
         return apply(params, x)
 
     return multiplications(jax.make_jaxpr(outputs)(points.params, x))
