@@ -5,12 +5,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from .._custom_types import Inputs, Params
 from .._internal.jaxpr import multiplications
 from .._internal.validation import is_traced
 from .._network.base import OutputFunction, TrainableNetwork
 from .._network.dense_layers import Layer, as_layers, rated
+from .._network.flat_program import FlatProgram, flat_program
 from .._problem.inputs import count, join, take
 
 
@@ -71,6 +73,16 @@ class Points(eqx.Module):
         """The layers of a fully connected network; `None` for any other network."""
         layers = as_layers(self.apply, params, take(self.x_train, 0))
         return None if layers is None else rated(layers, self.rates)
+
+
+def network_program(points: Points) -> FlatProgram:
+    """The operations of (leaves of the parameters, x) ↦ all outputs at one point."""
+    leaves, structure = jax.tree.flatten(points.params)
+
+    def outputs(leaves: list[Array], x: Any) -> Float[Array, " out"]:
+        return points.apply(jax.tree.unflatten(structure, leaves), x).reshape(-1)
+
+    return flat_program(outputs, leaves, take(points.x_train, 0))
 
 
 def forward_cost(points: Points) -> int:

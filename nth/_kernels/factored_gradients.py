@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._custom_types import Inputs, Params
-from .._network.flat_program import FlatProgram, flat_program, value_of
+from .._network.flat_program import value_of
 from .._network.memory import activation_bytes
 from .._network.weight_uses import WeightUse, weight_uses
 from .._problem.inputs import take
-from .evaluation import Points
+from .evaluation import Points, network_program
 from .gradient_products import (
     PRODUCTS,
     Factors,
@@ -47,14 +47,8 @@ class GradientFunction:
     def __init__(self, points: Points, columns: int, pairing: Pairing = "full"):
         self.out_size = points.output.size
         self.pairing: Pairing = pairing
-        leaves, structure = jax.tree.flatten(points.params)
-
-        def outputs(leaves: list[Array], x: Any) -> Float[Array, " out"]:
-            output = points.apply(jax.tree.unflatten(structure, leaves), x)
-            return output.reshape(-1)
-
-        x = take(points.x_train, 0)
-        self.program: FlatProgram = flat_program(outputs, leaves, x)
+        leaves = jax.tree.leaves(points.params)
+        self.program = network_program(points)
         rates = jax.tree.leaves(points.rates)  # none of them if all are 1
         several = {i for i, rate in enumerate(rates) if rate.size > 1}
         uses = weight_uses(self.program, len(leaves))

@@ -21,9 +21,8 @@ from jaxtyping import Array, Float
 
 from .._custom_types import Params
 from .._internal.jaxpr import evaluate
-from .._network.flat_program import FlatProgram, Step, flat_program, value_of
-from .._problem.inputs import take
-from .evaluation import Points
+from .._network.flat_program import FlatProgram, Step, value_of
+from .evaluation import Points, network_program
 
 # Operations whose second derivatives are zero. Any other operation may be linear too:
 # its second derivatives are then computed, and are zero.
@@ -59,14 +58,8 @@ class SecondDerivatives:
 
     def __init__(self, points: Points):
         self.dtype, self.out_size = points.output.dtype, points.output.size
-        leaves, structure = jax.tree.flatten(points.params)
-
-        def outputs(leaves: list[Array], x: Any) -> Float[Array, " out"]:
-            output = points.apply(jax.tree.unflatten(structure, leaves), x)
-            return output.reshape(-1)
-
-        x = take(points.x_train, 0)
-        self.program: FlatProgram = flat_program(outputs, leaves, x)
+        leaves = jax.tree.leaves(points.params)
+        self.program = network_program(points)
         self.terms = _terms(self.program, len(leaves))
         self.operands = sorted({i for term in self.terms for i in term.operands})
         self.results = sorted({i for term in self.terms for i in term.outputs})
