@@ -10,6 +10,8 @@ Tsit5 runs to T/10, at one tolerance; its evaluations to T are at least 6 for ea
 3.3/ρ, by its stability.
 """
 
+from collections.abc import Iterator
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -57,12 +59,12 @@ def solved(
 def measure(small: bool) -> list[Row]:
     n, width, last = (4, 8, 100.0) if small else (512, 512, 1e4)
     if small:
-        return rows(n, width, last, 2)
+        return list(rows(n, width, last, 2))
     ends = {2: last, 3: last, 4: last / 10, None: last}
     return [row for p, end in ends.items() for row in rows(n, width, end, p)]
 
 
-def rows(n: int, width: int, last: float, order: int | None) -> list[Row]:
+def rows(n: int, width: int, last: float, order: int | None) -> Iterator[Row]:
     dynamics = dynamics_of(n, width, order)
     ts = last * jnp.array([1e-3, 1e-2, 1e-1, 1.0])
     implicit = nth.LowRankRosenbrock(dynamics)
@@ -72,21 +74,17 @@ def rows(n: int, width: int, last: float, order: int | None) -> list[Row]:
     stiff: list[diffrax.AbstractSolver] = [implicit, nth.ROCK4()]
     runs = [(solver, rtol, ts) for solver in stiff for rtol in TOLERANCES]
     runs.append((diffrax.Tsit5(), TOLERANCES[0], ts[:-1]))
-    found = []
     for solver, rtol, times in runs:
         solution = solved(dynamics, solver, times, rtol)
         bound = 6 * float(times[-1] * rate) / 3.3
         error = jnp.abs(solution.train - reference[: len(times)]).max()
         name = f"{dynamics.label}, {type(solver).__name__} to {times[-1]:g}"
         evaluations = int(solution.stats["num_evaluations"])
-        found.append(
-            {
-                "case": f"{name}, rtol {rtol:.0e}",
-                "steps": int(solution.stats["num_steps"]),
-                "rejected steps": int(solution.stats["num_rejected_steps"]),
-                "evaluations": evaluations,
-                "bound of Tsit5 / evaluations": bound / evaluations,
-                "error": float(error),
-            }
-        )
-    return found
+        yield {
+            "case": f"{name}, rtol {rtol:.0e}",
+            "steps": int(solution.stats["num_steps"]),
+            "rejected steps": int(solution.stats["num_rejected_steps"]),
+            "evaluations": evaluations,
+            "bound of Tsit5 / evaluations": bound / evaluations,
+            "error": float(error),
+        }
