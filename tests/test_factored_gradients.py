@@ -219,7 +219,7 @@ def test_results_do_not_depend_on_blocks_and_rows(kept, monkeypatch):
     np.testing.assert_allclose(blocks, whole, rtol=1e-12, atol=1e-14)
     part = nth.kernels(network, problem, order=2, rows=[10, 3])[2]
     np.testing.assert_allclose(part, whole[jnp.array([10, 3])], rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr("nth._kernels.jacobian._TILE_BYTES", 40)
+    monkeypatch.setattr("nth._kernels.jacobian._TILE_SLOTS", 5)
     tiled = nth.kernels(network, problem, order=2)[2]
     np.testing.assert_allclose(tiled, whole, rtol=1e-12, atol=1e-14)
     monkeypatch.setattr("nth._kernels.jacobian._BLOCK_BYTES", 20_000)

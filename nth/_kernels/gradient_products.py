@@ -51,8 +51,8 @@ def products(rows: Gradients, columns: Gradients) -> Float[Array, "rows columns"
     total = jnp.zeros(slots, rows.whole[0].dtype)
     for row, column in zip(rows.whole, columns.whole, strict=True):
         if row.shape[2]:
-            product = jnp.tensordot(row, column, axes=(2, 2))
-            total = total + product.reshape(slots)
+            # XLA copies the transpose of an operand of three axes.
+            total = total + row.reshape(slots[0], -1) @ column.reshape(slots[1], -1).T
     for row, column in zip(rows.factors, columns.factors, strict=True):
         total = total + _of_factors(row, column).reshape(slots)
     for row, column in zip(rows.lookups, columns.lookups, strict=True):

@@ -18,9 +18,9 @@ from .gradient_products import Gradients, Product
 
 # Maximum bytes of the gradients held at once, unless `block_size` is given.
 _BLOCK_BYTES = 2**28
-# Minimum bytes of a column of a tile of a symmetric product, and the maximum number of
-# tiles, each compiled separately: measured on 2 cores.
-_TILE_BYTES = 1280
+# Minimum slots of a tile of a symmetric product, and the maximum number of tiles, each
+# compiled separately: measured on 2 cores.
+_TILE_SLOTS = 160
 _MOST_TILES = 4
 
 
@@ -89,8 +89,7 @@ def _symmetric(
     """A product that equals its transpose: the tiles above its diagonal."""
     n = len(rows)
     slots = jax.eval_shape(products, rows, columns)
-    column = slots.shape[0] * slots.dtype.itemsize
-    tiles = min(_MOST_TILES, n, max(1, column // _TILE_BYTES))
+    tiles = min(_MOST_TILES, n, max(1, slots.shape[0] // _TILE_SLOTS))
     tile = -(-n // tiles)
     if tile > most:  # a tile's pairs of factors take too much memory
         return by_rows(lambda one: products(one, columns), rows, most)
