@@ -34,6 +34,7 @@ BENCHMARKS = (
     "stiff_matrix_free",
     "tolerances",
     "discrete",
+    "optimizers",
     "digits",
     "restarts",
     "error_estimate",

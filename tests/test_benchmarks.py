@@ -88,3 +88,103 @@ def test_readme_quotes_the_stored_speed_of_kernels() -> None:
     )
     ratios = [row.get("plain JAX / nth") for row in STORED["kernels"]["rows"]]
     assert min(ratio for ratio in ratios if ratio is not None) > 100
+
+
+# A phrase of a page with {} for each figure, and where the figures are stored.
+_SCIPY = "time / DenseExponential"
+_STIFF = "level-3 hierarchy, n = 512, LowRankRosenbrock to 10000, rtol 1e-05"
+_TOLERANCES = [
+    ("tolerances", f"n = 256, width 512, t = 10, p = {p}, rtol {rtol}", "evaluations")
+    for rtols in (("1e-04", "1e-04", "1e-06"), ("1e-07", "1e-07", "1e-07"))
+    for p, rtol in zip((2, 3, 4), rtols, strict=True)
+]
+QUOTES = [
+    *(
+        (
+            "solvers.md",
+            f"| {n} digits, order {p}, to $t = {quoted}$ | {{}} | {{}} |",
+            [
+                ("stiff_dense", f"n = {n}, p = {p}, T = {t}: SciPy {m}, 1e-07", _SCIPY)
+                for m in ("LSODA", "BDF")
+            ],
+        )
+        for n, p, t, quoted in (
+            (64, 3, 100, "100"),
+            (64, 3, 100000, "10^5"),
+            (256, 3, 100, "100"),
+            (256, 3, 10000, "10^4"),
+            (64, 4, 100, "100"),
+        )
+    ),
+    (
+        "solvers.md",
+        "in {} steps and {} evaluations at rtol $10^{-5}$",
+        [("stiff_matrix_free", _STIFF, name) for name in ("steps", "evaluations")],
+    ),
+    (
+        "solvers.md",
+        "`Tsit5` takes at least {} times as many evaluations",
+        [("stiff_matrix_free", _STIFF, "bound of Tsit5 / evaluations")],
+    ),
+    (
+        "solvers.md",
+        "with {}, {} and {} evaluations in place of {}, {} and {}",
+        _TOLERANCES,
+    ),
+    (
+        "hierarchy.md",
+        "error of level 3 is {} (training points) at $t = 150$",
+        [("levels", "digits, train, t = 150", "p = 3")],
+    ),
+    (
+        "kernels.md",
+        "takes {} times as long for attention and {} times for two convolutions",
+        [
+            ("kernels", f"K(3), {name}, n = 32", "plain JAX / nth")
+            for name in ("attention", "convolutional")
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("page", "phrase", "figures"), QUOTES)
+def test_pages_quote_stored_figures(
+    page: str, phrase: str, figures: list[tuple[str, str, str]]
+) -> None:
+    text = " ".join((ROOT / "docs" / page).read_text().split())
+    found = re.search(re.escape(phrase).replace(r"\{\}", r"([\d.,]+)"), text)
+    assert found is not None, phrase
+    for quoted, (name, case, column) in zip(found.groups(), figures, strict=True):
+        rows = {row["case"]: row for row in STORED[name]["rows"]}
+        digits = len(quoted.replace(".", "").lstrip("0"))
+        assert float(quoted) == float(f"{rows[case][column]:.{digits}g}"), case
+
+
+def test_the_page_of_finite_width_quotes_the_stored_deviations() -> None:
+    text = (ROOT / "docs" / "theory" / "finite_width.md").read_text()
+    rows = {row["case"]: row for row in STORED["corrections"]["rows"]}
+    exponents = {
+        **rows,
+        **{r["case"]: r for r in STORED["corrections_given_layer"]["rows"]},
+    }
+    names = {"outputs": "output_cumulant", "ntk_output": "ntk_output_covariance"}
+    for case, row in rows.items():
+        cells = [
+            f"{row[f'width {w}, rms deviation']:.1f} ({row[f'width {w}, largest']:.1f})"
+            for w in (64, 128, 256)
+        ]
+        slope, error = (exponents[case][key] for key in ("exponent", "± (95 %)"))
+        cells += [f"{slope:.2f} ± {error:.2f}".replace("-", "−")]
+        assert f"| `{names.get(case, case)}` | {' | '.join(cells)} |" in text
+
+
+def test_readme_quotes_the_stored_times() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert "in under a minute on 2 cores" in text
+    assert "in about a minute of CPU time" in text
+    for name, case, most in (
+        ("levels", "python -m nth", 60),
+        ("digits", "the whole program", 75),
+    ):
+        rows = {row["case"]: row for row in STORED[name]["rows"]}
+        assert rows[case]["CPU time (s)"] < most
