@@ -26,6 +26,7 @@ from .record import measured
 BENCHMARKS = (
     "levels",
     "kernels",
+    "third_kernels",
     "against_neural_tangents",
     "infinite_against_neural_tangents",
     "matrix_free",

@@ -1,12 +1,11 @@
-"""Kernels, against plain JAX and the peak of the machine.
+"""Kernels of a fully connected network, against plain JAX and the peak of the machine.
 
     python -m benchmarks kernels
 
-In float64, for two hidden layers and inputs of size 64: the time of K⁽³⁾ and K⁽⁴⁾ at
-large sizes, with the peak memory of the process so far; of K⁽²⁾ and K⁽³⁾ beside their
-baselines; of kernels along eight modes of the NTK; and of K⁽²⁾ of many classes and of
-many points. Some are shown with the time of their multiplications at the rate of matrix
-products, measured in the same run. Then K⁽²⁾ and K⁽³⁾ of other networks, one output.
+In float64, for two hidden layers and inputs of size 64: the time of K⁽³⁾ and
+K⁽⁴⁾ at large sizes, with the peak memory of the process; of K⁽²⁾ and K⁽³⁾ relative to
+their baselines; and of kernels along eight modes of the NTK. Each is shown with the
+time of its multiplications at the rate of matrix products, measured in the same run.
 Baselines are plain JAX: contraction of the Jacobian's rows, and its forward-mode
 derivative. Times are the minimum of several, after compilation, with arrays as
 arguments.
@@ -23,7 +22,6 @@ from jax.flatten_util import ravel_pytree
 import nth
 
 from .matrix_free import network_of, problem_of
-from .networks import network_and_points
 from .record import Row
 
 D = 64
@@ -86,47 +84,18 @@ def operations(order, n, width):
 
 def against_plain_jax(order, n, width, baseline, throughput):
     problem, network = problem_of(n, jnp.float64), network_of(width, jnp.float64)
-    row = beside_plain_jax(
-        f"K({order}), n = {n}, width {width}", order, network, problem, baseline
-    )
-    least = operations(order, n, width) / throughput
-    return {**row, "nth / its products": row["nth (s)"] / least}
-
-
-def beside_plain_jax(case, order, network, problem, baseline):
     plain, _ = seconds(baseline, network, problem.x_train, repeats=2)
     times, _ = seconds(formed(order), network, problem)
-    kernel = formed(order)(network, problem)
-    difference = kernel - baseline(network, problem.x_train)
+    least = operations(order, n, width) / throughput
+    difference = formed(order)(network, problem) - baseline(network, problem.x_train)
     return {
-        "case": case,
+        "case": f"K({order}), n = {n}, width {width}",
         "nth (s)": times,
         "plain JAX (s)": plain,
         "plain JAX / nth": plain / times,
-        "largest difference / entry": float(
-            jnp.max(jnp.abs(difference)) / jnp.max(jnp.abs(kernel))
-        ),
+        "nth / its products": times / least,
+        "largest difference": float(jnp.max(jnp.abs(difference))),
     }
-
-
-def of_network(name, order, n, baseline):
-    network, x = network_and_points(name, n)
-    problem = nth.Problem(x, jnp.zeros(n))
-    return beside_plain_jax(
-        f"K({order}), {name}, n = {n}", order, network, problem, baseline
-    )
-
-
-def traced(n, width, classes):
-    problem = problem_of(n, jnp.float64)
-    problem = nth.Problem(problem.x_train, jnp.zeros((n, classes)))
-    network = nth.MLP(D, width, 2, out_size=classes, key=jax.random.key(0))
-
-    def run():
-        return nth.kernels(network, problem, order=2, outputs="trace", progress=False)
-
-    case = f"trace of K(2), n = {n}, {classes} classes, width {width}"
-    return {"case": case, "nth (s)": eager_seconds(run)}
 
 
 def alone(order, n, width, throughput):
@@ -178,16 +147,6 @@ def measure(small: bool) -> list[Row]:
         against_plain_jax(
             3, 8 if small else 64, wide, derivative_of_contraction, throughput
         ),
-        *(
-            of_network(name, 2, 4 if small else n, jacobian_contraction)
-            for name, n in {"residual": 128, "embedding": 64}.items()
-        ),
-        *(
-            of_network(name, 3, 4 if small else 32, derivative_of_contraction)
-            for name in ("attention", "convolutional")
-        ),
         *(projected(r, 32 if small else 1000, wide, 2 if small else 8) for r in (3, 4)),
-        traced(8 if small else 100, wide, 5 if small else 1000),
-        alone(2, 64 if small else 10_000, wide, throughput),
         {"case": "matrix products", "throughput (GFlop/s)": throughput / 1e9},
     ]

@@ -140,7 +140,7 @@ QUOTES = [
         "kernels.md",
         "takes {} times as long for attention and {} times for two convolutions",
         [
-            ("kernels", f"K(3), {name}, n = 32", "plain JAX / nth")
+            ("third_kernels", f"{name}, n = 32, float64", "plain JAX / nth")
             for name in ("attention", "convolutional")
         ],
     ),
