@@ -60,6 +60,8 @@ def benchmark(name: str, start: str | None) -> str:
     lines.append("|---|" + "---:|" * (len(columns) - 1))
     for row in rows:
         case = row["case"].removeprefix(start or "").strip(", ") or row["case"]
+        case = case.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+        case = re.sub(r"e-(\d)", "e\N{NON-BREAKING HYPHEN}\\1", case)
         cells = [case, *(_number(row.get(key)) for key in columns[1:])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", setting(name)] if start is None else [])])
