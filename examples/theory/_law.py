@@ -78,7 +78,8 @@ def draw(
 
 def whole_decades(axis: Axes) -> None:
     """Limits of the logarithmic axis of values, so that at least two have a label."""
-    low, high = np.log10(axis.dataLim.intervaly)
+    limits = axis.dataLim  # an interval may contain zero
+    low, high = np.log10([limits.minposy, limits.ymax])
     axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
