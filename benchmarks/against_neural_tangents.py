@@ -68,10 +68,18 @@ def dense(p, x):
     return p["w3"] @ jnp.tanh(p["w2"] @ jnp.tanh(p["w1"] @ x))
 
 
+def residual(p, x):
+    """Layers of width 512 with a skip connection and layer normalization."""
+    x = jnp.tanh(p["w1"] @ x)
+    z = (x - x.mean()) / jnp.sqrt(x.var() + 1e-5) * p["scale"]
+    return p["w3"] @ (x + p["down"] @ jnp.tanh(p["up"] @ z))
+
+
 NETWORKS = {
     "convolutional": (convolutional, (1, 16, 16)),
     "attention": (attention, (16, 32)),
     "dense": (dense, (64,)),
+    "residual": (residual, (64,)),
 }
 
 
@@ -82,7 +90,10 @@ def shapes(name: str, outputs: int) -> dict[str, tuple[int, ...]]:
     if name == "attention":
         square = {part: (32, 32) for part in "qkvo"}
         return {**square, "up": (128, 32), "down": (32, 128), "read": (outputs, 32)}
-    return {"w1": (512, 64), "w2": (512, 512), "w3": (outputs, 512)}
+    ends = {"w1": (512, 64), "w3": (outputs, 512)}
+    if name == "residual":
+        return {**ends, "scale": (512,), "up": (512, 512), "down": (512, 512)}
+    return {**ends, "w2": (512, 512)}
 
 
 def inputs(case: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -243,6 +254,7 @@ CASES = (
     ("attention", 32, 10, BOTH),
     ("dense", 128, 1, BOTH),
     ("dense", 128, 10, BOTH),
+    ("residual", 128, 1, BOTH),
     ("convolutional", 64, 1, BOTH),
     ("convolutional", 128, 1, BOTH),
     ("convolutional", 64, 10, ("float32",)),

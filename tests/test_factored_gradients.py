@@ -239,7 +239,7 @@ def test_third_kernel_is_the_derivative_of_the_second(name, together, monkeypatc
 
     From derivatives of gradients, and from second derivatives of two points at once.
     """
-    monkeypatch.setattr(assembly, "points_at_once", lambda _: together)
+    monkeypatch.setattr(assembly, "points_at_once", lambda *_: together)
     # Not by a function that is compiled already.
     monkeypatch.setattr(assembly, "_is_quick", lambda points, order: False)
     apply, params, x, _ = CASES[name]
@@ -269,12 +269,39 @@ def test_third_kernel_is_the_derivative_of_the_second(name, together, monkeypatc
     np.testing.assert_allclose(rows, whole[jnp.array([3, 1])], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "together"), [("attention", 2), ("residual", 1)])
+def test_fourth_kernel_lifts_second_derivatives(name, together, monkeypatch):
+    """K(4) = D D (J Jᵀ), with the directions ∇f_c(θ) differentiated too."""
+    monkeypatch.setattr(assembly, "points_at_once", lambda *_: together)
+    apply, params, x, _ = CASES[name]
+    problem = nth.Problem(x[:2], jnp.zeros((2, 2)), x[2:3])
+    network = nth.from_apply(apply, params)
+    fourth = nth.kernels(network, problem, order=4)[4]
+    theta, unravel = ravel_pytree(params)
+
+    def gradients(theta):
+        return jacobian(apply, unravel(theta), x[:3])
+
+    def ntk(theta):
+        return gradients(theta) @ gradients(theta)[:4].T
+
+    def lifted(tensor):
+        def along(theta, u):
+            return jax.jvp(tensor, (theta,), (u,))[1]
+
+        over = jax.vmap(along, (None, 0), -1)
+        return lambda theta: over(theta, gradients(theta)[:4])
+
+    expected = jax.jit(lifted(lifted(ntk)))(theta).reshape(fourth.shape)
+    np.testing.assert_allclose(fourth, expected, rtol=1e-9, atol=1e-10)
+
+
 def test_kernels_of_large_networks_lift_the_outputs(monkeypatch):
     """If the gradients of all points do not fit in a block."""
     apply, params, x, _ = CASES["residual"]
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x[:3], jnp.zeros((3, 2)))
-    monkeypatch.setattr(assembly, "points_at_once", lambda _: 0)
+    monkeypatch.setattr(assembly, "points_at_once", lambda *_: 0)
     # Not by a function that is compiled already.
     monkeypatch.setattr(assembly, "_is_quick", lambda points, order: False)
     whole = nth.kernels(network, problem, order=3)[3]

@@ -60,6 +60,7 @@ def test_calls_that_do_not_fit_are_refused(name, monkeypatch):
     """The message has the required and the available amount, and a cure."""
     call, message_pattern = CALLS[name]
     monkeypatch.setattr(_memory, "available_bytes", lambda: 100)
+    monkeypatch.setattr(_memory, "_LITTLE", 0)
     with pytest.raises(ValueError, match=message_pattern) as caught:
         call()
     message = str(caught.value)
@@ -71,6 +72,7 @@ def test_calls_that_do_not_fit_are_refused(name, monkeypatch):
 def test_calls_that_fit_are_not_refused(name, monkeypatch):
     """The estimate is at most a few times the result and the parameters."""
     monkeypatch.setattr(_memory, "available_bytes", lambda: 2**20)
+    monkeypatch.setattr(_memory, "_LITTLE", 0)
     CALLS[name][0]()
 
 

@@ -222,6 +222,7 @@ def test_the_full_tensor_is_not_formed():
 
 def test_memory_error_names_the_trace(monkeypatch):
     monkeypatch.setattr("nth._network.memory.available_bytes", lambda: 20_000)
+    monkeypatch.setattr("nth._network.memory._LITTLE", 0)
     network, problem = make_network(4, 1, outputs=20), make_problem(4, 2, outputs=20)
     with pytest.raises(ValueError, match='outputs="trace"'):
         nth.kernels(network, problem, order=2)

@@ -143,5 +143,6 @@ def test_a_kernel_that_is_not_finite_leaves_no_file(tmp_path):
 
 def test_memory_error_names_the_file(monkeypatch):
     monkeypatch.setattr("nth._network.memory.available_bytes", lambda: 100)
+    monkeypatch.setattr("nth._network.memory._LITTLE", 0)
     with pytest.raises(ValueError, match=r"nth\.save_ntk"):
         nth.kernels(NETWORKS["chain"], problem_of("chain"), order=2)

@@ -16,9 +16,8 @@ from .._dynamics.parameter_dynamics import AbstractDescent
 from .._dynamics.stiffness import fastest_rate
 from .._dynamics.taylorized import TaylorizedFlow
 from .._internal.eigenvalues import is_symmetric
-from .._internal.validation import is_traced
+from .._internal.validation import all_finite, is_traced
 from .._network.dense_layers import as_layers
-from .._network.finiteness import all_finite
 from .._network.smoothness import has_kinks, has_primitives_with_kinks
 from .._problem.averaged_loss import AveragedLoss
 from .._problem.inputs import take

@@ -10,12 +10,8 @@ from jaxtyping import Array
 from .._custom_types import State
 from .._dynamics.base import AbstractDynamics
 from .._dynamics.parameter_dynamics import AbstractDescent
-from .._network.finiteness import (
-    all_finite,
-    cause_of_non_finite,
-    name_points,
-    rows_not_finite,
-)
+from .._internal.validation import all_finite
+from .._network.finiteness import cause_of_non_finite, name_points, rows_not_finite
 from .._network.learning_rates import overflow_by_rates
 
 

@@ -16,7 +16,7 @@ from .._dynamics.base import AbstractDynamics
 from .._dynamics.matrix_free import MatrixFreeHierarchy
 from .._internal.checkpoint import Checkpoint, fingerprint
 from .._internal.precision import full_precision
-from .._network.finiteness import all_finite
+from .._internal.validation import all_finite
 from .._solution.results import RESULTS
 from .._solution.solution import Solution
 from .checks import checked_times

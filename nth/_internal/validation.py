@@ -26,6 +26,12 @@ def is_traced(*trees: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
+@eqx.filter_jit
+def all_finite(*arrays: Array) -> Bool[Array, ""]:
+    """Whether no entry of any of `arrays` is NaN or infinite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
+
+
 def require_concrete(argument: str, value: Any, purpose: str) -> None:
     """Raise `ValueError` if `value` is traced, because `purpose` needs its numbers.
 

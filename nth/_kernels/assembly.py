@@ -39,7 +39,7 @@ from .jacobian import jacobian_products
 from .local_third import LocalThird, points_at_once
 from .mlp_fourth import add_exchanged, half_of_fourth
 from .mlp_kernels import Chain, chain_at, fourth, fourth_of_extra, second, third
-from .third_products import ThirdProducts, slots_at_once, third_tensor
+from .third_products import ThirdProducts, slots_at_once
 from .tiles import filled, tile_points
 
 # Maximum bytes of the derivatives at extra slots, along which nothing is trained.
@@ -104,27 +104,44 @@ def _formed(
         elif r == 2:
             columns, size = jacobian_products(points, block_size or 0)
             out = _fill(columns, points, out, 0, size, progress)
-        elif not chains and r == 3 and (most := points_at_once(points)):
-            local = LocalThird(min(block_size or most, most))
-            out = _fill(local, points, out, 0, n_slots, progress)
-        elif not chains and r == 3 and (most := slots_at_once(points, r)):
-            size = min(block_size or most, most)
-            out = _fill(ThirdProducts(size), points, out, 0, n_slots, progress)
         else:
-            together = 0
-            if chains:  # D lifts K⁽⁴⁾: each direction needs all of its columns
-                size = max(1, columns_at_once(chains[0][1], 4) // n_slots >> (r - 4))
-                depth = r - max(_OF_CHAIN)
-            elif together := slots_at_once(points, r):  # D lifts K⁽³⁾
-                size, depth = max(1, together // n_slots), r - 3
-                together = min(together, block_size or together)
+            third = None if chains else _third_way(points, r, block_size)
+            if third is not None and r == 3:
+                out = _fill(third, points, out, 0, n_slots, progress)
             else:
-                size, depth = directions_at_once(points, r), r - 1
-            *inner, last = split_block(block_size or size, n_slots, depth)
-            lifted = _Lifted(tuple(inner), together)
-            out = _fill(lifted, points, out, 0, last, progress)
+                size, depth = _directions(points, chains, third, r)
+                *inner, last = split_block(block_size or size, n_slots, depth)
+                lifted = _Lifted(tuple(inner), third)
+                out = _fill(lifted, points, out, 0, last, progress)
         tensors.append(out.reshape(*tensors[-1].shape, -1, *output.shape))
     return tuple(tensors)
+
+
+def _third_way(
+    points: Points, r: int, block_size: int | None
+) -> LocalThird | ThirdProducts | None:
+    """The faster way to K⁽³⁾, r − 3 times differentiated, of a network that is no chain
+    of layers; `None` if it does not fit in memory."""
+    if most := points_at_once(points, r):
+        return LocalThird(min(block_size or most, most))
+    if most := slots_at_once(points, r):
+        return ThirdProducts(min(block_size or most, most))
+    return None
+
+
+def _directions(
+    points: Points,
+    chains: list[tuple[int, Chain]],
+    third: LocalThird | ThirdProducts | None,
+    r: int,
+) -> tuple[int, int]:
+    """How many directions of D are processed at once, and how often it is applied."""
+    if chains:  # to K⁽⁴⁾: each direction needs all of its columns
+        at_once = columns_at_once(chains[0][1], 4) // points.n_slots >> (r - 4)
+        return max(1, at_once), r - max(_OF_CHAIN)
+    if third is not None:
+        return max(1, third.together // points.n_slots), r - 3
+    return directions_at_once(points, r), r - 1
 
 
 def _chains(layers: tuple[Layer, ...], points: Points) -> list[tuple[int, Chain]]:
@@ -190,12 +207,12 @@ def _equal(number: int, most: int) -> int:
 class _Lifted(eqx.Module):
     """Columns by the operator D, applied to the highest kernel formed otherwise.
 
-    `inner` holds the block size of each later slot, the innermost first; `together` is
-    the number of columns of K⁽³⁾ computed at once, 0 to lift the outputs.
+    `inner` holds the block size of each later slot, the innermost first; `third` is the
+    way to K⁽³⁾ of a network that is no chain of layers, `None` to lift the outputs.
     """
 
     inner: tuple[int, ...] = eqx.field(static=True)
-    together: int = eqx.field(static=True)
+    third: LocalThird | ThirdProducts | None
 
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
@@ -203,8 +220,8 @@ class _Lifted(eqx.Module):
         gradient = slot_gradient(points.apply, points.x_train, points.rates)
         n_slots = points.n_slots
         tensor, known = closed_form(points, max(_OF_CHAIN)), max(_OF_CHAIN)
-        if tensor is None and self.together:
-            tensor, known = third_tensor(points, self.together), 3
+        if tensor is None and self.third is not None:
+            tensor, known = self.third.tensor(points), 3
         elif tensor is None:
             tensor, known = partial(points.apply.over, xs=points.x), 1
         for block in self.inner:

@@ -9,10 +9,12 @@ from jaxtyping import Array, Float
 
 from .._custom_types import Inputs, Params
 from .._internal.jaxpr import multiplications
-from .._internal.validation import is_traced
+from .._internal.validation import all_finite, is_traced
 from .._network.base import OutputFunction, TrainableNetwork
 from .._network.dense_layers import Layer, as_layers, rated
+from .._network.finiteness import require_finite_result
 from .._network.flat_program import FlatProgram, flat_program
+from .._network.learning_rates import overflow_by_rates
 from .._problem.inputs import count, join, take
 
 
@@ -95,6 +97,29 @@ def forward_cost(points: Points) -> int:
         return apply(params, x)
 
     return multiplications(jax.make_jaxpr(outputs)(points.params, x))
+
+
+def require_finite_kernels(
+    tensors: tuple[Float[Array, "rows ..."], ...], points: Points
+) -> None:
+    """Raise `ValueError` if one of the kernels K⁽¹⁾ … K⁽ᵖ⁾ has NaN or infinity."""
+    if is_traced(tensors) or bool(all_finite(*tensors)):
+        return
+    x, rates = points.x, points.rates
+    n_train = points.n_train if points.with_train else count(x)
+    at = (points.apply, points.params, x, n_train)
+    for r, tensor in enumerate(tensors, 1):
+        otherwise = overflow_by_rates(rates, r - 1) or (
+            f"derivatives of order {r - 1} of the network are NaN or infinite at some "
+            "of the points, such as those of a norm or a power at 0. Use a lower "
+            "order, or a network that is smooth there."
+        )
+        if r == 2:
+            otherwise = overflow_by_rates(rates, 1) or (
+                f"products of gradients overflow {tensor.dtype}. Rescale the inputs or "
+                "the parameters, or use float64."
+            )
+        require_finite_result(f"K({r})", tensor, *at, otherwise=otherwise)
 
 
 @eqx.filter_jit

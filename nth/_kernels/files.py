@@ -14,9 +14,8 @@ from .._internal.checkpoint import require_path
 from .._internal.precision import full_precision
 from .._internal.validation import is_traced, require_bool, require_integer
 from .._network.base import trainable
-from .._network.finiteness import require_finite_kernels
 from .._problem.problem import Problem
-from .evaluation import Points, points_of
+from .evaluation import Points, points_of, require_finite_kernels
 from .tiles import tile_points, tiles
 
 
@@ -86,12 +85,11 @@ def _write(
     _allocate(file, start + points.n_rows * points.n_slots * dtype.itemsize)
     whole = (points.n_rows, points.n_slots)
     kernel = np.memmap(file.name, dtype, "r+", start, whole)
-    at = (points.apply, points.params, points.x, points.n_train)
     for tile in tiles(points, tile_points(points, block_size), progress):
         block = np.asarray(tile.block)
         # No K(1) here: a row of zeros is in its place.
         zeros = jnp.zeros(len(tile.block), tile.block.dtype)
-        require_finite_kernels((zeros, tile.block), *at, points.rates)
+        require_finite_kernels((zeros, tile.block), points)
         rows = slice(tile.row, tile.row + block.shape[0])
         columns = slice(tile.column, tile.column + block.shape[1])
         kernel[rows, columns] = block

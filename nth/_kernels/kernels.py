@@ -20,13 +20,12 @@ from .._internal.validation import (
     require_order,
 )
 from .._network.base import trainable
-from .._network.finiteness import require_finite_kernels
 from .._network.memory import require_memory
-from .._problem.inputs import count, take
+from .._problem.inputs import take
 from .._problem.problem import Problem
 from .assembly import form, outputs_at
 from .costs import held_bytes, kernel_bytes
-from .evaluation import Points, points_of
+from .evaluation import Points, points_of, require_finite_kernels
 from .gradient_products import PAIRINGS, Pairing
 from .kernel_shapes import SECOND, pairing_of, shapes_of
 from .output_pairs import output_pairs
@@ -241,9 +240,7 @@ def kernels(
     else:
         pairs = output_pairs(points, pairing, block_size, progress)
         tensors = outputs_at(points), pairs
-    n_train = points.n_train if points.with_train else count(points.x)
-    at = (points.apply, points.params, points.x, n_train)
-    require_finite_kernels(tensors, *at, points.rates)
+    require_finite_kernels(tensors, points)
     return Kernels(tensors, rows is None, pairing)
 
 

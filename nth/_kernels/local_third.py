@@ -21,6 +21,7 @@ from .._network.learning_rates import by_rates
 from .._problem.inputs import count, join
 from .evaluation import Points, forward_cost
 from .factored_gradients import GradientFunction
+from .hierarchy_operator import TensorFunction
 from .jacobian import jacobian_of
 from .local_derivatives import SecondDerivatives
 
@@ -33,11 +34,13 @@ _BLOCK_BYTES = 2**23
 _READING = 3
 
 
-def points_at_once(points: Points) -> int:
-    """The number of points whose second derivatives are computed at once; 0 where
-    another way takes less time, or they do not fit in memory."""
+def points_at_once(points: Points, r: int) -> int:
+    """The number of points whose second derivatives are computed at once for K⁽³⁾,
+    r − 3 times differentiated; 0 where another way takes less time, or they do not fit
+    in memory."""
     second = SecondDerivatives(points)
     directions = points.output.size * (points.n_train + count(points.x_extra))
+    directions <<= r - 3  # each derivative doubles what is held
     itemsize = points.output.dtype.itemsize
     held = directions * itemsize * max(points.n_params, points.n_slots**2)
     each = directions * second.bytes_per_direction()
@@ -70,8 +73,12 @@ class LocalThird(eqx.Module):
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows slots columns"]:
-        tensor = _third(points, points.params, self.together)
+        tensor = self.tensor(points)(points.params)
         return jax.lax.dynamic_slice_in_dim(tensor, start, size, axis=2)
+
+    def tensor(self, points: Points) -> TensorFunction:
+        """θ ↦ K⁽³⁾."""
+        return lambda params: _third(points, params, self.together)
 
 
 def _third(

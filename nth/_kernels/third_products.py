@@ -55,22 +55,21 @@ class ThirdProducts(eqx.Module):
     def __call__(
         self, points: Points, start: Int[Array, ""], size: int
     ) -> Float[Array, "rows slots columns"]:
-        column, gradient = _column(points, points.params)
         slots = start + jnp.arange(size)
-        return _over_slots(
-            lambda slot: column(gradient(points.params, slot)), slots, self.together
-        )
+        return self._columns(points, points.params, slots)
 
-
-def third_tensor(points: Points, size: int) -> TensorFunction:
-    """θ ↦ K⁽³⁾, computed `size` columns at a time."""
-
-    def tensor(params: Params) -> Float[Array, "rows slots slots"]:
-        column, gradient = _column(points, params)
+    def tensor(self, points: Points) -> TensorFunction:
+        """θ ↦ K⁽³⁾."""
         slots = jnp.arange(points.n_slots)
-        return _over_slots(lambda slot: column(gradient(params, slot)), slots, size)
+        return lambda params: self._columns(points, params, slots)
 
-    return tensor
+    def _columns(
+        self, points: Points, params: Params, slots: Int[Array, " columns"]
+    ) -> Float[Array, "rows slots columns"]:
+        column, gradient = _column(points, params)
+        return _over_slots(
+            lambda slot: column(gradient(params, slot)), slots, self.together
+        )
 
 
 def _over_slots(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from .._custom_types import Inputs, Params
 from .._internal.static import Static
 from .._internal.validation import (
+    all_finite,
     is_traced,
     placed_by_compiler,
     require_finite,
@@ -188,6 +189,9 @@ def _checked_params(params: Params, problem: Problem) -> Params:
                 "cast one of them, for instance x_train.astype(...), or all points."
             )
     if is_traced(params):
+        return params
+    finite = all_finite(*leaves)  # traced within jax.jit, also of constants
+    if not is_traced(finite) and bool(finite):
         return params
     return jax.tree.map(
         partial(

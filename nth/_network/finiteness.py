@@ -7,13 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from .._custom_types import Inputs, Params
-from .._internal.validation import is_traced, require
+from .._internal.validation import all_finite, is_traced, require
 from .._problem.inputs import count
 from .base import OutputFunction
-from .learning_rates import overflow_by_rates
 
 # The number of points whose gradients are computed together.
 _BATCH = 64
@@ -21,12 +20,6 @@ _CURE = (
     "Remove these points, or make the network differentiable there, for instance by "
     "jnp.sqrt(s + 1e-12) in place of jnp.sqrt(s)."
 )
-
-
-@eqx.filter_jit
-def all_finite(*arrays: Array) -> Bool[Array, ""]:
-    """Whether no entry of any of `arrays` is NaN or infinite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))
 
 
 def checked_finite(
@@ -63,33 +56,6 @@ def cause_of_non_finite(
             f"a square root or a quotient at 0. {_CURE}"
         )
     return None
-
-
-def require_finite_kernels(
-    tensors: tuple[Float[Array, "rows ..."], ...],
-    apply: OutputFunction,
-    params: Params,
-    x: Inputs,
-    n_train: int,
-    rates: Params | None = None,
-) -> None:
-    """Raise `ValueError` if one of the kernels K⁽¹⁾ … K⁽ᵖ⁾ has NaN or infinity."""
-    if is_traced(tensors) or bool(all_finite(*tensors)):
-        return
-    for r, tensor in enumerate(tensors, 1):
-        otherwise = overflow_by_rates(rates, r - 1) or (
-            f"derivatives of order {r - 1} of the network are NaN or infinite at some "
-            "of the points, such as those of a norm or a power at 0. Use a lower "
-            "order, or a network that is smooth there."
-        )
-        if r == 2:
-            otherwise = overflow_by_rates(rates, 1) or (
-                f"products of gradients overflow {tensor.dtype}. Rescale the inputs or "
-                "the parameters, or use float64."
-            )
-        require_finite_result(
-            f"K({r})", tensor, apply, params, x, n_train, otherwise=otherwise
-        )
 
 
 def require_finite_result(
