@@ -67,7 +67,6 @@ def benchmark(name: str, start: str | None) -> str:
     lines.append("|---|" + "---:|" * (len(columns) - 1))
     for row in rows:
         case = row["case"].removeprefix(start or "").strip(", ") or row["case"]
-        case = re.sub(r"e-0?(\d)", r"e−\1", case)  # no line break after the sign
         cells = [case, *(_number(row.get(key)) for key in columns[1:])]
         lines.append("| " + " | ".join(cells) + " |")
     table = ['<div class="benchmark" markdown>', "", *lines, "", "</div>"]
