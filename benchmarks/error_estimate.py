@@ -106,20 +106,8 @@ class Terms(eqx.Module):
         return self.hierarchy.output_terms(state)
 
 
-def problem_of(seed):
-    """(network, problem, options, times, description) of one random problem."""
-    rng = np.random.default_rng(seed)
-    width, depth = list(SHAPES)[rng.choice(len(SHAPES), p=list(SHAPES.values()))]
-    activation, loss, kind = (int(rng.integers(k)) for k in (6, 3, 3))
-    last = 10 ** rng.uniform(-1, 5)
-    if width >= 256:
-        last = min(last, 10 ** rng.uniform(-1, 4))
-    scale, sigma = 10 ** rng.uniform(-0.5, 0.7), rng.choice([1.0, 1.5])
-    x = rng.normal(size=(TRAIN + TEST, SIZE))
-    x *= 10 ** rng.uniform(-0.3, 0.3) / np.linalg.norm(x, axis=1, keepdims=True)
-    labels = rng.integers(OUTPUTS, size=TRAIN)
-    y = np.where(np.arange(OUTPUTS)[None] == labels[:, None], 1.0, -1.0)
-    y = y * scale if loss == 0 else y
+def layers(rng, width, depth, kind, sigma):
+    """Weights, and the scales of each layer before and after its activation."""
     sizes = [SIZE, *[width] * depth, OUTPUTS]
     weights, scales = [], []
     for i in range(depth + 1):
@@ -134,9 +122,25 @@ def problem_of(seed):
         else:  # "standard"
             weights.append(w * s * fan_in**-0.5)
             scales.append((1.0, 1.0))
-    network = Network(
-        tuple(map(jnp.asarray, weights)), jnp.eye(6)[activation], jnp.asarray(scales)
-    )
+    return tuple(map(jnp.asarray, weights)), jnp.asarray(scales)
+
+
+def problem_of(seed):
+    """(network, problem, options, times, description) of one random problem."""
+    rng = np.random.default_rng(seed)
+    width, depth = list(SHAPES)[rng.choice(len(SHAPES), p=list(SHAPES.values()))]
+    activation, loss, kind = (int(rng.integers(k)) for k in (6, 3, 3))
+    last = 10 ** rng.uniform(-1, 5)
+    if width >= 256:
+        last = min(last, 10 ** rng.uniform(-1, 4))
+    scale, sigma = 10 ** rng.uniform(-0.5, 0.7), rng.choice([1.0, 1.5])
+    x = rng.normal(size=(TRAIN + TEST, SIZE))
+    x *= 10 ** rng.uniform(-0.3, 0.3) / np.linalg.norm(x, axis=1, keepdims=True)
+    labels = rng.integers(OUTPUTS, size=TRAIN)
+    y = np.where(np.arange(OUTPUTS)[None] == labels[:, None], 1.0, -1.0)
+    y = y * scale if loss == 0 else y
+    weights, scales = layers(rng, width, depth, kind, sigma)
+    network = Network(weights, jnp.eye(6)[activation], scales)
     frozen = jax.tree.map(lambda _: False, network)
     trained = jax.tree.map(lambda _: True, network.weights)
     options = {

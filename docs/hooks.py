@@ -37,6 +37,13 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     return IMAGE.sub(lambda match: _image(*match.groups()), markdown)
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """Short code such as `1e-4` stays on one line: browsers break it after a hyphen."""
+    return re.sub(
+        r"<code>(?=[^<-]*-[^<]*</code>)(?=[^<]{,36}<)", "<code class=whole>", html
+    )
+
+
 def _image(text: str, file: str) -> str:
     """A narrow figure is not stretched to the column, so that text has one size."""
     header = (ROOT / "docs" / "figures" / Path(file).name).read_bytes()[:24]
@@ -64,7 +71,8 @@ def benchmark(name: str, start: str | None) -> str:
         case = re.sub(r"e-(\d)", "e\N{NON-BREAKING HYPHEN}\\1", case)
         cells = [case, *(_number(row.get(key)) for key in columns[1:])]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(["", setting(name)] if start is None else [])])
+    table = ['<div class="benchmark" markdown>', "", *lines, "", "</div>"]
+    return "\n".join([*table, *(["", setting(name)] if start is None else [])])
 
 
 def setting(name: str) -> str:
@@ -112,7 +120,7 @@ def _names() -> str:
 
 def _row(name: str, value: object) -> str:
     first = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
-    first = re.sub(":$", ".", first)  # of an equation that follows
+    first = re.sub("[:,]$", ".", first)  # of an equation that follows
     return f"| [`nth.{name}`][] | {first.replace('|', chr(92) + '|')} |"
 
 

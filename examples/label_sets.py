@@ -3,7 +3,7 @@
     python examples/label_sets.py            # under a minute on 2 cores
     python examples/label_sets.py --small    # seconds: what the checks run
 
-The kernels depend on the network and the points alone. Here they are formed once for
+The kernels depend on the network and the points alone. Here they are computed once for
 24 handwritten digits, saved, and serve a thousand solves of level 3, batch after batch
 under `jax.vmap`: 999 random labellings and the true one (odd or even). Prints how long
 that took, and writes label_sets.png: the loss of each label set at level 2, where the
@@ -57,7 +57,7 @@ def losses(order):
         return jax.lax.map(partial(of_labels, kernels), labels, batch_size=50)
 
     start = time.perf_counter()
-    found = jax.block_until_ready(solve(kernels, labels))
+    last_losses = jax.block_until_ready(solve(kernels, labels))
     first = time.perf_counter() - start
     start = time.perf_counter()
     jax.block_until_ready(solve(kernels, -labels))
@@ -66,7 +66,7 @@ def losses(order):
         f"{sets} label sets at p = {order}: {first:.1f} s, and {again:.1f} s for "
         "another thousand, compiled already"
     )
-    return np.asarray(found)
+    return np.asarray(last_losses)
 
 
 by_level = {p: losses(p) for p in (2, 3)}
@@ -94,5 +94,5 @@ axis.set(
     ylabel="change by level 3 (%)",
     title=f"{sets} label sets of {n} digits",
 )
-axis.legend()
+axis.legend(frameon=False)
 figure.savefig("label_sets.png")

@@ -73,8 +73,14 @@ def draw(
     axis.errorbar(line, middle, bars, fmt="o", color=color, label=label, **options)
     below = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.17)}
     over_widths(axis, at, fontsize=8, **below)
-    low, high = np.log10(axis.dataLim.intervaly)
-    axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))  # whole decades
+    whole_decades(axis)
+
+
+def whole_decades(axis: Axes) -> None:
+    """Limits of the logarithmic axis of values, so that at least two have a label."""
+    limits = axis.dataLim  # an interval may contain zero
+    low, high = np.log10([limits.minposy, limits.ymax])
+    axis.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -126,36 +127,37 @@ def table(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, headers, floatfmt=".2f")
 
 
+def draw_shift(axis: Axes, part: dict[str, np.ndarray]) -> None:
+    """The shift from infinite width over time, of networks and of both laws."""
+    networks, law, resummed = (
+        part[kind] - part["infinite_width"] for kind in ("networks", "law", "resummed")
+    )
+    points = {0: "training point 1", 3: "test point 1", 4: "test point 2"}
+    for offset, point in enumerate(points):
+        place = np.arange(3) + 0.2 * (offset - 1)
+        axis.errorbar(
+            place,
+            networks[:, point],
+            3 * part["standard_error"][:, point],
+            fmt="o",
+            ms=3,
+            capsize=2,
+            color=(PURPLE, BLUE, ORANGE)[offset],
+            label=f"networks, {points[point]}",
+        )
+        axis.plot(place, law[:, point], "_", ms=9, mew=2, color=GRAY)
+        axis.plot(place, resummed[:, point], "_", ms=9, mew=2, color=GREEN)
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set_xticks(range(3), ["1", "6", "∞"])
+
+
 def figure(rows: list[dict[str, Any]]) -> Figure:
     """Change of mean and variance from infinite width."""
     drawn = Figure(figsize=(7, 5.4), layout="constrained", dpi=150)
     axes = drawn.subplots(2, len(rows), squeeze=False)
-    labels = ["1", "6", "∞"]
     for column, row in enumerate(rows):
         for axis, name in zip(axes[:, column], ("mean", "variance"), strict=True):
-            part = {key: np.array(value) for key, value in row[name].items()}
-            shift = part["networks"] - part["infinite_width"]
-            law, resummed = (
-                part[kind] - part["infinite_width"] for kind in ("law", "resummed")
-            )
-            points = {0: "training point 1", 3: "test point 1", 4: "test point 2"}
-            for offset, point in enumerate(points):
-                place = np.arange(3) + 0.2 * (offset - 1)
-                color = (PURPLE, BLUE, ORANGE)[offset]
-                axis.errorbar(
-                    place,
-                    shift[:, point],
-                    3 * part["standard_error"][:, point],
-                    fmt="o",
-                    ms=3,
-                    capsize=2,
-                    color=color,
-                    label=f"networks, {points[point]}",
-                )
-                axis.plot(place, law[:, point], "_", ms=9, mew=2, color=GRAY)
-                axis.plot(place, resummed[:, point], "_", ms=9, mew=2, color=GREEN)
-            axis.axhline(0, color="black", lw=0.8)
-            axis.set_xticks(range(3), labels)
+            draw_shift(axis, {key: np.array(value) for key, value in row[name].items()})
         hidden = "hidden layer" if row["depth"] == 1 else "hidden layers"
         title = f"{row['depth']} {hidden}, width {row['width']}"
         axes[0, column].set_title(title, fontsize=9)

@@ -15,9 +15,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _law import axes, interval, over_widths
+from _law import axes, interval, over_widths, whole_decades
 from jax.scipy.special import erf
-from matplotlib.ticker import NullFormatter
 from tabulate import tabulate
 
 import nth
@@ -151,7 +150,7 @@ def compared(widths: list[int], samples: int) -> None:
     for axis in (left, right):
         over_widths(axis, widths, fontsize=8)
         axis.set_xlabel("width, or channels")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        whole_decades(axis)
     figure.savefig("infinite_networks.png")
     headers = ("network", "width", "mean NTK / limit - 1", "standard error", "spread")
     print(tabulate(rows, headers=headers, floatfmt=("", ".0f", ".4f", ".4f", ".3f")))

@@ -13,9 +13,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _law import axes, interval, over_widths
+from _law import axes, interval, over_widths, whole_decades
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from tabulate import tabulate
 
 import nth
@@ -71,7 +70,7 @@ def draw_scaling(
     right.set(title="distance of the mean from the limit")
     for axis in (left, right):
         over_widths(axis, list(w), fontsize=8)
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        whole_decades(axis)
     figure.savefig("infinite_width.png")
 
 
@@ -90,8 +89,8 @@ def ensemble(width: int, members: int) -> None:
     @jax.jit
     def trained(key: jax.Array) -> jax.Array:
         network = nth.MLP(2, width, key=key, **options)
-        formed = nth.kernels(network, problem, order=2, progress=False)
-        return nth.closed_form(formed, problem, ts).test
+        kernels = nth.kernels(network, problem, order=2, progress=False)
+        return nth.closed_form(kernels, problem, ts).test
 
     draws = [trained(jax.random.key(k)) for k in range(members)]
     with nth.plot.style():

@@ -40,13 +40,13 @@ def phases(axis: Axes, size: int) -> None:
         cmap="viridis",
         rasterized=True,
     )
-    axis.figure.colorbar(mesh, ax=axis, label="depth scale of correlations (layers)")
+    axis.figure.colorbar(mesh, ax=axis)
     line = nth.infinite.critical_line("tanh", variance=np.linspace(0, 5, 60))
     axis.plot(*line, color="white", lw=2)
     axis.text(0.7, 0.9, "ordered", color="white")
     axis.text(2.3, 0.2, "chaotic", color="white")
     axis.set(xlabel="$\\sigma_w$", ylabel="$\\sigma_b$", ylim=(0, 1.2), xlim=(0.4, 3))
-    axis.set_title("phases of tanh networks", fontsize=9)
+    axis.set_title("depth scale of correlations (layers), tanh", fontsize=9)
 
 
 def correlations(sigma_w: float, depths: list[int]) -> np.ndarray:

@@ -40,14 +40,14 @@ def main(small: bool) -> None:
 
     def measure(width: int, key: jax.Array) -> dict[str, jax.Array]:
         network = nth.MLP(4, width, 2, key=key)
-        formed = nth.kernels(network, problem, order=max(LEVELS), progress=False)
+        kernels = nth.kernels(network, problem, order=max(LEVELS), progress=False)
         truth = solved(nth.GradientFlow(network, problem))
         errors = {}
         for p in LEVELS:
             if p == 2:
-                level = nth.closed_form(formed, problem, [*EARLY, LATE]).train
+                level = nth.closed_form(kernels, problem, [*EARLY, LATE]).train
             else:
-                level = solved(nth.DenseHierarchy(formed, problem, order=p))
+                level = solved(nth.DenseHierarchy(kernels, problem, order=p))
             parted = level - truth
             *early, late = jnp.linalg.norm(parted, axis=1)
             errors |= {

@@ -31,12 +31,12 @@ def main(small: bool) -> None:
 
     def measure(width: int, key: jax.Array) -> dict[str, jax.Array]:
         network = nth.MLP(4, width, 2, key=key)
-        formed = nth.kernels(network, problem, order=4, progress=False)
-        g = (formed[1] - problem.y_train) / 3
+        kernels = nth.kernels(network, problem, order=4, progress=False)
+        g = (kernels[1] - problem.y_train) / 3
         return {
-            "K(3)": jnp.max(jnp.abs(formed[3])),
-            "K(4)": jnp.max(jnp.abs(formed[4])),
-            "dK(2)/dt at t = 0": jnp.max(jnp.abs(formed[3] @ g)),
+            "K(3)": jnp.max(jnp.abs(kernels[3])),
+            "K(4)": jnp.max(jnp.abs(kernels[4])),
+            "dK(2)/dt at t = 0": jnp.max(jnp.abs(kernels[3] @ g)),
         }
 
     count = 32 if small else 200

@@ -137,34 +137,12 @@ def _over_panels(
 ) -> tuple[Integrals, Integrals]:
     """The integrals at the end, and at the end of each panel."""
     rates = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rates)
-    p, g, motion = len(flat), rates.slope, rates.kernel_motion
-    end = p if motion is not None else p + 1  # of r + k, without the last of f
     to_nodes, to_ends = _integration(rule, widths)
-
-    def along(start: Array, rate: Array) -> tuple[Array, Array]:
-        """An integral at the nodes, and at the panels' ends."""
-        first = jnp.expand_dims(start, 0)
-        at_nodes = first + jnp.tensordot(to_nodes, rate, axes=1)
-        return at_nodes, first + jnp.tensordot(to_ends, rate, axes=1)
-
-    total, slopes = along(now.slope, g)
-    # K⁽ʳ⁾_1 at the nodes: one product with all their vectors.
-    level = [-_times(flat[r], total) for r in range(2, end - 1)]
-    term_rates, kernels = [], []
-    for k in range(2, end - 1):
-        term_rates.append(-_times_each(level[0], g))
-        advanced = [
-            along(start, -_times_each(above, g))
-            for start, above in zip(
-                now.kernels[k - 2] if k < end - 2 else (), level[1:], strict=True
-            )
-        ]
-        level = [at_nodes for at_nodes, _ in advanced]
-        kernels.append(tuple(at_ends[-1] for _, at_ends in advanced))
-    if motion is not None and p > 2:
-        term_rates.append(motion - sum(term_rates, jnp.zeros_like(motion)))
+    term_rates, kernels = _term_rates(flat, now, rates, to_nodes, to_ends[-1])
+    slopes = _integral(now.slope, to_ends, rates.slope)
     ends = [
-        along(term, rate)[1] for term, rate in zip(now.terms, term_rates, strict=True)
+        _integral(term, to_ends, rate)
+        for term, rate in zip(now.terms, term_rates, strict=True)
     ]
     terms = (
         jnp.stack(ends, axis=1)
@@ -172,8 +150,38 @@ def _over_panels(
         else jnp.broadcast_to(now.terms, (len(widths), *now.terms.shape))
     )
     each = Integrals(slopes, terms, ())  # kernels are needed at the end alone
-    last = tuple(kernels[: len(now.kernels)])
-    return Integrals(slopes[-1], terms[-1], last), each
+    return Integrals(slopes[-1], terms[-1], kernels), each
+
+
+def _term_rates(
+    flat: Levels,
+    now: Integrals,
+    rates: Rates,
+    to_nodes: Float[Array, "k k"],
+    to_end: Float[Array, " k"],
+) -> tuple[list[Float[Array, "k rows"]], tuple[tuple[Array, ...], ...]]:
+    """df_2/dt, …, df_{p−1}/dt at the nodes, and the kernels at the end."""
+    p, g, motion = len(flat), rates.slope, rates.kernel_motion
+    highest = p if motion is not None else p + 1  # of r + k, without the last of f
+    # K⁽ʳ⁾_1 at the nodes: one product with all their vectors.
+    total = _integral(now.slope, to_nodes, g)
+    level = [-_times(kernel, total) for kernel in flat[2 : highest - 1]]
+    term_rates, kernels = [], []
+    for starts in (*now.kernels, ())[: len(level)]:  # of K⁽ʳ⁾_k for k = 2, 3, …
+        term, *moving = (-_times_each(kernel, g) for kernel in level)
+        advanced = list(zip(starts, moving, strict=True))
+        level = [_integral(start, to_nodes, rate) for start, rate in advanced]
+        term_rates.append(term)
+        kernels.append(tuple(_integral(s, to_end, rate) for s, rate in advanced))
+    if motion is not None and p > 2:
+        term_rates.append(motion - sum(term_rates, jnp.zeros_like(motion)))
+    return term_rates, tuple(kernels[: len(now.kernels)])
+
+
+def _integral(start: Array, weights: Float[Array, "*k nodes"], rate: Array) -> Array:
+    """`start` plus the integral of `rate`, from its values at the nodes."""
+    integral = jnp.tensordot(weights, rate, axes=1)
+    return jnp.broadcast_to(start, integral.shape) + integral
 
 
 def _integration(

@@ -1,6 +1,6 @@
 """The level-p hierarchy without n^p tensors: a series in ε for the parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -150,16 +150,7 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         self._series(state, moved=True)
         if self.weight_decay is None:
             return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
-        terms = (state.base, *state.steps)
-        products = [
-            jnp.vdot(a, b)
-            for i, step in enumerate(terms)
-            for partner in terms[: self.order - i]
-            for a, b in zip(
-                jax.tree.leaves(step), jax.tree.leaves(partner), strict=True
-            )
-        ]
-        return self.weight_decay * sum(products) / 2
+        return self.weight_decay * state.squared_norm() / 2
 
     def outputs(self, state: SeriesState) -> Float[Array, "m *out"]:
         return self._outputs(state, self.problem.x)
@@ -169,10 +160,7 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         base, steps = self._series(state)
 
         def block(x: Inputs) -> Float[Array, "b p *out"]:
-            terms = self.coefficients(
-                lambda params: self.apply.over(params, x), base, steps
-            )
-            return jnp.stack(terms, axis=1)
+            return jnp.stack(self._terms(x, base, steps), axis=1)
 
         return jnp.moveaxis(in_blocks(block, self.problem.x, self.block_size), 1, 0)
 
@@ -224,11 +212,8 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         require_vector(vector, self.problem.n_train, self.apply.output)
 
         def series(x: Inputs, terms: list[Params]) -> list[Array]:
-            def along(params: Params) -> Array:
-                return self.apply.over(params, x)
-
             base, *steps = terms
-            return self.coefficients(along, base, steps) if steps else [along(base)]
+            return self._terms(x, base, steps)
 
         def add(total: list[Params], block: Any) -> tuple[list[Params], None]:
             x, part, counted = block
@@ -289,9 +274,7 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         *lower, last = steps
 
         def series(base: Params, lower: list[Params]) -> tuple[Array, Array]:
-            terms = self.coefficients(
-                lambda params: self.apply.over(params, x), base, [*lower, last]
-            )
+            terms = self._terms(x, base, [*lower, last])
             return terms[-2], sum(terms[1:], terms[0])
 
         _, pull, outputs = jax.vjp(series, base, lower, has_aux=True)
@@ -304,12 +287,20 @@ class MatrixFreeHierarchy(AbstractDescent, AbstractTruncation):
         base, steps = self._series(state)
 
         def block(x: Inputs) -> Float[Array, "b *out"]:
-            terms = self.coefficients(
-                lambda params: self.apply.over(params, x), base, steps
-            )
+            terms = self._terms(x, base, steps)
             return sum(terms[1:], terms[0])
 
         return in_blocks(block, x, self.block_size)
+
+    def _terms(
+        self, x: Inputs, base: Params, steps: Sequence[Params]
+    ) -> list[Float[Array, "points *out"]]:
+        """[f(θ_ε)]_k at `x`, for k = 0 … len(steps)."""
+
+        def along(params: Params) -> Array:
+            return self.apply.over(params, x)
+
+        return self.coefficients(along, base, steps) if steps else [along(base)]
 
     def over(self, params: Params, x: Inputs) -> Float[Array, "points *out"]:
         require_like("params", params, self.params, "parameters(state)")

@@ -4,8 +4,9 @@ from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
-from .._custom_types import Params
+from .._custom_types import Params, Scalar
 from .._internal.validation import require_instance
 
 Steps: TypeAlias = tuple[Params, ...]
@@ -24,6 +25,17 @@ class SeriesState(eqx.Module):
     def order(self) -> int:
         """The level p."""
         return len(self.steps) + 1
+
+    def squared_norm(self) -> Scalar:
+        """Σ_{k<p} [‖θ_ε‖²]_k, of a state with u_0."""
+        terms = [jax.tree.leaves(term) for term in (self.base, *self.steps)]
+        products = [
+            jnp.vdot(a, b)
+            for i, term in enumerate(terms)
+            for partner in terms[: self.order - i]
+            for a, b in zip(term, partner, strict=True)
+        ]
+        return sum(products[1:], products[0])
 
 
 def require_state(

@@ -48,7 +48,7 @@ def plot_spectrum(ts: np.ndarray, eigenvalues: np.ndarray, axes: Any) -> Figure:
     """Eigenvalues (T, k) over time, the largest darkest."""
     from matplotlib import colormaps
 
-    colors = colormaps["viridis"](np.linspace(0, 0.9, eigenvalues.shape[1]))
+    colors = colormaps["viridis"](np.linspace(0, 0.75, eigenvalues.shape[1]))
     with style():
         figure, (axis,) = panels(axes, 1)
         for i, color in enumerate(colors):

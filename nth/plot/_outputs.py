@@ -77,4 +77,4 @@ def _cycled(count: int) -> list[Any]:
         return list(LEVELS[:count])
     from matplotlib import colormaps
 
-    return list(colormaps["viridis"](np.linspace(0, 0.9, count)))
+    return list(colormaps["viridis"](np.linspace(0, 0.75, count)))
