@@ -1,23 +1,18 @@
 """Every Python code block of the README and the documentation runs."""
 
-import contextlib
 import inspect
 import multiprocessing
 import os
 import re
 import runpy
-import traceback
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-import jax
-import matplotlib.pyplot as plt
 import pytest
-from memory_maps import clear_caches_of_many_maps
+from scripts import error_of
 
 import nth
 
@@ -52,19 +47,25 @@ def user() -> Iterator[Executor]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         yield process
+        # At once: it takes 10 s to destroy thousands of compiled functions.
+        process.submit(os._exit, 0)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page: str, user: Executor, tmp_path: Path) -> None:
     """The blocks of a page run in order, as one script."""
-    code = "\n".join(PAGES[page])
-    assert not user.submit(error_of, code, tmp_path).result()
+    run("\n".join(PAGES[page]), user, tmp_path)
 
 
 def test_code_blocks_of_docstrings_run(user: Executor, tmp_path: Path) -> None:
     """Each alone."""
-    code = f"for code in {docstring_blocks()!r}:\n    exec(code, {{}})"
-    assert not user.submit(error_of, code, tmp_path).result()
+    run(f"for code in {docstring_blocks()!r}:\n    exec(code, {{}})", user, tmp_path)
+
+
+def run(code: str, user: Executor, folder: Path) -> None:
+    script = folder / "page.py"
+    script.write_text(code)
+    assert not user.submit(error_of, script, folder).result()
 
 
 def test_every_public_name_has_an_example() -> None:
@@ -100,29 +101,3 @@ def test_cross_references_lead_to_documented_names() -> None:
             shown = target in NAMES or target.rpartition(".")[0] in NAMES
             assert shown, (file.name, target)
             attrgetter(target)(nth)  # it exists
-
-
-def error_of(code: str, folder: Path) -> str:
-    """The error of a script that runs in `folder`, "" if there is none."""
-    script = folder / "page.py"
-    script.write_text(code)
-    environment, x64 = dict(os.environ), jax.config.read("jax_enable_x64")
-    plt.switch_backend("agg")
-    try:
-        with (
-            contextlib.chdir(folder),
-            open("output.txt", "w") as output,
-            contextlib.redirect_stdout(output),
-            contextlib.redirect_stderr(output),
-            warnings.catch_warnings(),
-        ):
-            runpy.run_path(str(script), run_name="__main__")
-    except BaseException:
-        return traceback.format_exc()
-    finally:  # the next script finds nothing changed
-        os.environ.clear()
-        os.environ.update(environment)
-        jax.config.update("jax_enable_x64", x64)
-        plt.close("all")
-        clear_caches_of_many_maps()
-    return ""
