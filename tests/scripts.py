@@ -38,6 +38,8 @@ def error_of(script: Path, folder: Path, *arguments: str) -> str:
             mock.patch.object(sys, "path", [str(script.parent), *sys.path]),
         ):
             runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:  # of a command, also of one that succeeds
+        return traceback.format_exc() if end.code else ""
     except BaseException:
         return traceback.format_exc()
     finally:
