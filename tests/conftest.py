@@ -34,22 +34,16 @@ import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.core import Tracer  # noqa: E402
+from memory_maps import clear_caches_of_many_maps  # noqa: E402
 
 import nth  # noqa: E402
 from nth._integrate import integrate  # noqa: E402
-
-# Each compiled function holds memory maps, of which Linux allows 65,530 per process: a
-# worker that keeps the functions of hundreds of tests crashes in the compiler.
-_MAPS = Path("/proc/self/maps")
-_MOST_MAPS = 50_000
 
 
 @pytest.fixture(autouse=True)
 def _few_maps() -> Iterator[None]:
     yield
-    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
+    clear_caches_of_many_maps()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from conftest import make_network, make_problem
 
 import nth
 from nth._dynamics.stiffness import fastest_rate
+from nth._integrate.choice import choose
 
 # The truncation is inaccurate for networks this narrow; these tests are about solvers.
 pytestmark = pytest.mark.filterwarnings("ignore::nth.AccuracyWarning")
@@ -82,6 +83,23 @@ CHOICES = [
 
 @pytest.mark.parametrize(("kind", "loss", "last", "solver"), CHOICES)
 def test_the_solver_matches_the_problem(kind, loss, last, solver):
+    choice = choose(dynamics_of(kind, loss), jnp.array([last]), "auto", adaptive=True)
+    assert type(choice.solver).__name__ == solver
+
+
+# Solves of the other choices are below, and at kinks in test_low_rank_rosenbrock.py.
+@pytest.mark.parametrize(
+    ("kind", "loss", "last", "solver"),
+    [
+        ("dense-2", "logistic", 1e5, "DenseRosenbrock"),
+        ("dense-2", "hinge", 1.0, "DenseRosenbrock"),
+        ("series-2", "squared", 1e4, "ROCK4"),
+        ("flow", "squared", 1e4, "ROCK4"),
+        ("flow", "squared", 1e6, "LowRankRosenbrock"),
+        ("series-2", "hinge", 1e5, "LowRankRosenbrock"),
+    ],
+)
+def test_solves_with_the_chosen_solver_succeed(kind, loss, last, solver):
     solution = nth.integrate(dynamics_of(kind, loss), [last])
     assert solution.stats["solver"] == solver
     assert solution.result == nth.RESULTS.successful

@@ -5,27 +5,18 @@ import multiprocessing
 import os
 import re
 import runpy
-import sys
-import traceback
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
-import matplotlib
 import pytest
+from scripts import error_of
 
 import nth
 
 ROOT = Path(__file__).parents[1]
-# What most pages import, which takes 3 s each time.
-LIBRARIES = [
-    "diffrax",
-    "matplotlib.pyplot",
-    "nth",
-    "nth.plot",
-    "optax",
-    "sklearn.datasets",
-]
 code_blocks = runpy.run_path(str(ROOT / "docs" / "draw.py"))["code_blocks"]
 PAGES = {
     str(page.relative_to(ROOT)): blocks
@@ -48,15 +39,33 @@ def docstring_blocks() -> list[str]:
     return [block for text in docstrings for block in code_blocks(text)]
 
 
+@pytest.fixture(scope="module")
+def user() -> Iterator[Executor]:
+    """A process with JAX's defaults, not those of the tests. It runs one page after
+    another, so that what pages have in common is compiled once.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        yield process
+        # At once: it takes 10 s to destroy thousands of compiled functions.
+        process.submit(os._exit, 0)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_code_blocks_run(page: str, tmp_path: Path) -> None:
+def test_code_blocks_run(page: str, user: Executor, tmp_path: Path) -> None:
     """The blocks of a page run in order, as one script."""
-    run("\n".join(PAGES[page]), tmp_path)
+    run("\n".join(PAGES[page]), user, tmp_path)
 
 
-def test_code_blocks_of_docstrings_run(tmp_path: Path) -> None:
+def test_code_blocks_of_docstrings_run(user: Executor, tmp_path: Path) -> None:
     """Each alone."""
-    run(f"for code in {docstring_blocks()!r}:\n    exec(code, {{}})", tmp_path)
+    run(f"for code in {docstring_blocks()!r}:\n    exec(code, {{}})", user, tmp_path)
+
+
+def run(code: str, user: Executor, folder: Path) -> None:
+    script = folder / "page.py"
+    script.write_text(code)
+    assert not user.submit(error_of, script, folder).result()
 
 
 def test_every_public_name_has_an_example() -> None:
@@ -92,26 +101,3 @@ def test_cross_references_lead_to_documented_names() -> None:
             shown = target in NAMES or target.rpartition(".")[0] in NAMES
             assert shown, (file.name, target)
             attrgetter(target)(nth)  # it exists
-
-
-def run(code: str, tmp_path: Path) -> None:
-    """In a process of its own, forked from one that has imported the libraries."""
-    (tmp_path / "page.py").write_text(code)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(LIBRARIES)
-    process = server.Process(target=run_script, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0, (tmp_path / "errors.txt").read_text()
-
-
-def run_script(directory: Path) -> None:
-    os.chdir(directory)
-    matplotlib.use("agg")
-    with open("output.txt", "w") as output, open("errors.txt", "w") as errors:
-        sys.stdout, sys.stderr = output, errors
-        try:
-            runpy.run_path("page.py", run_name="__main__")
-        except BaseException:
-            traceback.print_exc()
-            raise

@@ -3,6 +3,7 @@
 Each network is tested with factored gradients, with full ones, and by default.
 """
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -161,7 +162,13 @@ def jacobian(apply, params, x):
     def outputs(theta):
         return jax.vmap(lambda point: apply(unravel(theta), point))(x).ravel()
 
-    return jax.jacrev(outputs)(theta)
+    return jax.jit(jax.jacrev(outputs))(theta)
+
+
+@functools.cache
+def jacobian_of(name):
+    apply, params, x, _ = CASES[name]
+    return jacobian(apply, params, x)
 
 
 def rates_for(params, scalar: bool):
@@ -181,7 +188,7 @@ def test_kernel_equals_the_product_of_jacobians(name, kept, monkeypatch):
     monkeypatch.setattr(factored_gradients, "_pairs_are_cheaper", lambda *_: kept)
     network = nth.from_apply(apply, params)
     problem = nth.Problem(x[:3], jnp.zeros((3, 2)), x[3:])
-    J = jacobian(apply, params, x)
+    J = jacobian_of(name)
     for rates in (None, rates_for(params, True), rates_for(params, False)):
         prefix = rates and eqx.tree_at(lambda net: net.params, network, rates)
         whole = nth.kernels(network, problem, order=2, learning_rates=prefix)[2]
@@ -227,6 +234,25 @@ def test_results_do_not_depend_on_blocks_and_rows(kept, monkeypatch):
     np.testing.assert_allclose(small, whole, rtol=1e-12, atol=1e-14)
 
 
+@functools.cache
+def third_of(name):
+    """The derivatives of J M Jᵀ along M ∇f_c, with the rates of the next test."""
+    apply, params, x, _ = CASES[name]
+    rates = rates_for(params, scalar=name != "residual")
+    full = jax.tree.map(lambda r, p: jnp.broadcast_to(r, p.shape), rates, params)
+    M = ravel_pytree(full)[0]
+    theta, unravel = ravel_pytree(params)
+
+    def ntk(theta):
+        J = jacobian(apply, unravel(theta), x)
+        return J * M[None] @ J[:6].T
+
+    def along(u):
+        return jax.jvp(ntk, (theta,), (u,))[1]
+
+    return jax.jit(jax.vmap(along, out_axes=2))(jacobian_of(name)[:6] * M[None])
+
+
 @pytest.mark.parametrize(
     ("name", "together"),
     [
@@ -251,17 +277,7 @@ def test_third_kernel_is_the_derivative_of_the_second(name, together, monkeypatc
     prefix = eqx.tree_at(lambda net: net.params, network, rates)
     options: Any = {"order": 3, "learning_rates": prefix}
     whole = nth.kernels(network, problem, **options)[3]
-    full = jax.tree.map(lambda r, p: jnp.broadcast_to(r, p.shape), rates, params)
-    M = ravel_pytree(full)[0]
-    theta, unravel = ravel_pytree(params)
-
-    def ntk(theta):
-        J = jacobian(apply, unravel(theta), x)
-        return J * M[None] @ J[:6].T
-
-    directions = jacobian(apply, params, x)[:6] * M[None]
-    third = jax.vmap(lambda u: jax.jvp(ntk, (theta,), (u,))[1], out_axes=2)(directions)
-    expected = third.reshape(whole.shape)
+    expected = third_of(name).reshape(whole.shape)
     np.testing.assert_allclose(whole, expected, rtol=1e-10, atol=1e-11)
     parts = nth.kernels(network, problem, block_size=2, **options)[3]
     np.testing.assert_allclose(parts, whole, rtol=1e-12, atol=1e-13)
@@ -330,6 +346,6 @@ def test_float32_is_kept():
     problem = nth.Problem(x[:3], jnp.zeros((3, 2), "f4"), x[3:])
     kernel = nth.kernels(network, problem, order=2)[2]
     assert kernel.dtype == jnp.float32
-    J = jacobian(apply, params, CASES["convolutions"][2]).reshape(4, 2, -1)
+    J = jacobian_of("convolutions").reshape(4, 2, -1)
     expected = jnp.einsum("acp,bdp->acbd", J, J[:3])
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-4)

@@ -41,10 +41,11 @@ def test_saved_values_are_those_of_the_state():
         def saved(step: Any, state: Any, args: Any, dynamics: Any = dynamics) -> Any:
             return {"ntk": dynamics.ntk(state), "step": step.astype(float)}
 
+        ntk = eqx.filter_jit(dynamics.ntk)
         values = run(requested, save_fn=saved).saved
         np.testing.assert_array_equal(values["step"], requested)
         for i, step in enumerate(requested):
-            expected = dynamics.ntk(run([step]).state)
+            expected = ntk(run([step]).state)
             np.testing.assert_allclose(values["ntk"][i], expected, atol=1e-13)
     start, last = values["ntk"][0], values["ntk"][-1]
     assert np.max(np.abs(start - last)) > 1e-2
@@ -185,7 +186,7 @@ def hessian_of(params: Any, problem: nth.Problem) -> Any:
         outputs = jax.vmap(unravel(theta))(problem.x_train)
         return problem.loss(outputs, problem.y_train)
 
-    return jax.hessian(loss)(theta)
+    return jax.jit(jax.hessian(loss))(theta)
 
 
 @pytest.mark.parametrize("rate", [None, 0.3])

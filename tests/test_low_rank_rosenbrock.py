@@ -74,12 +74,20 @@ def test_solve_is_that_of_the_jacobian_where_the_gradient_is_zero(kind):
         rate = dynamics.vector_field(jnp.zeros(()), unravel(flat), None)
         return ravel_pytree(rate)[0]
 
-    a, right = 2.5, jnp.cos(jnp.arange(flat.size))
-    matrix = jnp.eye(flat.size) - a * jax.jacobian(field)(flat)
-    newton = LowRankNewton(dynamics, state, jnp.asarray(a))
-    actual = ravel_pytree(newton.solve(unravel(right)))[0]
-    expected = jnp.linalg.solve(matrix, right)
+    @eqx.filter_jit
+    def solved(dynamics, state, right):
+        newton = LowRankNewton(dynamics, state, jnp.asarray(a))
+        return ravel_pytree(newton.solve(unravel(right)))[0]
+
+    a, right = 2.5, np.cos(np.arange(flat.size))
+    matrix = np.eye(flat.size) - a * np.asarray(jax.jit(jax.jacobian(field))(flat))
+    actual = solved(dynamics, state, jnp.asarray(right))
+    expected = np.linalg.solve(matrix, right)
     np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def outputs_at(dynamics, t, state, args):
+    return dynamics.outputs(state)
 
 
 def outputs_after(dynamics, steps, ts):
@@ -91,7 +99,8 @@ def outputs_after(dynamics, steps, ts):
         1.0,
         jnp.asarray(1.0 / steps),
         dynamics.initial_state(),
-        saveat=diffrax.SaveAt(ts=ts, fn=lambda t, y, args: dynamics.outputs(y)),
+        # Compiled once for both step sizes, unlike a new lambda.
+        saveat=diffrax.SaveAt(ts=ts, fn=eqx.Partial(outputs_at, dynamics)),
     )
     assert solution.ys is not None
     return solution.ys
@@ -142,9 +151,11 @@ def test_derivatives_and_batches_agree_with_tsit5_and_single_solves():
 
     y = dynamics.problem.y_train
     single = [late(targets, False) for targets in (y, -y)]
-    batched = jax.vmap(lambda targets: late(targets, False))(jnp.stack([y, -y]))
+    together = jax.jit(jax.vmap(lambda targets: late(targets, False)))
+    batched = together(jnp.stack([y, -y]))
     np.testing.assert_allclose(batched, single, rtol=1e-9)
-    reverse, expected = (jax.grad(late)(y, tsit5) for tsit5 in (False, True))
+    slope = jax.jit(jax.grad(late), static_argnums=1)
+    reverse, expected = (slope(y, tsit5) for tsit5 in (False, True))
     np.testing.assert_allclose(reverse, expected, atol=1e-4)
 
 

@@ -117,11 +117,16 @@ def test_critical_factor_with_decay_and_learning_rates():
     def outputs(theta: Any) -> Any:
         return jax.vmap(unravel(theta))(x)
 
-    jacobian = jax.jacrev(outputs)(theta).reshape(2 * n, -1)
-    hessian = jax.hessian(lambda f: LABELS.loss(f.reshape(n, 2), LABELS.y_train))(
-        outputs(theta).ravel()
-    )
-    matrix = jacobian.T @ hessian @ jacobian + decay * jnp.eye(theta.size)
+    def loss(outputs: Any) -> Any:
+        return LABELS.loss(outputs.reshape(n, 2), LABELS.y_train)
+
+    @jax.jit
+    def hessian(theta: Any) -> Any:
+        jacobian = jax.jacrev(outputs)(theta).reshape(2 * n, -1)
+        curvature = jax.hessian(loss)(outputs(theta).ravel())
+        return jacobian.T @ curvature @ jacobian
+
+    matrix = np.asarray(hessian(theta)) + decay * np.eye(theta.size)
     matrix = roots[:, None] * matrix * roots[None]
     expected = 2 * 1.5 / np.linalg.eigvalsh(matrix).max()
     actual = nth.max_learning_rate(

@@ -63,15 +63,19 @@ def test_standard_with_rescaled_rates_is_ntk():
         np.testing.assert_allclose(result[r], reference[r], rtol=0, atol=1e-13)
     assert not np.allclose(nth.kernels(standard, LABELS, order=2)[2], reference[2])
 
+    @eqx.filter_jit
+    def speed_of(dynamics):
+        state = dynamics.initial_state()
+        rate = dynamics.vector_field(NOW, state, None)
+        return jax.jvp(dynamics.outputs, (state,), (rate,))[1]
+
     def speed(network, **options):
         out = []
         for dynamics in (
             nth.GradientFlow(network, LABELS, **options),
             nth.MatrixFreeHierarchy(network, LABELS, order=2, **options),
         ):
-            state = dynamics.initial_state()
-            rate = dynamics.vector_field(NOW, state, None)
-            out.append(jax.jvp(dynamics.outputs, (state,), (rate,))[1])
+            out.append(speed_of(dynamics))
         return out
 
     for actual, expected in zip(
@@ -128,7 +132,7 @@ def test_a_rate_may_be_an_array():
         w, a = slope.weights
         return jnp.concatenate([(jnp.sqrt(whole) * w).ravel(), (3**0.5 * a).ravel()])
 
-    j = jax.vmap(jacobian)(SCALAR.x)
+    j = jax.jit(jax.vmap(jacobian))(SCALAR.x)
     np.testing.assert_allclose(k, j @ j[:4].T, atol=1e-13)
 
 
@@ -241,9 +245,13 @@ def test_lanczos_agrees_with_the_full_kernel():
     x = np.random.default_rng(0).normal(size=(300, 3))
     problem = nth.Problem(x, np.ones(300))
     network = make_network(5, 1)
-    j = jax.vmap(lambda x: ravel_pytree(eqx.filter_grad(lambda n: n(x))(network))[0])(
-        problem.x_train
-    )
+
+    @jax.jit
+    @jax.vmap
+    def jacobian(x):
+        return ravel_pytree(eqx.filter_grad(lambda net: net(x))(network))[0]
+
+    j = jacobian(problem.x_train)
     expected = 600 / np.linalg.eigvalsh(np.asarray(j @ j.T)).max()
     result = nth.max_learning_rate(network, problem)
     np.testing.assert_allclose(result, expected, rtol=1e-9)

@@ -83,15 +83,21 @@ def test_structured_solve_is_that_of_the_jacobian(case, order):
 
     a = jnp.asarray(0.7)
     b = unravel(jax.random.normal(jax.random.key(2), y.shape))
-    newton = NewtonMatrix(dynamics, state, a)
-    v = jax.random.normal(jax.random.key(3), newton.slope.shape)
-    flat = flatten(dynamics, b)
-    solved = unflatten(state, newton.solve(flat, v))
-    whole = (*flat[:-1], flat[-1] - a * times(newton.levels[-1], v))
-    matrix = jnp.eye(y.size) - a * jax.jacfwd(field)(y)
-    expected = jnp.linalg.solve(matrix, ravel_pytree(unflatten(state, whole))[0])
-    scale = jnp.max(jnp.abs(expected))
-    assert jnp.max(jnp.abs(ravel_pytree(solved)[0] - expected)) < 1e-11 * scale
+
+    @eqx.filter_jit
+    def both(dynamics, state, b):
+        newton = NewtonMatrix(dynamics, state, a)
+        v = jax.random.normal(jax.random.key(3), newton.slope.shape)
+        flat = flatten(dynamics, b)
+        solved = unflatten(state, newton.solve(flat, v))
+        whole = (*flat[:-1], flat[-1] - a * times(newton.levels[-1], v))
+        matrix = jnp.eye(y.size) - a * jax.jacfwd(field)(y)
+        right = ravel_pytree(unflatten(state, whole))[0]
+        return ravel_pytree(solved)[0], matrix, right
+
+    solved, *equation = map(np.asarray, both(dynamics, state, b))
+    expected = np.linalg.solve(*equation)
+    assert np.max(np.abs(solved - expected)) < 1e-11 * np.max(np.abs(expected))
 
 
 def test_structured_solve_at_order_5():
@@ -102,11 +108,15 @@ def test_structured_solve_at_order_5():
     def field(y):
         return ravel_pytree(dynamics.vector_field(jnp.zeros(()), unravel(y), None))[0]
 
-    newton = NewtonMatrix(dynamics, state, jnp.asarray(0.3))
-    b = flatten(dynamics, state)
-    solved = unflatten(state, newton.solve(b, jnp.zeros(4)))
-    applied = ravel_pytree(solved)[0]
-    applied = applied - 0.3 * jax.jvp(field, (y,), (applied,))[1]
+    @eqx.filter_jit
+    def applied_to_solved(dynamics, state):
+        newton = NewtonMatrix(dynamics, state, jnp.asarray(0.3))
+        b = flatten(dynamics, state)
+        solved = unflatten(state, newton.solve(b, jnp.zeros(4)))
+        applied = ravel_pytree(solved)[0]
+        return applied - 0.3 * jax.jvp(field, (y,), (applied,))[1]
+
+    applied = applied_to_solved(dynamics, state)
     np.testing.assert_allclose(applied, y, atol=1e-11 * float(jnp.max(jnp.abs(y))))
 
 

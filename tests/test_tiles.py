@@ -16,6 +16,7 @@ from nth._kernels.evaluation import points_of
 from nth._network.base import trainable
 
 
+@eqx.filter_jit
 def jacobian_product(network: Any, problem: nth.Problem, rates: Any = None) -> Any:
     """K⁽²⁾ from whole Jacobians."""
     params, frozen = eqx.partition(network, eqx.is_inexact_array)

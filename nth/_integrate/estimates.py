@@ -51,7 +51,9 @@ def at_start(dynamics: AbstractDynamics, solver: diffrax.AbstractSolver) -> Reac
     """The values at t = 0."""
     integrals = None
     if isinstance(dynamics, DenseHierarchy):
-        integrals = start_of_terms(dynamics, by_products=terms_by_products(solver))
+        # One compiled function, not one for each array.
+        by_products = terms_by_products(solver)
+        integrals = eqx.filter_jit(start_of_terms)(dynamics, by_products=by_products)
     return Reached(dynamics.initial_state(), integrals)
 
 

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .._custom_types import Scalar
 from .._dynamics.base import AbstractDynamics
 from .._internal.validation import is_traced
 from .._internal.warnings import call_with_values
@@ -47,9 +48,7 @@ def report(
 ) -> Solution:
     """Warn if the window was left; raise if the solve failed inside it and `throw`."""
     result = solution.result
-    reached = (result == RESULTS.successful) | (result == RESULTS.left_window)
-    ended = reached | (result == RESULTS.error_reached)
-    failed = ~ended & jnp.isinf(solution.valid_until)
+    reached, failed = _reached_and_failed(result, solution.valid_until)
     last_time, label = solution.stats["last_time"], solution.label
     if is_traced(solution):
         _warn(solution, reached)
@@ -66,6 +65,16 @@ def report(
         )
     _warn(solution, reached)
     return solution
+
+
+@eqx.filter_jit
+def _reached_and_failed(
+    result: RESULTS, valid_until: Scalar
+) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """Whether the last time was reached, and whether the solve failed."""
+    reached = (result == RESULTS.successful) | (result == RESULTS.left_window)
+    ended = reached | (result == RESULTS.error_reached)
+    return reached, ~ended & jnp.isinf(valid_until)
 
 
 def _warn(solution: Solution, reached: Bool[Array, ""]) -> None:

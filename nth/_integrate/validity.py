@@ -102,6 +102,7 @@ def warn_of_window(
 _WARN_SHARE = 0.5
 
 
+@eqx.filter_jit
 def first_inaccurate(
     ts: Float[Array, " T"], shares: Float[Array, " T"], valid_until: Scalar
 ) -> Scalar:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Inexact
 
 Name = TypeVar("Name", bound=str)
 
@@ -44,13 +44,19 @@ def require_concrete(argument: str, value: Any, purpose: str) -> None:
         )
 
 
-def require(array: Array, ok: Bool[Array, "..."], message: str) -> Array:
+def require(array: Array, ok: Bool[Array | np.ndarray, "..."], message: str) -> Array:
     """`array`; raises an error unless all of `ok` holds, at run time if traced."""
     if is_traced(ok):
         return eqx.error_if(array, ~ok, message)
-    if not bool(jnp.all(ok)):  # a scalar, which each of several processes holds
+    # In JAX a scalar, which each of several processes holds.
+    if not bool(np.all(ok) if isinstance(ok, np.ndarray) else jnp.all(ok)):
         raise ValueError(message)
     return array
+
+
+@jax.jit
+def _is_finite(array: Inexact[Array, "..."]) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(array))
 
 
 def as_array(argument: str, value: Any) -> Array:
@@ -133,7 +139,7 @@ def require_finite(
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return array
     message = f"{argument} has NaN or infinite entries: {cure}"
-    return require(array, jnp.isfinite(array), message)
+    return require(array, _is_finite(array), message)
 
 
 def require_supported_dtype(argument: str, dtype: Any) -> None:
@@ -201,15 +207,17 @@ def require_times(
             f"ts must be a sequence of at least one time; got shape {times.shape}."
         )
     times = times.astype(dtype)
+    # NumPy compiles nothing.
+    xp, known = (jnp, times) if is_traced(times) else (np, np.asarray(times))
     if with_infinity:
-        times = require(times, ~jnp.isnan(times), "ts must not hold NaN.")
+        times = require(times, ~xp.isnan(known), "ts must not hold NaN.")
     else:
-        finite = jnp.isfinite(times)
+        finite = xp.isfinite(known)
         times = require(times, finite, "ts must be finite: it has NaN or inf.")
-    times = require(times, times >= 0, "ts must be at least 0, where training begins.")
+    times = require(times, known >= 0, "ts must be at least 0, where training begins.")
     return require(
         times,
-        jnp.diff(times) > 0,
+        xp.diff(known) > 0,
         f"ts must be increasing, in {jnp.dtype(dtype)}, the dtype of the solve.",
     )
 
