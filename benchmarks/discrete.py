@@ -83,6 +83,7 @@ def ratios(dtype, n, width, size, orders):
         for name, (points, *_) in optimizers.items():
             step = (least[name, MANY] - least[name, FEW]) / (MANY - FEW)
             rows[name][f"step / gradient, p = {p}"] = step / least[points]
+        jax.clear_caches()  # whose functions hold memory maps, which Linux limits
     return list(rows.values())
 
 

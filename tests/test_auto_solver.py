@@ -97,6 +97,7 @@ def test_the_solver_matches_the_problem(kind, loss, last, solver):
         ("flow", "squared", 1e4, "ROCK4"),
         ("flow", "squared", 1e6, "LowRankRosenbrock"),
         ("series-2", "hinge", 1e5, "LowRankRosenbrock"),
+        ("flow", "quartic", 1.0, "Tsit5"),
     ],
 )
 def test_solves_with_the_chosen_solver_succeed(kind, loss, last, solver):
