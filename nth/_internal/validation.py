@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float
 
 Name = TypeVar("Name", bound=str)
+Value = TypeVar("Value")
 
 # The highest level, degree or number of derivatives. Compile time grows exponentially
 # where an operation has no rule in Taylor arithmetic, and no use of more is known.
@@ -44,19 +45,14 @@ def require_concrete(argument: str, value: Any, purpose: str) -> None:
         )
 
 
-def require(array: Array, ok: Bool[Array | np.ndarray, "..."], message: str) -> Array:
-    """`array`; raises an error unless all of `ok` holds, at run time if traced."""
+def require(value: Value, ok: Bool[Array | np.ndarray, "..."], message: str) -> Value:
+    """`value`, of one or several arrays; raises an error unless all of `ok` holds, at
+    run time if traced."""
     if is_traced(ok):
-        return eqx.error_if(array, ~ok, message)
-    # In JAX a scalar, which each of several processes holds.
-    if not bool(np.all(ok) if isinstance(ok, np.ndarray) else jnp.all(ok)):
+        return eqx.error_if(value, ~ok, message)
+    if not bool(ok.all()):  # a scalar, which each of several processes holds
         raise ValueError(message)
-    return array
-
-
-@jax.jit
-def _is_finite(array: Inexact[Array, "..."]) -> Bool[Array, ""]:
-    return jnp.all(jnp.isfinite(array))
+    return value
 
 
 def as_array(argument: str, value: Any) -> Array:
@@ -133,13 +129,15 @@ def placed_by_compiler(array: Array) -> Array:
 
 
 def require_finite(
-    argument: str, array: Array, cure: str = "remove or impute those points."
-) -> Array:
-    """`array`, none of whose entries is NaN or infinite."""
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return array
+    argument: str, value: Value, cure: str = "remove or impute those points."
+) -> Value:
+    """`value`, of arrays none of whose entries is NaN or infinite."""
+    leaves = jax.tree.leaves(value)
+    floating = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    if not floating:
+        return value
     message = f"{argument} has NaN or infinite entries: {cure}"
-    return require(array, _is_finite(array), message)
+    return require(value, all_finite(*floating), message)
 
 
 def require_supported_dtype(argument: str, dtype: Any) -> None:

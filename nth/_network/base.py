@@ -1,7 +1,7 @@
 """Networks as functions f(θ, x) of their trainable part and an input."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, PyTree
 from .._custom_types import Inputs, Params
 from .._internal.static import Static
 from .._internal.validation import (
-    all_finite,
     is_traced,
     placed_by_compiler,
     require_finite,
@@ -190,17 +189,8 @@ def _checked_params(params: Params, problem: Problem) -> Params:
             )
     if is_traced(params):
         return params
-    finite = all_finite(*leaves)  # traced within jax.jit, also of constants
-    if not is_traced(finite) and bool(finite):
-        return params
-    return jax.tree.map(
-        partial(
-            require_finite,
-            "network",
-            cure="initialize it again, with scales that fit its dtype.",
-        ),
-        params,
-    )
+    cure = "initialize it again, with scales that fit its dtype."
+    return require_finite("network", params, cure)
 
 
 def _output_of(

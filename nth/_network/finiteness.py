@@ -27,11 +27,7 @@ def checked_finite(
 ) -> tuple[Array, ...]:
     """`arrays`; raises an error for NaN or infinity, at run time if traced."""
     message = f"{argument} have NaN or infinite entries: {cure}"
-    ok = all_finite(*arrays)
-    if is_traced(ok):  # one check of all of them
-        return eqx.error_if(tuple(arrays), ~ok, message)
-    require(arrays[0], ok, message)
-    return tuple(arrays)
+    return require(tuple(arrays), all_finite(*arrays), message)
 
 
 def cause_of_non_finite(
